@@ -1,0 +1,53 @@
+"""The nine rows of "Patches are all you need: ViT x ConvMixer", and what it published about them.
+
+Source: github.com/renatoviolin/Patches-are-all-you-need-ViT-and-ConvMixer (2021): one RTX 2080 (8 GB), 25,000 images
+at 192x192, fp16, batch 250, 5000 steps, one run a row, training accuracy only. Its memory was read off nvidia-smi.
+"""
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CURVES = Path(__file__).with_name("published_curves.csv")  # model, step, train_loss, train_acc every 100 steps
+EPOCH_IMAGES = 25_000  # the full Dogs vs. Cats training set
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: what to train, and the published cost of it."""
+
+    title: str
+    arch: str
+    published_mib: int              # GPU memory at batch 250, MiB as nvidia-smi shows it
+    published_epoch_s: int          # seconds per epoch of 25,000 images
+    options: dict = field(default_factory=dict)
+
+    @property
+    def name(self):
+        return row_name(self.arch, **self.options)
+
+
+def row_name(arch, patch=None, depth=None, **_):
+    """The name a run goes by in folders and tables: `convmixer-p16-d8`; depth 4 is not named."""
+    return arch + (f"-p{patch}" if patch else "") + (f"-d{depth}" if depth not in (None, 4) else "")
+
+
+ROWS = [
+    Row("ResNet-18", "resnet18", 4554, 20),
+    Row("EfficientNetV2-B0", "efficientnetv2_b0", 7790, 32),
+    Row("ViT 24 Linear", "vit_linear", 3604, 17, {"patch": 24}),
+    Row("ViT 24 CNN", "vit_cnn", 3612, 17, {"patch": 24}),
+    Row("ConvMixer 24", "convmixer", 2132, 11, {"patch": 24}),
+    Row("ViT 16 Linear", "vit_linear", 6768, 33, {"patch": 16}),
+    Row("ViT 16 CNN", "vit_cnn", 6788, 34, {"patch": 16}),
+    Row("ConvMixer 16", "convmixer", 3150, 17, {"patch": 16}),
+    Row("ConvMixer 16/8", "convmixer", 4612, 28, {"patch": 16, "depth": 8}),
+]
+
+
+def published_curves():
+    """{row name: [(step, train loss, train accuracy), ...]}, accuracies as fractions of 1."""
+    curves = {row.name: [] for row in ROWS}
+    with CURVES.open() as f:
+        for line in csv.DictReader(f):
+            curves[line["model"]].append((int(line["step"]), float(line["train_loss"]), float(line["train_acc"])))
+    return curves

@@ -1,0 +1,68 @@
+"""The five architectures by name: `create_model("vit_cnn", patch=16)`."""
+import difflib
+from functools import partial
+
+from .convmixer import ConvMixer
+from .efficientnet import EfficientNetV2B0
+from .resnet import ResNet18
+from .vit import ConvPatchEmbed, LinearPatchEmbed, ViT
+
+# name -> (class, {option it takes: the original experiment's value})
+_VIT = {"patch": 24, "dim": 512, "depth": 4, "heads": 8}
+MODELS = {
+    "resnet18": (ResNet18, {}),
+    "efficientnetv2_b0": (EfficientNetV2B0, {}),
+    "vit_linear": (partial(ViT, patch_embed=LinearPatchEmbed), _VIT),
+    "vit_cnn": (partial(ViT, patch_embed=ConvPatchEmbed), _VIT),
+    "convmixer": (ConvMixer, {"patch": 24, "dim": 512, "depth": 4, "kernel_size": 9}),
+}
+
+
+def did_you_mean(word, choices):
+    """` (did you mean X?)`, or nothing where no choice is near."""
+    near = difflib.get_close_matches(word, choices, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def model_options(name, image_size=192, num_classes=2, **options):
+    """The options `name` takes, defaults filled in, as a dict; an option that is None counts as not given.
+
+    Raises ValueError naming everything that is wrong with them: one place, for every model.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}{did_you_mean(name, MODELS)}; there are {', '.join(MODELS)}")
+    defaults = MODELS[name][1]
+    given = {key: value for key, value in options.items() if value is not None}
+    resolved = {**defaults, **given}
+    wrong = [f"{name} has no {key}" for key in given if key not in defaults]
+    for key, value in {"image_size": image_size, "num_classes": num_classes, **resolved}.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            wrong.append(f"{key} must be a positive whole number, not {value!r}")
+    if not wrong:
+        patch, dim, heads = (resolved.get(key, 1) for key in ("patch", "dim", "heads"))
+        if image_size % patch:
+            sides = ", ".join(str(side) for side in range(2, image_size + 1) if image_size % side == 0)
+            wrong.append(f"patch {patch} does not divide a {image_size}x{image_size} image; these do: {sides}")
+        if dim % heads:
+            wrong.append(f"dim {dim} does not divide into {heads} heads")
+        if resolved.get("kernel_size", 1) % 2 == 0:
+            wrong.append(f"kernel_size {resolved['kernel_size']} is even: 'same' padding needs a centre, take an odd one")
+        if not defaults and image_size < 32:
+            wrong.append(f"{name} halves the image five times: image_size must be at least 32 pixels, not {image_size}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return resolved
+
+
+def create_model(name, *, image_size=192, num_classes=2, patch=None, dim=None, depth=None, heads=None, kernel_size=None):
+    """A freshly initialised model, (B, 3, S, S) -> (B, num_classes) logits, S = image_size in pixels.
+
+    name is one of MODELS. Options left out take the original experiment's values: patch 24 and dim 512 pixels and
+    channels, depth 4, heads 8 (ViT), kernel_size 9 (ConvMixer). Raises ValueError for a name or a value that does
+    not work, and for an option the model does not have.
+    """
+    options = model_options(name, image_size, num_classes,
+                            patch=patch, dim=dim, depth=depth, heads=heads, kernel_size=kernel_size)
+    if name.startswith("vit"):
+        options["image_size"] = image_size
+    return MODELS[name][0](num_classes=num_classes, **options)

@@ -1,0 +1,158 @@
+"""EfficientNetV2-B0: Tan & Le, "EfficientNetV2: Smaller Models and Faster Training", ICML 2021.
+
+The TensorFlow flavour that timm calls tf_efficientnetv2_b0: BatchNorm eps 1e-3, "SAME" padding, SiLU. Names and
+initialisation are timm's, so its weights load as they are. Weights and activations are kept in channels_last memory,
+in which it trains faster than in NCHW.
+"""
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+# (block, repeats, stride of the first, expansion, channels); every kernel is 3x3
+STAGES = [
+    ("conv", 1, 1, 1, 16),
+    ("fused", 2, 2, 4, 32),
+    ("fused", 2, 2, 4, 48),
+    ("mbconv", 3, 2, 4, 96),
+    ("mbconv", 5, 1, 6, 112),
+    ("mbconv", 8, 2, 6, 192),
+]
+
+
+def batch_norm(channels):
+    return nn.BatchNorm2d(channels, eps=1e-3)
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's "SAME" padding: output side = ceil(side / stride), the odd pixel at the far edge.
+
+    With an odd kernel and stride 1 that padding is symmetric, and only strided convolutions pay for a pad of their own.
+    """
+
+    def __init__(self, in_channels, channels, kernel_size, stride=1, groups=1, bias=False):
+        padding = kernel_size // 2 if stride == 1 else 0
+        super().__init__(in_channels, channels, kernel_size, stride, padding, groups=groups, bias=bias)
+
+    def forward(self, x):
+        if self.stride[0] > 1:
+            k, s = self.kernel_size[0], self.stride[0]
+            y_pad, x_pad = (max((math.ceil(n / s) - 1) * s + k - n, 0) for n in x.shape[-2:])
+            x = F.pad(x, (x_pad // 2, x_pad - x_pad // 2, y_pad // 2, y_pad - y_pad // 2))
+        return super().forward(x)
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate made of the channel means.  Hu et al. 2018, eq. 2-4."""
+
+    def __init__(self, channels, reduced):
+        super().__init__()
+        self.conv_reduce = nn.Conv2d(channels, reduced, 1)
+        self.act = nn.SiLU()
+        self.conv_expand = nn.Conv2d(reduced, channels, 1)
+
+    def forward(self, x):
+        gate = self.conv_expand(self.act(self.conv_reduce(x.mean((2, 3), keepdim=True))))  # (B, C, 1, 1)
+        return x * gate.sigmoid()
+
+
+class ConvBlock(nn.Module):
+    """conv 3x3, BN, SiLU: (B, C_in, H, W) -> (B, C, H / stride, W / stride)."""
+
+    def __init__(self, in_channels, channels, stride, expansion):
+        super().__init__()
+        self.conv = SameConv2d(in_channels, channels, 3, stride)
+        self.bn1 = batch_norm(channels)
+        self.act = nn.SiLU()
+        self.skip = stride == 1 and in_channels == channels
+
+    def forward(self, x):
+        y = self.act(self.bn1(self.conv(x)))
+        return x + y if self.skip else y
+
+
+class FusedMBConv(nn.Module):
+    """conv 3x3 that widens, then 1x1 that projects.  Tan & Le 2021, figure 2; shapes as ConvBlock."""
+
+    def __init__(self, in_channels, channels, stride, expansion):
+        super().__init__()
+        hidden = in_channels * expansion
+        self.conv_exp = SameConv2d(in_channels, hidden, 3, stride)
+        self.bn1 = batch_norm(hidden)
+        self.act = nn.SiLU()
+        self.conv_pwl = nn.Conv2d(hidden, channels, 1, bias=False)
+        self.bn2 = batch_norm(channels)
+        self.skip = stride == 1 and in_channels == channels
+
+    def forward(self, x):
+        y = self.act(self.bn1(self.conv_exp(x)))
+        y = self.bn2(self.conv_pwl(y))
+        return x + y if self.skip else y
+
+
+class MBConv(nn.Module):
+    """1x1 that widens, depthwise 3x3, squeeze-excite, 1x1 that projects.  Tan & Le 2021, figure 2; as ConvBlock."""
+
+    def __init__(self, in_channels, channels, stride, expansion):
+        super().__init__()
+        hidden = in_channels * expansion
+        self.conv_pw = nn.Conv2d(in_channels, hidden, 1, bias=False)
+        self.bn1 = batch_norm(hidden)
+        self.act = nn.SiLU()
+        self.conv_dw = SameConv2d(hidden, hidden, 3, stride, groups=hidden)
+        self.bn2 = batch_norm(hidden)
+        self.se = SqueezeExcite(hidden, in_channels // 4)
+        self.conv_pwl = nn.Conv2d(hidden, channels, 1, bias=False)
+        self.bn3 = batch_norm(channels)
+        self.skip = stride == 1 and in_channels == channels
+
+    def forward(self, x):
+        y = self.act(self.bn1(self.conv_pw(x)))
+        y = self.act(self.bn2(self.conv_dw(y)))
+        y = self.bn3(self.conv_pwl(self.se(y)))
+        return x + y if self.skip else y
+
+
+class EfficientNetV2B0(nn.Module):
+    """(B, 3, H, W) -> (B, num_classes) logits; H and W at least 32 pixels."""
+
+    def __init__(self, *, num_classes=2):
+        super().__init__()
+        block = {"conv": ConvBlock, "fused": FusedMBConv, "mbconv": MBConv}
+        self.conv_stem = SameConv2d(3, 32, 3, stride=2)
+        self.bn1 = batch_norm(32)
+        self.act = nn.SiLU()
+        stages, in_channels = [], 32
+        for kind, repeats, stride, expansion, channels in STAGES:
+            stage = []
+            for i in range(repeats):
+                stage.append(block[kind](in_channels, channels, stride if i == 0 else 1, expansion))
+                in_channels = channels
+            stages.append(nn.Sequential(*stage))
+        self.blocks = nn.Sequential(*stages)
+        self.conv_head = nn.Conv2d(in_channels, 1280, 1, bias=False)
+        self.bn2 = batch_norm(1280)
+        self.classifier = nn.Linear(1280, num_classes)
+        self.apply(self._init)
+        self.to(memory_format=torch.channels_last)
+
+    @staticmethod
+    def _init(m):
+        """TensorFlow's initialisation, as in timm: He normal over the outputs of one group, uniform head."""
+        if isinstance(m, nn.Conv2d):
+            fan_out = m.out_channels * m.kernel_size[0] * m.kernel_size[1] // m.groups
+            nn.init.normal_(m.weight, 0.0, math.sqrt(2.0 / fan_out))
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+        elif isinstance(m, nn.Linear):
+            bound = 1.0 / math.sqrt(m.out_features)
+            nn.init.uniform_(m.weight, -bound, bound)
+            nn.init.zeros_(m.bias)
+
+    def forward(self, x):
+        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.act(self.bn1(self.conv_stem(x)))                          # (B, 32, H / 2, W / 2)
+        x = self.blocks(x)                                                 # (B, 192, H / 32, W / 32)
+        x = self.act(self.bn2(self.conv_head(x)))                          # (B, 1280, H / 32, W / 32)
+        return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))     # (B, num_classes)

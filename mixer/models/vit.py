@@ -1,0 +1,124 @@
+"""Vision Transformer: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021.
+
+As in the experiment we reproduce, and unlike the paper: qkv without bias, class and position tokens
+drawn from N(0, 1), no dropout. Parameter names are timm's, so timm's weights load as they are.
+"""
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class LinearPatchEmbed(nn.Module):
+    """Cut the image into P x P patches and project each with one matrix.
+
+    (B, C, H, W) -> (B, N, D), N = (H / P) * (W / P).  Dosovitskiy et al. 2021, eq. 1.
+    Raises ValueError when P does not divide H and W.
+    """
+
+    def __init__(self, patch, dim, in_channels=3):
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Linear(patch * patch * in_channels, dim)
+
+    def forward(self, x):
+        B, C, H, W = x.shape
+        P = self.patch
+        if H % P or W % P:
+            raise ValueError(f"a {H}x{W} image does not divide into {P}x{P} patches")
+        x = x.reshape(B, C, H // P, P, W // P, P)                  # (B, C, h, P, w, P)
+        x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)   # (B, h*w, P*P*C)
+        return self.proj(x)                                        # (B, N, D)
+
+
+class ConvPatchEmbed(nn.Module):
+    """The same linear map written as a convolution with kernel and stride P.
+
+    (B, C, H, W) -> (B, N, D), N = (H / P) * (W / P).
+    Raises ValueError when P does not divide H and W: a convolution alone would drop the rest in silence.
+    """
+
+    def __init__(self, patch, dim, in_channels=3):
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch, stride=patch)
+
+    def forward(self, x):
+        B, C, H, W = x.shape
+        if H % self.patch or W % self.patch:
+            raise ValueError(f"a {H}x{W} image does not divide into {self.patch}x{self.patch} patches")
+        return self.proj(x).flatten(2).transpose(1, 2)             # (B, N, D)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, (B, N, D) -> (B, N, D).  Dosovitskiy et al. 2021, eq. 5-8."""
+
+    def __init__(self, dim, heads, qkv_bias):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        B, N, D = x.shape
+        qkv = self.qkv(x).reshape(B, N, 3, self.heads, D // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)             # each (B, heads, N, D / heads)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(B, N, D))
+
+
+class MLP(nn.Module):
+    """fc1, GELU, fc2 on every token, (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, dim, hidden):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x):
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, (B, N, D) -> (B, N, D).  Dosovitskiy et al. 2021, eq. 2-3."""
+
+    def __init__(self, dim, heads, mlp_ratio, qkv_bias, norm_eps):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = Attention(dim, heads, qkv_bias)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class ViT(nn.Module):
+    """(B, 3, S, S) -> (B, num_classes) logits, S = image_size in pixels; the head reads the class token.
+
+    `patch_embed` is the class that turns pixels into tokens. timm's own models take `qkv_bias=True, norm_eps=1e-6`.
+    Raises ValueError when heads does not divide dim, or on an image that is not S x S.
+    """
+
+    def __init__(self, *, image_size=192, patch=24, dim=512, depth=4, heads=8, num_classes=2,
+                 mlp_ratio=4.0, qkv_bias=False, norm_eps=1e-5, patch_embed=ConvPatchEmbed):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim {dim} does not divide into {heads} heads")
+        self.image_size = image_size
+        self.patch_embed = patch_embed(patch, dim)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.randn(1, (image_size // patch) ** 2 + 1, dim))
+        self.blocks = nn.Sequential(*(Block(dim, heads, mlp_ratio, qkv_bias, norm_eps) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.head = nn.Linear(dim, num_classes)
+
+    def forward(self, x):
+        B, _, H, W = x.shape
+        if (H, W) != (self.image_size, self.image_size):
+            raise ValueError(f"this ViT has positions for {self.image_size}x{self.image_size} images, not {H}x{W}")
+        x = self.patch_embed(x)                                            # (B, N, D)
+        x = torch.cat([self.cls_token.expand(B, -1, -1), x], dim=1)        # (B, 1 + N, D)
+        x = self.blocks(x + self.pos_embed)
+        return self.head(self.norm(x[:, 0]))                               # (B, num_classes)
