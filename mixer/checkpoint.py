@@ -1,27 +1,11 @@
 """Weights in and out: atomic save, checked load, and other people's checkpoints."""
-import os
 import pickle
-from pathlib import Path
 
 import torch
 
+from .files import save_atomically
+
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
-
-
-def save_atomically(path, write):
-    """Call `write(temporary path)`, then rename: the file at `path` is the old one or the whole new one, never a part.
-
-    A failure (a full disk, say) leaves the old file and no temporary one, and is raised.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(path, contents):

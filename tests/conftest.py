@@ -1,5 +1,8 @@
 """What several tests share: the measure of equality between two networks."""
 import copy
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tiny tensors gain nothing from threads, and tests may run side by side
 
 import pytest
 import torch

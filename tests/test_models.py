@@ -42,7 +42,7 @@ def test_options_reach_the_model(name):
 @pytest.mark.parametrize("name, options, message", [
     ("vit_cn", {}, "did you mean vit_cnn"),
     ("alexnet", {}, "there are resnet18, efficientnetv2_b0, vit_linear, vit_cnn, convmixer"),
-    ("vit_cnn", {"patch": 20}, "patch 20 does not divide a 192x192 image; these do: 2, 3, 4, 6, 8, 12, 16, 24, 32"),
+    ("vit_cnn", {"patch": 20}, "patch 20 does not divide a 192x192 image (these do: 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 192)"),
     ("convmixer", {"patch": 20}, "patch 20 does not divide"),
     ("resnet18", {"patch": 24}, "resnet18 has no patch"),
     ("efficientnetv2_b0", {"depth": 4, "kernel_size": 9}, "has no depth; efficientnetv2_b0 has no kernel_size"),
@@ -51,6 +51,7 @@ def test_options_reach_the_model(name):
     ("convmixer", {"kernel_size": 8}, "kernel_size 8 is even"),
     ("vit_cnn", {"dim": 500}, "dim 500 does not divide into 8 heads"),
     ("vit_cnn", {"depth": 0, "heads": -1}, "depth must be a positive whole number, not 0; heads must be"),
+    ("convmixer", {"kernel_size": 4, "patch": 20, "heads": 2}, "has no heads; patch 20 does not"),
     ("vit_cnn", {"dim": 512.0}, "dim must be a positive whole number, not 512.0"),
     ("resnet18", {"num_classes": 0}, "num_classes must be"),
     ("resnet18", {"image_size": 16}, "at least 32 pixels"),

@@ -35,20 +35,19 @@ def model_options(name, image_size=192, num_classes=2, **options):
     given = {key: value for key, value in options.items() if value is not None}
     resolved = {**defaults, **given}
     wrong = [f"{name} has no {key}" for key in given if key not in defaults]
-    for key, value in {"image_size": image_size, "num_classes": num_classes, **resolved}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            wrong.append(f"{key} must be a positive whole number, not {value!r}")
-    if not wrong:
-        patch, dim, heads = (resolved.get(key, 1) for key in ("patch", "dim", "heads"))
-        if image_size % patch:
-            sides = ", ".join(str(side) for side in range(2, image_size + 1) if image_size % side == 0)
-            wrong.append(f"patch {patch} does not divide a {image_size}x{image_size} image; these do: {sides}")
-        if dim % heads:
-            wrong.append(f"dim {dim} does not divide into {heads} heads")
-        if resolved.get("kernel_size", 1) % 2 == 0:
-            wrong.append(f"kernel_size {resolved['kernel_size']} is even: 'same' padding needs a centre, take an odd one")
-        if not defaults and image_size < 32:
-            wrong.append(f"{name} halves the image five times: image_size must be at least 32 pixels, not {image_size}")
+    numbers = {"image_size": image_size, "num_classes": num_classes, **resolved}
+    bad = {key: value for key, value in numbers.items() if isinstance(value, bool) or not isinstance(value, int) or value < 1}
+    wrong += [f"{key} must be a positive whole number, not {value!r}" for key, value in bad.items()]
+    ok = {key: value for key, value in numbers.items() if key in (*defaults, "image_size") and key not in bad}
+    if {"patch", "image_size"} <= ok.keys() and image_size % ok["patch"]:
+        sides = ", ".join(str(side) for side in range(2, image_size + 1) if image_size % side == 0)
+        wrong.append(f"patch {ok['patch']} does not divide a {image_size}x{image_size} image (these do: {sides})")
+    if {"dim", "heads"} <= ok.keys() and ok["dim"] % ok["heads"]:
+        wrong.append(f"dim {ok['dim']} does not divide into {ok['heads']} heads")
+    if ok.get("kernel_size", 1) % 2 == 0:
+        wrong.append(f"kernel_size {ok['kernel_size']} is even: 'same' padding needs a centre, take an odd one")
+    if not defaults and ok.get("image_size", 32) < 32:
+        wrong.append(f"{name} halves the image five times: image_size must be at least 32 pixels, not {image_size}")
     if wrong:
         raise ValueError("; ".join(wrong))
     return resolved

@@ -1,0 +1,99 @@
+"""From a dataclass to a command line, and from exceptions to one line on stderr and an exit code."""
+import argparse
+import dataclasses
+import math
+import signal
+import sys
+import traceback
+import typing
+
+import torch
+
+from .errors import InputError
+from .models import did_you_mean
+
+
+def option(default, help, *, choices=None, least=None, above=None, below=None):
+    """A dataclass field with what the command line must know about it; bounds are checked by `wrong_values`."""
+    return dataclasses.field(default=default, metadata=dict(help=help, choices=choices, least=least, above=above, below=below))
+
+
+def _flag(field):
+    return "--" + field.name.replace("_", "-")
+
+
+def _types(config_class):
+    """{field name: int, float, str or bool}; `int | None` counts as int."""
+    hints = typing.get_type_hints(config_class)
+    return {name: (typing.get_args(hint) or (hint,))[0] for name, hint in hints.items()}
+
+
+def wrong_values(config):
+    """What is out of bounds in a config, one sentence each."""
+    wrong = []
+    for field in dataclasses.fields(config):
+        value, rule = getattr(config, field.name), field.metadata
+        if value is None:
+            continue
+        if rule["choices"] and value not in rule["choices"]:
+            wrong.append(f"{_flag(field)} {value}: there are {', '.join(rule['choices'])}"
+                         + did_you_mean(str(value), rule["choices"]))
+        for bound, text, fits in (("least", "at least", lambda v, b: v >= b), ("above", "above", lambda v, b: v > b),
+                                  ("below", "below", lambda v, b: v < b)):
+            if rule[bound] is not None and not (math.isfinite(value) and fits(value, rule[bound])):
+                wrong.append(f"{_flag(field)} must be {text} {rule[bound]}, not {value}")
+                break
+    return wrong
+
+
+def parse(config_class, argv, description):
+    """argv -> {option: value} of those given, and what is wrong with the rest, one sentence each."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False, add_help=True)
+    parser.error = _raise_input_error
+    types = _types(config_class)
+    for field in dataclasses.fields(config_class):
+        rule = field.metadata
+        if types[field.name] is bool:
+            parser.add_argument(_flag(field), action="store_true", default=argparse.SUPPRESS, help=rule["help"])
+            continue
+        choices = f" ({', '.join(rule['choices'])})" if rule["choices"] else ""
+        shown = "" if field.default is None else f" [{field.default}]"
+        parser.add_argument(_flag(field), metavar=field.name.split("_")[-1].upper(), default=argparse.SUPPRESS,
+                            help=(rule["help"] + choices + shown).replace("%", "%%"))
+    known, unknown = parser.parse_known_args(argv)
+    flags = [_flag(field) for field in dataclasses.fields(config_class)]
+    wrong = [f"unknown argument {word}{did_you_mean(word.split('=')[0], flags)}" for before, word in zip([""] + unknown, unknown)
+             if word.startswith("-") or not before.startswith("-")]  # not the value behind an unknown flag
+    given = {}
+    for name, text in vars(known).items():
+        try:
+            given[name] = types[name](text)
+        except ValueError:
+            what = "a whole number" if types[name] is int else "a number"
+            wrong.append(f"--{name.replace('_', '-')} must be {what}, not {text!r}")
+    return given, wrong
+
+
+def _raise_input_error(message):
+    raise InputError(message)
+
+
+def run(main, argv):
+    """Call `main(argv)` and leave with an exit code; what is wrong goes to stderr, a line each, the traceback with --debug."""
+    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))  # so that `finally` cleans up
+    try:
+        main(argv)
+    except KeyboardInterrupt:
+        code, message = 130, "interrupted"
+    except Exception as e:
+        if "--debug" in argv:
+            traceback.print_exc()
+        code = getattr(e, "exit_code", 1)
+        message = str(e) or type(e).__name__
+        if isinstance(e, torch.OutOfMemoryError):
+            message = f"out of GPU memory: a smaller --batch-size may fit. {message.splitlines()[0]}"
+    else:
+        sys.exit(0)
+    for line in message.strip().splitlines():
+        print(line if code > 128 else f"error: {line}", file=sys.stderr)
+    sys.exit(code)

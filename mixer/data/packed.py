@@ -1,0 +1,229 @@
+"""Decode every image once, into one uint8 array on disk; split it; hand out batches in a keyed order.
+
+Everything random is a function of (seed, epoch, sample): nothing depends on workers, batch boundaries or restarts.
+"""
+import contextlib
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import re
+import signal
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..errors import InputError, listed
+from ..files import locked, write_csv
+from .images import DECODING
+
+
+def default_cache():
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit-convmixer"
+
+
+def pack(images, size, cache=None, workers=None):
+    """Decode `images` to size x size pixels, or find them decoded: (uint8 array (N, size, size, 3), {index: fault}).
+
+    The array is memory-mapped from a file in `cache` that is made anew when the source, the size or the decoding rule
+    changes. A second process waits for the first to make it. Rows of damaged images are zero and listed in the dict.
+    """
+    cache = Path(cache or default_cache())
+    where = hashlib.sha256(str(Path(images.path).absolute()).encode()).hexdigest()[:10]
+    base = re.sub(r"\W+", "-", Path(images.path).stem) + f"-{where}-{size}px"
+    array_path, meta_path = cache / f"{base}.npy", cache / f"{base}.json"
+    want = {"fingerprint": images.fingerprint, "count": len(images), "size": size, "decoding": DECODING}
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with locked(cache / f"{base}.lock", lambda: print("another process decodes these images: waiting", flush=True)):
+            packed = _open_packed(array_path, meta_path, want)
+            if packed is None:
+                temporary = cache / f"{base}.tmp"
+                try:
+                    faults = _decode_all(images, size, temporary, workers or len(os.sched_getaffinity(0)))
+                    meta_path.unlink(missing_ok=True)  # so that an old description never meets a new array
+                    os.replace(temporary, array_path)
+                    meta_path.write_text(json.dumps({**want, "faults": faults}))
+                finally:
+                    temporary.unlink(missing_ok=True)
+                packed = _open_packed(array_path, meta_path, want)
+    except OSError as e:
+        raise OSError(f"cannot keep {len(images) * size * size * 3 / 2**20:,.0f} MiB of decoded images in {cache}: "
+                      f"{e.strerror or e}; --cache DIR puts them elsewhere") from e
+    return packed
+
+
+def _open_packed(array_path, meta_path, want):
+    """What `pack` returns, or None where there is nothing, something else or something damaged."""
+    try:
+        meta = json.loads(meta_path.read_text())
+        array = np.load(array_path, mmap_mode="c")  # copy-on-write: the file is safe from whatever is done to the array
+    except (OSError, ValueError):
+        return None
+    faults = meta.pop("faults", {})
+    if meta != want or array.shape != (want["count"], want["size"], want["size"], 3) or array.dtype != np.uint8:
+        return None
+    return array, {int(index): fault for index, fault in faults.items()}
+
+
+def _decode_all(images, size, path, workers):
+    """Write the array with `workers` processes; returns {index: what is wrong with that image}."""
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(images), size, size, 3))
+    with open(path, "r+b") as f:  # take the room now: a full disk met through a memory map would kill the process
+        os.posix_fallocate(f.fileno(), 0, os.path.getsize(path))
+    context = multiprocessing.get_context("fork")  # the workers need Pillow alone, and start in milliseconds
+    faults, left, running = {}, {}, {}
+
+    def start(indices):
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=_decode_some, args=(images, size, array, indices, send), daemon=True)
+        process.start()
+        send.close()
+        left[receive], running[receive] = list(reversed(indices)), process
+
+    try:
+        with tqdm(total=len(images), desc="decoding", unit="image", disable=None) as bar:
+            for worker in range(min(workers, len(images))):
+                start(range(worker, len(images), workers))
+            while running:
+                for receive in wait(list(running)):
+                    try:
+                        fault = receive.recv()
+                    except EOFError:  # done, or killed by the image it was at
+                        process, rest = running.pop(receive), left.pop(receive)
+                        process.join()
+                        if not rest:
+                            continue
+                        fault = f"its decoder died with exit code {process.exitcode}"
+                        faults[rest.pop()] = fault
+                        if rest:
+                            start(rest[::-1])
+                    else:
+                        index = left[receive].pop()
+                        if fault:
+                            faults[index] = fault
+                    bar.update()
+    finally:
+        for process in running.values():
+            process.kill()
+            process.join()
+    array.flush()
+    return dict(sorted(faults.items()))
+
+
+def _decode_some(images, size, array, indices, send):
+    """One worker: fill the rows `indices`, in that order, and send for each None or what is wrong with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with contextlib.suppress(BrokenPipeError):  # the parent was killed
+        for index in indices:
+            try:
+                array[index] = images.load(index, size)
+            except ValueError as e:
+                send.send(str(e))
+            else:
+                send.send(None)
+
+
+def usable(images, faults, policy, report):
+    """Indices of the images that decode, int64. Damaged ones are written to the csv file `report`.
+
+    policy "report": any damaged image raises InputError that names them; "skip": they are left out, and counted.
+    """
+    if not faults:
+        return np.arange(len(images))
+    rows = [{"image": images.files[index], "fault": fault} for index, fault in faults.items()]
+    write_csv(report, rows)
+    said = listed((f"{row['image']} ({row['fault']})" for row in rows), 8)
+    if policy == "report":
+        raise InputError(f"--data: {len(faults):,} of {len(images):,} images do not decode: {said}. The whole list is in "
+                         f"{report}; mend or remove them, or leave them out with --bad-images skip")
+    print(f"left out {len(faults):,} of {len(images):,} images that do not decode: {said}; the list is in {report}", flush=True)
+    good = np.setdiff1d(np.arange(len(images)), list(faults))
+    empty = [name for label, name in enumerate(images.classes) if label not in {images.labels[i] for i in good}]
+    if empty:
+        raise InputError(f"--data: no image of class {listed(empty)} decodes")
+    return good
+
+
+def split(images, good, val_fraction, seed):
+    """Of the indices `good`, those for training and those for validation: two sorted int64 arrays.
+
+    As the source says where it has train/ and val/. Otherwise every class gives round(val_fraction * its images), at
+    least one, chosen by a hash of (seed, name): the split depends on names and seed only, and images that join later
+    move few of those already there. Raises InputError when a class has too few images for that.
+    """
+    parts, labels = np.array(images.parts)[good], np.array(images.labels)[good]
+    if "val" in parts:
+        return good[parts != "val"], good[parts == "val"]
+    val = []
+    for label, name in enumerate(images.classes if val_fraction else []):
+        members = good[labels == label]
+        if len(members) < 2:
+            raise InputError(f"--data: class {name} has a single image, which cannot be both in training and in validation: "
+                             "add images, or take --val-fraction 0")
+        count = min(max(1, round(val_fraction * len(members))), len(members) - 1)
+        val += sorted(members, key=lambda i: hashlib.sha256(f"{seed}/{images.names[i]}".encode()).digest())[:count]
+    val = np.array(sorted(val), dtype=np.int64)
+    return np.setdiff1d(good, val), val
+
+
+def fits_on(device, size, choice):
+    """Whether `size` bytes of images go into the memory of `device`; choice: auto (below half of what is free), yes, no."""
+    if device.type == "cpu" or choice == "no":
+        return False
+    return choice == "yes" or size < torch.cuda.mem_get_info(device)[0] / 2
+
+
+@dataclass
+class Part:
+    """The training or the validation images: uint8 (N, S, S, 3), int64 labels (N,), and the rows that belong to it."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    rows: np.ndarray
+
+    def __len__(self):
+        return len(self.rows)
+
+    def batch(self, samples, device):
+        """Samples (positions within this part) -> uint8 (B, S, S, 3) and int64 (B,), on `device`."""
+        rows = torch.from_numpy(self.rows[samples])
+        if self.images.device.type == "cpu" and device.type == "cuda":
+            return (self.images[rows].pin_memory().to(device, non_blocking=True),
+                    self.labels[rows].pin_memory().to(device, non_blocking=True))
+        rows = rows.to(self.images.device, non_blocking=True)
+        return self.images[rows], self.labels[rows]
+
+
+class Stream:
+    """The endless training stream: every epoch a permutation keyed by (seed, epoch), cut into full batches.
+
+    A batch may reach into the next epoch, so none is ever short or dropped, and every image comes once an epoch.
+    """
+
+    def __init__(self, count, batch_size, seed):
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.orders = {}
+
+    def order(self, epoch):
+        """The permutation of epoch `epoch`; the last two are kept."""
+        if epoch not in self.orders:
+            self.orders = {e: order for e, order in self.orders.items() if e == epoch - 1}
+            self.orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+        return self.orders[epoch]
+
+    def batch(self, step):
+        """Step (from 0) -> two int64 arrays (B,): the epoch and the sample at each place of the batch."""
+        epochs, places = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), self.count)
+        samples = np.concatenate([self.order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs)])
+        return epochs, samples
+
+    def steps(self, epochs):
+        """Steps that show every image `epochs` times."""
+        return math.ceil(epochs * self.count / self.batch_size)

@@ -1,0 +1,89 @@
+import math
+
+import numpy as np
+import torch
+
+from mixer.data.augment import MAX_ANGLE, augment, draws, draws_for, to_float
+
+
+def images(count, side=24, seed=0):
+    return torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def rotated(image, angle):
+    """The definition, pixel by pixel in float64: image (H, W, 3) -> (3, H, W) in [0, 1], reflect-101 border."""
+    H, W, _ = image.shape
+    image = image.numpy().astype(np.float64) / 255
+    reflect = lambda i, n: (n - 1) - abs((i % (2 * n - 2)) - (n - 1))
+    out = np.empty((3, H, W))
+    cy, cx = (H - 1) / 2, (W - 1) / 2
+    for i in range(H):
+        for j in range(W):
+            x = math.cos(angle) * (j - cx) - math.sin(angle) * (i - cy) + cx
+            y = math.sin(angle) * (j - cx) + math.cos(angle) * (i - cy) + cy
+            x0, y0 = math.floor(x), math.floor(y)
+            out[:, i, j] = sum(
+                (1 - abs(x - u)) * (1 - abs(y - v)) * image[reflect(v, H), reflect(u, W)]
+                for u in (x0, x0 + 1) for v in (y0, y0 + 1))
+    return torch.from_numpy(out)
+
+
+def test_rotation_equals_its_definition():
+    batch = images(3)
+    angle = np.array([0.2, 0.0, -math.radians(MAX_ANGLE)])
+    out = augment(batch, np.zeros(3, dtype=bool), angle)
+    for got, image, a in zip(out, batch, angle):
+        # coordinates in fp32: an error of some 1e-6 pixels, times a contrast of at most 1 per pixel
+        assert (got.double() - rotated(image, a)).abs().max() < 1e-5
+    assert (out[0].double() - rotated(batch[0], -0.2)).abs().max() > 0.1  # and the measure tells one way from the other
+
+
+def test_non_square_images_turn_without_shear():
+    image = torch.zeros(1, 21, 29, 3, dtype=torch.uint8)
+    image[0, 10] = 255  # a level bar, turned by 90 degrees, stands upright
+    out = augment(image, np.zeros(1, dtype=bool), np.array([math.pi / 2]))[0, 0]
+    assert out[:, 14].min() > 0.99 and out[:, :13].max() < 0.01
+
+
+def test_flip_mirrors_left_and_right():
+    batch = images(4)
+    flip = np.array([True, False, True, False])
+    out = augment(batch, flip, np.zeros(4))
+    expected = to_float(batch)
+    expected[[0, 2]] = expected[[0, 2]].flip(3)
+    assert torch.equal(out, expected)
+
+
+def test_output_is_contiguous_float_in_0_1_and_the_input_is_untouched():
+    batch = images(8)
+    before = batch.clone()
+    out = augment(batch, *draws(0, 0, 8))
+    assert out.dtype == torch.float32 and out.shape == (8, 3, 24, 24) and out.is_contiguous()
+    assert out.min() >= 0 and out.max() <= 1
+    assert torch.equal(batch, before)
+
+
+def test_a_sample_is_augmented_alike_in_any_batch():
+    batch, (flip, angle) = images(9), draws(3, 1, 9)
+    whole = augment(batch, flip, angle)
+    for i in range(9):
+        assert torch.equal(augment(batch[i:i + 1], flip[i:i + 1], angle[i:i + 1])[0], whole[i])
+
+
+def test_draws_are_keyed_by_seed_epoch_and_sample():
+    flip, angle = draws(5, 2, 1000)
+    fewer = draws(5, 2, 10)
+    assert (fewer[0] == flip[:10]).all() and (fewer[1] == angle[:10]).all()
+    assert (draws(5, 3, 1000)[1] != angle).any() and (draws(6, 2, 1000)[1] != angle).any()
+    epochs, samples = np.array([2, 3, 2]), np.array([7, 7, 999])
+    got = draws_for(5, epochs, samples, 1000)
+    assert got[1].tolist() == [angle[7], draws(5, 3, 1000)[1][7], angle[999]]
+
+
+def test_draws_follow_the_originals_distribution():
+    flip, angle = draws(0, 0, 100_000)
+    turned = angle[angle != 0]
+    # standard deviation of a share of 100,000 coins: 0.0016; six of them
+    assert abs(flip.mean() - 0.5) < 0.01 and abs(len(turned) / 100_000 - 0.5) < 0.01
+    assert np.abs(turned).max() <= math.radians(15) and abs(turned.std() - math.radians(15) / 3 ** 0.5) < 0.01
+    assert abs(np.corrcoef(flip, angle)[0, 1]) < 0.02

@@ -1,0 +1,156 @@
+"""Train one model, or the nine rows of the original table (--arch all), on a folder or zip of images or on a drawn demo.
+
+python train.py --arch vit_cnn --patch 24
+python train.py --arch convmixer --patch 24 --data dogs-vs-cats.zip
+"""
+import contextlib
+import dataclasses
+import datetime
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from mixer.cli import run
+from mixer.config import DEMO, MODEL_OPTIONS, as_arguments, read_config, resume_identity
+from mixer.data.images import find_images
+from mixer.data.packed import Part, fits_on, pack, split, usable
+from mixer.errors import InputError, Interrupted
+from mixer.experiments import ROWS, row_name
+from mixer.files import locked, read_csv, save_atomically, write_json
+from mixer.models import create_model
+from mixer.report import comparison_table, draw_comparison, draw_curves, environment, summarise
+from mixer.training import Trainer, pick_amp, pick_device
+
+
+def main(argv):
+    config = read_config(argv, __doc__)
+    options = {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
+    print("config:", ", ".join(f"{key} {value}" for key, value in options.items()))
+    if config.data is None:
+        print(f"no --data: training on drawn cats and dogs, with demo-sized settings ({', '.join(f'{k} {v}' for k, v in DEMO.items())})")
+    device = pick_device(config.device)
+    pick_amp(config.amp, device)
+    print(f"device: {device}" + ("" if config.device != "auto" or device.type == "cuda" else " (no CUDA device here)"), flush=True)
+    with claimed(config) as out:
+        (train_all if config.arch == "all" else train_one)(config, out, device)
+
+
+@contextlib.contextmanager
+def claimed(config):
+    """The folder of the results, writable, locked against a second run. Raises InputError when it is not to be had."""
+    name = row_name(config.arch, config.patch, config.depth)
+    out = Path(config.out or f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+
+    def busy():
+        raise InputError(f"--out: another process is training in {out}")
+    with contextlib.ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(out / ".lock", busy))
+        except OSError as e:
+            raise InputError(f"--out: cannot write to {out}: {e.strerror}") from e
+        if (out / "config.json").exists() and config.resume != "auto":
+            raise InputError(f"--out: {out} holds another run; --resume auto goes on with it, another --out starts afresh")
+        yield out
+
+
+def load_data(config, out, device):
+    """(ImageSet, training Part, validation Part), decoded, on `device` where they fit."""
+    if config.data is None:
+        from mixer.data.demo import Demo
+    images = Demo() if config.data is None else find_images(config.data)
+    print(images, flush=True)
+    array, faults = pack(images, config.image_size, config.cache, config.workers)
+    good = usable(images, faults, config.bad_images, out / "bad_images.csv")
+    rows = split(images, good, config.val_fraction, config.seed)
+    write_json(out / "split.json", {"seed": config.seed, "val_fraction": config.val_fraction, "classes": images.classes,
+                                    **{part: [images.names[i] for i in indices] for part, indices in zip(("train", "val"), rows)}})
+    tensor, labels = torch.from_numpy(array), torch.tensor(images.labels)
+    if fits_on(device, tensor.nbytes, config.data_on_device):
+        tensor, labels = tensor.to(device), labels.to(device)
+    train, val = (Part(tensor, labels, indices) for indices in rows)
+    print(f"{len(train):,} training and {len(val):,} validation images, {tensor.nbytes / 2**20:,.0f} MiB in "
+          f"{'GPU memory' if tensor.device.type == 'cuda' else 'a memory-mapped file'}", flush=True)
+    if len(train) < config.batch_size:
+        raise InputError(f"--batch-size {config.batch_size} is more than the {len(train):,} training images")
+    return images, train, val
+
+
+def train_one(config, out, device):
+    """One model, from data to summary.json."""
+    name = row_name(config.arch, config.patch, config.depth)
+    images, train, val = load_data(config, out, device)
+    torch.manual_seed(config.seed)
+    model = create_model(config.arch, image_size=config.image_size, num_classes=len(images.classes),
+                         **{option: getattr(config, option) for option in MODEL_OPTIONS}).to(device)
+    trainer = Trainer(model, train, val, config, out, device=device, classes=len(images.classes),
+                      identity=resume_identity(config, images.fingerprint))
+    checkpoint = out / "last.pt" if config.resume == "auto" else config.resume
+    if checkpoint and (config.resume != "auto" or checkpoint.exists()):
+        trainer.resume(checkpoint)
+        print(f"resumed from {checkpoint} at step {trainer.state.step:,}")
+    if trainer.state.step >= trainer.steps and (out / "summary.json").exists():
+        print(f"{name} is trained already, to step {trainer.state.step:,}: nothing to do")
+        return
+    write_json(out / "config.json", dataclasses.asdict(config))
+    write_json(out / "environment.json", environment(device))
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{name}: {parameters:,} parameters, {trainer.steps:,} steps of {config.batch_size} images, into {out}", flush=True)
+
+    state = trainer.fit()
+    summary = summarise(name, config, state, parameters=parameters, steps=trainer.steps,
+                        dtype=str(trainer.amp or torch.float32).removeprefix("torch."), data=str(images), classes=images.classes)
+    draw_curves(out / "curves.png", state.rows, name)
+    write_json(out / "summary.json", summary)
+    part = "train" if summary["val_acc"] is None else "val"
+    acc = summary[f"{part}_acc"]
+    print(f"{name}: final {part} accuracy {acc:.3f}; summary.json, log.csv, curves.png and last.pt are in {out}")
+    if config.require_acc is not None and acc < config.require_acc:
+        raise RuntimeError(f"{part} accuracy {acc:.3f} is below --require-acc {config.require_acc}")
+
+
+def train_all(config, out, device):
+    """The nine rows one after another, each in a process of its own, so that none inherits another's memory or failure."""
+    write_json(out / "config.json", dataclasses.asdict(config))
+    results, logs, failed, stopped = {}, {}, 0, None
+    for row in ROWS:
+        print(f"\n{row.title}", flush=True)
+        folder = out / row.name
+        code = call([sys.executable, __file__, *as_arguments(config, arch=row.arch, out=folder, resume="auto", **row.options)])
+        if code == 0:
+            results[row.name] = json.loads((folder / "summary.json").read_text())
+            logs[row.name] = read_csv(folder / "log.csv")
+        elif code in (130, 143):
+            stopped = Interrupted(code - 128, f"stopped in {row.title}; go on with --arch all --out {out} --resume auto")
+            break
+        else:
+            failed += 1
+            results[row.name] = f"failed (exit code {code})"
+            print(f"{row.title} failed with exit code {code}; going on", file=sys.stderr, flush=True)
+    table = comparison_table(results, environment(device))
+    save_atomically(out / "table.md", lambda temporary: temporary.write_text(table))
+    draw_comparison(out, logs)
+    print(f"\n{table}\n{len(logs)} of {len(ROWS)} rows done; {out}/table.md, loss.png, acc.png")
+    if stopped:
+        raise stopped
+    if failed:
+        raise RuntimeError(f"{failed} of {len(ROWS)} rows failed; --resume auto tries these again")
+
+
+def call(command):
+    """Run a command to its end and return its exit code. Signals sent to us are passed on, for it to stop in order."""
+    child = subprocess.Popen([str(word) for word in command], start_new_session=True)
+    before = {s: signal.signal(s, lambda signum, _: child.send_signal(signum)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return child.wait()
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+if __name__ == "__main__":
+    run(main, sys.argv[1:])
