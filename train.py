@@ -7,15 +7,14 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-from mixer.cli import run
+from mixer.cli import call, run
 from mixer.config import DEMO, MODEL_OPTIONS, as_arguments, read_config, resume_identity
+from mixer.data.demo import Demo
 from mixer.data.images import find_images
 from mixer.data.packed import Part, fits_on, pack, split, usable
 from mixer.errors import InputError, Interrupted
@@ -23,7 +22,7 @@ from mixer.experiments import ROWS, row_name
 from mixer.files import locked, read_csv, save_atomically, write_json
 from mixer.models import create_model
 from mixer.report import comparison_table, draw_comparison, draw_curves, environment, summarise
-from mixer.training import Trainer, pick_amp, pick_device
+from mixer.training import Trainer, find_checkpoint, pick_amp, pick_device
 
 
 def main(argv):
@@ -60,8 +59,6 @@ def claimed(config):
 
 def load_data(config, out, device):
     """(ImageSet, training Part, validation Part), decoded, on `device` where they fit."""
-    if config.data is None:
-        from mixer.data.demo import Demo
     images = Demo() if config.data is None else find_images(config.data)
     print(images, flush=True)
     array, faults = pack(images, config.image_size, config.cache, config.workers)
@@ -83,16 +80,16 @@ def load_data(config, out, device):
 def train_one(config, out, device):
     """One model, from data to summary.json."""
     name = row_name(config.arch, config.patch, config.depth)
+    checkpoint = find_checkpoint(config.resume, out)
     images, train, val = load_data(config, out, device)
     torch.manual_seed(config.seed)
     model = create_model(config.arch, image_size=config.image_size, num_classes=len(images.classes),
                          **{option: getattr(config, option) for option in MODEL_OPTIONS}).to(device)
     trainer = Trainer(model, train, val, config, out, device=device, classes=len(images.classes),
                       identity=resume_identity(config, images.fingerprint))
-    checkpoint = out / "last.pt" if config.resume == "auto" else config.resume
-    if checkpoint and (config.resume != "auto" or checkpoint.exists()):
+    if checkpoint:
         trainer.resume(checkpoint)
-        print(f"resumed from {checkpoint} at step {trainer.state.step:,}")
+        print(f"resumed at step {trainer.state.step:,}")
     if trainer.state.step >= trainer.steps and (out / "summary.json").exists():
         print(f"{name} is trained already, to step {trainer.state.step:,}: nothing to do")
         return
@@ -139,17 +136,6 @@ def train_all(config, out, device):
         raise stopped
     if failed:
         raise RuntimeError(f"{failed} of {len(ROWS)} rows failed; --resume auto tries these again")
-
-
-def call(command):
-    """Run a command to its end and return its exit code. Signals sent to us are passed on, for it to stop in order."""
-    child = subprocess.Popen([str(word) for word in command], start_new_session=True)
-    before = {s: signal.signal(s, lambda signum, _: child.send_signal(signum)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return child.wait()
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
 
 
 if __name__ == "__main__":

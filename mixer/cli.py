@@ -3,6 +3,7 @@ import argparse
 import dataclasses
 import math
 import signal
+import subprocess
 import sys
 import traceback
 import typing
@@ -97,3 +98,14 @@ def run(main, argv):
     for line in message.strip().splitlines():
         print(line if code > 128 else f"error: {line}", file=sys.stderr)
     sys.exit(code)
+
+
+def call(command):
+    """Run a command to its end and return its exit code. Signals sent to us are passed on, for it to stop in order."""
+    child = subprocess.Popen([str(word) for word in command], start_new_session=True)
+    before = {s: signal.signal(s, lambda signum, _: child.send_signal(signum)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return child.wait()
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

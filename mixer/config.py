@@ -48,7 +48,7 @@ class Config:
 
 
 # what a run without --data takes where the command line does not say otherwise
-DEMO = dict(image_size=96, batch_size=32, steps=400, lr=3e-4)
+DEMO = dict(image_size=96, batch_size=16, steps=450, lr=2e-4, schedule="cosine", warmup=40, clip_grad=1.0)
 
 # options that change no weight: a resumed run may have others
 FREE_ON_RESUME = {"data", "log_every", "cache", "workers", "bad_images", "data_on_device", "device", "require_acc", "out", "resume",

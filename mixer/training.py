@@ -111,6 +111,16 @@ def peak_memory_mib(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
+def find_checkpoint(resume, out):
+    """What --resume names, loaded: a path, or "auto" for out/last.pt; None to start afresh. Raises InputError."""
+    if resume is None or (resume == "auto" and not (out / "last.pt").exists()):
+        return None
+    try:
+        return load_checkpoint(out / "last.pt" if resume == "auto" else resume)
+    except ValueError as e:
+        raise InputError(f"--resume: {e}") from None
+
+
 class Signals:
     """Inside, Ctrl-C and SIGTERM only set `signum`, for the loop to stop between steps; a second Ctrl-C leaves at once."""
 
@@ -195,17 +205,13 @@ class Trainer:
         self.data_mib = train.images.nbytes / 2**20 if train.images.device.type == "cuda" else 0.0
         self.saved, self.save_seconds = -math.inf, 0.0
 
-    def resume(self, path):
-        """Go on from the checkpoint at `path`. Raises InputError when it is unreadable or of another run."""
-        try:
-            checkpoint = load_checkpoint(path)
-        except ValueError as e:
-            raise InputError(f"--resume: {e}") from None
+    def resume(self, checkpoint):
+        """Go on from what `save` wrote. Raises InputError when that was another run, naming the difference."""
         there = checkpoint.get("identity", {})
         other = [f"{key} is {there.get(key)!r} there and {value!r} here"
                  for key, value in self.identity.items() if there.get(key) != value]
         if other:
-            raise InputError(f"--resume: {path} is of another run: {', '.join(other)}")
+            raise InputError(f"--resume: the checkpoint is of another run: {', '.join(other)}")
         self.model.load_state_dict(checkpoint["state_dict"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
@@ -228,7 +234,7 @@ class Trainer:
                 if signals.signum:
                     self.save()
                     raise Interrupted(signals.signum, f"stopped by {signal.Signals(signals.signum).name} at step {state.step}; "
-                                                      f"go on with --resume {self.out / 'last.pt'}")
+                                                      f"go on with --out {self.out} --resume auto")
                 if state.step >= self.steps:
                     return state
                 self.take_step()

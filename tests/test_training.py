@@ -12,7 +12,7 @@ from mixer.config import Config
 from mixer.data.packed import Part
 from mixer.errors import Diverged, InputError
 from mixer.models import create_model
-from mixer.training import (Trainer, applied_steps, evaluate, learning_rate, make_optimizer, pick_amp, pick_device,
+from mixer.training import (Trainer, applied_steps, evaluate, find_checkpoint, learning_rate, make_optimizer, pick_amp, pick_device,
                             train_step)
 
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def test_resume_equals_the_uninterrupted_run(tmp_path):
     stop_at(trainer(tmp_path / "b"), 4)  # between two rows
     again = trainer(tmp_path / "b")
     torch.nn.init.zeros_(again.model.head.weight)  # whatever it was before
-    again.resume(tmp_path / "b" / "last.pt")
+    again.resume(find_checkpoint("auto", tmp_path / "b"))
     assert again.state.step == 4
     again.fit()
     a, b = load_checkpoint(tmp_path / "a" / "last.pt"), load_checkpoint(tmp_path / "b" / "last.pt")
@@ -94,10 +94,13 @@ def test_resume_equals_the_uninterrupted_run(tmp_path):
 def test_resuming_another_run_is_refused(tmp_path):
     trainer(tmp_path).fit()
     with pytest.raises(InputError, match="is of another run: lr is 0.001 there and 0.1 here"):
-        trainer(tmp_path, identity={"lr": 0.1}).resume(tmp_path / "last.pt")
+        trainer(tmp_path, identity={"lr": 0.1}).resume(find_checkpoint("auto", tmp_path))
     (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:5000])
     with pytest.raises(InputError, match="not a readable checkpoint"):
-        trainer(tmp_path).resume(tmp_path / "last.pt")
+        find_checkpoint("auto", tmp_path)
+    with pytest.raises(InputError, match="there is no checkpoint"):
+        find_checkpoint(tmp_path / "none.pt", tmp_path)
+    assert find_checkpoint(None, tmp_path) is None and find_checkpoint("auto", tmp_path / "new") is None
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path):

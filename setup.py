@@ -1,0 +1,21 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="vit-convmixer",
+    version="0.1.0",
+    description="Which patch model, and at what cost: ViT and ConvMixer from scratch, with fused kernels",
+    python_requires=">=3.10",
+    packages=find_packages(include=["mixer", "mixer.*"]),
+    package_data={"mixer": ["published_curves.csv"]},
+    install_requires=[
+        "torch>=2.11",
+        "triton>=3.6; platform_system == 'Linux'",
+        "numpy>=1.26",
+        "pillow>=10.1",      # Image.has_transparency_data
+        "matplotlib>=3.7",   # legends outside the axes
+        "tqdm>=4.64",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "timm>=1.0.9", "torchvision>=0.26"],  # timm and torchvision: what our models are compared with
+    },
+)

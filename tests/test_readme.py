@@ -1,0 +1,61 @@
+"""The README cannot rot: its commands parse, its files exist, its numbers are those of results/."""
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mixer.config import read_config
+from mixer.models import create_model
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.M | re.S)
+COMMANDS = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines() if line and line[0] != "#"]
+TRAIN = [match[0] for match in re.finditer(r"python train\.py[^`|&#\n]*", README)]
+
+
+def test_the_first_two_commands_set_everything_up():
+    first, second = COMMANDS[:2]
+    for command in (first, second):
+        assert command.startswith("python3 -m venv .venv && . .venv/bin/activate && pip install -e ")
+    assert first.endswith("&& python train.py --arch vit_cnn --patch 24") and second.endswith("&& python -m pytest -q")
+    assert '".[test]"' in second
+
+
+@pytest.mark.parametrize("command", TRAIN)
+def test_train_commands_parse(command):
+    read_config(shlex.split(command)[2:], "")
+
+
+def test_python_examples_run():
+    examples = [block for language, block in BLOCKS if language == "python"]
+    assert examples
+    for block in examples:
+        exec(block, {})
+
+
+def test_files_named_in_the_tour_exist():
+    tour = next(block for language, block in BLOCKS if "train.py" in block and not language and "mixer/" in block)
+    folder = ""
+    names = [line.split()[0] for line in tour.splitlines()]
+    for name in names:
+        assert (ROOT / name).exists(), name
+    modules = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("mixer/**/*.py") if p.name != "__init__.py"}
+    assert not modules - {name for name in names}, "files missing from the tour"
+
+
+def test_blocks_copied_from_results_are_equal_to_them():
+    copies = re.findall(r"<!-- (results/\S+) -->\n(.*?)<!-- end -->", README, flags=re.S)
+    assert copies
+    for path, text in copies:
+        text = re.sub(r"^```\w*\n|^```$", "", text.strip(), flags=re.M)
+        assert text.strip() == (ROOT / path).read_text().strip(), path
+
+
+def test_parameter_counts_in_the_readme():
+    for arch, patch, count in re.findall(r"\| `--arch (\w+)(?: --patch (\d+))?[^`]*` \|.*?\| ([\d,]+) \|", README):
+        if "depth" not in count:
+            model = create_model(arch, **({"patch": int(patch)} if patch else {}))
+            assert f"{sum(p.numel() for p in model.parameters()):,}" == count or "--depth" in README
