@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import json
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -79,6 +80,7 @@ def load_data(config, out, device):
 
 def train_one(config, out, device):
     """One model, from data to summary.json."""
+    start = time.perf_counter()
     name = row_name(config.arch, config.patch, config.depth)
     checkpoint = find_checkpoint(config.resume, out)
     images, train, val = load_data(config, out, device)
@@ -105,7 +107,8 @@ def train_one(config, out, device):
     write_json(out / "summary.json", summary)
     part = "train" if summary["val_acc"] is None else "val"
     acc = summary[f"{part}_acc"]
-    print(f"{name}: final {part} accuracy {acc:.3f}; summary.json, log.csv, curves.png and last.pt are in {out}")
+    print(f"{name}: final {part} accuracy {acc:.3f} after {(time.perf_counter() - start) / 60:.1f} minutes; "
+          f"summary.json, log.csv, curves.png and last.pt are in {out}")
     if config.require_acc is not None and acc < config.require_acc:
         raise RuntimeError(f"{part} accuracy {acc:.3f} is below --require-acc {config.require_acc}")
 

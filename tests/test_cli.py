@@ -75,7 +75,7 @@ def test_a_run_leaves_everything_it_promises(train, pictures, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stderr == "", "no bar where there is no terminal"
     assert result.stdout.startswith("config: arch convmixer, patch 8")
-    assert f"40 images in {pictures} (class in the file name, folder), 2 classes: cat 20, dog 20" in result.stdout
+    assert f"40 images in {pictures.name} (class in the file name, folder), 2 classes: cat 20, dog 20" in result.stdout
     assert "36 training and 4 validation images" in result.stdout
     assert [line.split("|")[0].split()[1] for line in result.stdout.splitlines() if line.startswith("step ")] == ["10", "20", "25"]
     assert {p.name for p in out.iterdir()} == {".lock", "config.json", "environment.json", "split.json", "log.csv", "curves.png",

@@ -50,7 +50,7 @@ def test_layouts_are_recognised_in_folder_and_zip(tmp_path, names, classes, layo
     for images in (folder, archive):
         assert images.classes == classes and images.layout.startswith(layout)
         assert len(images) == 6 and images.labels == sorted(images.labels)
-        assert f"6 images in {images.path}" in str(images) and f"{classes[0]} {6 // len(classes)}" in str(images)
+        assert f"6 images in {images.path.name}" in str(images) and f"{classes[0]} {6 // len(classes)}" in str(images)
         assert images.load(5, 16).shape == (16, 16, 3)
     assert folder.names == archive.names and folder.labels == archive.labels
 
@@ -67,7 +67,7 @@ def test_train_and_val_folders_and_an_unlabelled_test(tmp_path):
     names = [f"{part}/{kind}/{i}.jpg" for part, n in (("train", 3), ("val", 2)) for kind in ("cat", "dog") for i in range(n)]
     images = find_images(write(tmp_path, names + ["test1/1.jpg", "test1/2.jpg"]))
     assert images.parts == ["train"] * 6 + ["val"] * 4
-    assert "6 train, 4 val" in str(images) and "2 under test" in str(images)
+    assert "6 train, 4 val" in str(images) and "2 unlabelled test images left alone" in str(images)
 
 
 def test_unequal_classes_print_the_majority_baseline(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mixer.config import read_config
+from mixer.config import MODEL_OPTIONS, read_config
 from mixer.models import create_model
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +38,6 @@ def test_python_examples_run():
 
 def test_files_named_in_the_tour_exist():
     tour = next(block for language, block in BLOCKS if "train.py" in block and not language and "mixer/" in block)
-    folder = ""
     names = [line.split()[0] for line in tour.splitlines()]
     for name in names:
         assert (ROOT / name).exists(), name
@@ -54,8 +53,19 @@ def test_blocks_copied_from_results_are_equal_to_them():
         assert text.strip() == (ROOT / path).read_text().strip(), path
 
 
+def test_numbers_of_single_runs_are_those_of_their_summaries():
+    rows = re.findall(r"^\| \[.*?\]\((results/\S+/summary\.json)\) \| (.*?) \|$", README, flags=re.M)
+    assert rows
+    for path, cells in rows:
+        s = json.loads((ROOT / path).read_text())
+        assert cells.split(" | ") == [f"{s['train_acc']:.3f}", f"{s['val_acc']:.3f}", f"{s['best_val_acc']:.3f}",
+                                      f"{s['images_per_s']:.0f}"], path
+
+
 def test_parameter_counts_in_the_readme():
-    for arch, patch, count in re.findall(r"\| `--arch (\w+)(?: --patch (\d+))?[^`]*` \|.*?\| ([\d,]+) \|", README):
-        if "depth" not in count:
-            model = create_model(arch, **({"patch": int(patch)} if patch else {}))
-            assert f"{sum(p.numel() for p in model.parameters()):,}" == count or "--depth" in README
+    rows = re.findall(r"^\| .*? \| `(--arch .*?)` \| ([\d,]+) \|$", README, flags=re.M)
+    assert len(rows) == 9
+    for arguments, count in rows:
+        config = read_config([*arguments.split(), "--data", "x"], "")
+        model = create_model(config.arch, **{name: getattr(config, name) for name in MODEL_OPTIONS})
+        assert f"{sum(p.numel() for p in model.parameters()):,}" == count

@@ -117,7 +117,7 @@ def markings(rng):
 
 def scene(rng):
     """Everything about a picture but the species."""
-    light = rng.random() < 0.66  # at one half the two polarities cancel, and a ViT sits long on a plateau
+    light = rng.random() < 0.66  # the animal stands out from its background by being lighter, or darker
     level = rng.uniform(50, 100) if light else rng.uniform(155, 205)
     fur = tint(rng, *((150, 235) if light else (30, 100)), warm=(-0.1, 0.45))
     muzzle = blend(fur, LIGHT, rng.uniform(0, 0.9))

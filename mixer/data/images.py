@@ -163,7 +163,7 @@ class ImageSet:
         counts = Counter(self.labels)
         per_class = listed(f"{name} {counts[label]:,}" for label, name in enumerate(self.classes))
         split = Counter(part for part in self.parts if part)
-        line = f"{len(self):,} images in {self.path} ({self.layout}), {len(self.classes)} classes: {per_class}"
+        line = f"{len(self):,} images in {self.path.name} ({self.layout}), {len(self.classes)} classes: {per_class}"
         if split["val"]:
             line += f"; {split['train']:,} train, {split['val']:,} val"
         most = max(counts.values()) / len(self)
@@ -224,7 +224,7 @@ def _split_folders(path, paths):
         parts = ["" if part == "train" else part for part in parts]
     paths = [p[2:] if len(p) > 2 and p[0] == p[1] else p[1:] for p in paths]  # Kaggle's zip unpacks to train/train/
     tests = parts.count("test")
-    return paths, parts, f"; {tests:,} under {listed(TEST_FOLDERS)} left alone" if tests else ""
+    return paths, parts, f"; {tests:,} unlabelled test images left alone" if tests else ""
 
 
 def _by_folder(path, kept):
