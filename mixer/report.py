@@ -99,7 +99,7 @@ def draw_comparison(out, logs):
             log = logs.get(row.name, [])
             ours.plot([r["step"] for r in log], [r[f"train_{what}"] for r in log], marker="." if len(log) < 10 else "", **line)
             original.plot([p[0] for p in published[row.name]], [p[index] for p in published[row.name]], label=row.title, **line)
-        ours.set(title="this run", xlabel="step", ylabel=label)
+        ours.set(title="this run", xlabel="step", ylabel=label, xlim=(0, None))
         original.set(title="published: RTX 2080, 25,000 images, batch 250", xlabel="step")
         for axis in (ours, original):
             axis.grid(alpha=0.3)
