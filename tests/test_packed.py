@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -64,6 +65,30 @@ def test_decoded_once_and_again_only_after_a_change(folder, tmp_path, monkeypatc
     monkeypatch.setattr(packed, "DECODING", packed.DECODING + 1)
     pack(find_images(folder), 8, cache)
     assert decoded() == 48
+
+
+def test_two_processes_decode_once(folder, tmp_path, monkeypatch):
+    decoded, cache = count_decodes(monkeypatch, tmp_path), tmp_path / "cache"
+    images = find_images(folder)
+    context = multiprocessing.get_context("fork")
+    others = [context.Process(target=pack, args=(images, 8, cache)) for _ in range(3)]
+    for process in others:
+        process.start()
+    array, _ = pack(images, 8, cache)
+    for process in others:
+        process.join()
+    assert [process.exitcode for process in others] == [0, 0, 0] and decoded() == 12
+    assert (array[11] == (0, 50, 0)).all()
+
+
+def test_what_a_killed_process_left_is_swept_up(folder, tmp_path):
+    images, cache = find_images(folder), tmp_path / "cache"
+    pack(images, 8, cache)
+    npy = next(cache.glob("*.npy"))
+    npy.with_suffix(".tmp").write_bytes(npy.read_bytes()[:500])  # half an array under its temporary name
+    npy.unlink()
+    array, _ = pack(images, 8, cache)
+    assert (array[11] == (0, 50, 0)).all() and not list(cache.glob("*.tmp"))
 
 
 @pytest.mark.parametrize("damage", [
