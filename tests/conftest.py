@@ -1,7 +1,10 @@
 """What several tests share: the measure of equality between two networks."""
 import copy
 import os
+import sys
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # train.py, and the packages where they are not installed
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tiny tensors gain nothing from threads, and tests may run side by side
 
 import pytest
