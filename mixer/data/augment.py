@@ -37,7 +37,7 @@ def augment(images, flip, angle):
     """uint8 (B, H, W, 3), numpy flip (B,) and angle (B,) in radians -> float (B, 3, H, W) in [0, 1].
 
     Rotation about the centre, bilinear, the border mirrored about the outermost pixels (OpenCV's reflect-101). Only
-    what is turned is resampled, in channels_last: on two CPU cores a third of the time of resampling all of it in NCHW.
+    what is turned is resampled, in channels_last: of the ways measured, the fastest on two CPU cores.
     """
     device = images.device
     if flip.any():

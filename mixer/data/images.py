@@ -40,13 +40,15 @@ def decode(data, size):
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels are over the limit of {MAX_PIXELS:,}")
             image.load()  # the whole of it: `verify` does not notice a file that is cut
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I"):
                 image = image.point(lambda value: value / 256).convert("L")
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+            if image.mode != "RGB":  # converting RGB to RGB would copy it
+                image = image.convert("RGB")
+            return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     except Image.UnidentifiedImageError:
         raise ValueError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
     except Exception as e:  # Pillow's decoders raise nearly every type there is on hostile bytes

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import re
 import signal
+import time
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -93,21 +94,20 @@ def _decode_all(images, size, path, workers):
             while running:
                 for receive in wait(list(running)):
                     try:
-                        fault = receive.recv()
+                        while receive.poll():
+                            fault, index = receive.recv(), left[receive].pop()
+                            if fault:
+                                faults[index] = fault
+                            bar.update()
                     except EOFError:  # done, or killed by the image it was at
                         process, rest = running.pop(receive), left.pop(receive)
                         process.join()
-                        if not rest:
-                            continue
-                        fault = f"its decoder died with exit code {process.exitcode}"
-                        faults[rest.pop()] = fault
+                        if rest:
+                            faults[rest.pop()] = f"its decoder died with exit code {process.exitcode}"
+                            bar.update()
                         if rest:
                             start(rest[::-1])
-                    else:
-                        index = left[receive].pop()
-                        if fault:
-                            faults[index] = fault
-                    bar.update()
+                time.sleep(0.02)  # a core is worth more to a decoder than to a parent woken for every image
     finally:
         for process in running.values():
             process.kill()
