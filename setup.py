@@ -3,9 +3,9 @@ from setuptools import find_packages, setup
 setup(
     name="vit-convmixer",
     version="0.1.0",
-    description="Which patch model, and at what cost: ViT and ConvMixer from scratch, beside ResNet-18 and EfficientNetV2-B0",
+    description="Which patch model, and at what cost: ViT and ConvMixer from scratch with a fused depthwise kernel, beside ResNet-18 and EfficientNetV2-B0",
     python_requires=">=3.10",
-    packages=find_packages(include=["mixer", "mixer.*"]),
+    packages=find_packages(include=["mixer", "mixer.*", "kernels"]),
     package_data={"mixer": ["published_curves.csv"]},
     install_requires=[
         "torch>=2.11",

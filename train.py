@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from kernels import fuse, why_not_triton
 from mixer.cli import call, run
 from mixer.config import DEMO, MODEL_OPTIONS, as_arguments, read_config, resume_identity
 from mixer.data.demo import Demo
@@ -34,6 +35,8 @@ def main(argv):
         print(f"no --data: training on drawn cats and dogs, with demo-sized settings ({', '.join(f'{k} {v}' for k, v in DEMO.items())})")
     device = pick_device(config.device)
     pick_amp(config.amp, device)
+    if config.kernels == "triton" and why_not_triton(device):
+        raise InputError(f"--kernels triton: {why_not_triton(device)}; --kernels auto takes what there is")
     print(f"device: {device}" + ("" if config.device != "auto" or device.type == "cuda" else " (no CUDA device here)"), flush=True)
     with claimed(config) as out:
         (train_all if config.arch == "all" else train_one)(config, out, device)
@@ -87,6 +90,7 @@ def train_one(config, out, device):
     torch.manual_seed(config.seed)
     model = create_model(config.arch, image_size=config.image_size, num_classes=len(images.classes),
                          **{option: getattr(config, option) for option in MODEL_OPTIONS}).to(device)
+    print(f"kernels: {pick_kernels(config.kernels, model, device)}")
     trainer = Trainer(model, train, val, config, out, device=device, classes=len(images.classes),
                       identity=resume_identity(config, images.fingerprint))
     if checkpoint:
@@ -111,6 +115,20 @@ def train_one(config, out, device):
           f"summary.json, log.csv, curves.png and last.pt are in {out}")
     if config.require_acc is not None and acc < config.require_acc:
         raise RuntimeError(f"{part} accuracy {acc:.3f} is below --require-acc {config.require_acc}")
+
+
+def pick_kernels(choice, model, device):
+    """Fuse what can be, unless `choice` is torch; what was done and why, in words."""
+    if choice == "torch":
+        return "plain PyTorch (--kernels torch)"
+    try:
+        count = fuse(model)
+    except ValueError:
+        return f"plain PyTorch ({type(model).__name__} has no depthwise conv + GELU + BatchNorm)"
+    why_not = why_not_triton(device)
+    if why_not is None:
+        return f"{count} depthwise units fused, in Triton"
+    return f"{count} depthwise units fused, {'on the CPU' if device.type == 'cpu' else 'in plain PyTorch'} ({why_not})"
 
 
 def train_all(config, out, device):

@@ -39,6 +39,8 @@ class Config:
     clip_grad: float | None = option(None, "largest norm of the whole gradient; default: no limit", above=0)
     label_smoothing: float = option(0.0, "share of each label spread over all classes", least=0, below=1)
     compile: bool = option(False, "torch.compile the model")
+    kernels: str = option("auto", "ConvMixer's depthwise unit: fused (auto; triton: in Triton or not at all) or in plain PyTorch",
+                          choices=("auto", "torch", "triton"))
     seed: int = option(0, "of initialisation, split, order and augmentation", least=0)
     log_every: int = option(100, "steps between rows of the log, each with a validation", least=1)
     require_acc: float | None = option(None, "fail (exit code 1) when the final accuracy is below this share", least=0)
@@ -51,8 +53,8 @@ class Config:
 DEMO = dict(image_size=96, batch_size=16, steps=450, lr=2e-4, schedule="cosine", warmup=40, clip_grad=1.0)
 
 # options that change no weight: a resumed run may have others
-FREE_ON_RESUME = {"data", "log_every", "cache", "workers", "bad_images", "data_on_device", "device", "require_acc", "out", "resume",
-                  "debug"}
+FREE_ON_RESUME = {"data", "log_every", "cache", "workers", "bad_images", "data_on_device", "device", "kernels", "require_acc", "out",
+                  "resume", "debug"}
 
 
 def read_config(argv, description):

@@ -53,15 +53,21 @@ def model_options(name, image_size=192, num_classes=2, **options):
     return resolved
 
 
-def create_model(name, *, image_size=192, num_classes=2, patch=None, dim=None, depth=None, heads=None, kernel_size=None):
+def create_model(name, *, image_size=192, num_classes=2, patch=None, dim=None, depth=None, heads=None, kernel_size=None,
+                 depthwise=None):
     """A freshly initialised model, (B, 3, S, S) -> (B, num_classes) logits, S = image_size in pixels.
 
     name is one of MODELS. Options left out take the original experiment's values: patch 24 and dim 512 pixels and
-    channels, depth 4, heads 8 (ViT), kernel_size 9 (ConvMixer). Raises ValueError for a name or a value that does
+    channels, depth 4, heads 8 (ViT), kernel_size 9 (ConvMixer). depthwise(dim, kernel_size) builds another depthwise unit for ConvMixer,
+    `kernels.DepthwiseGELUBN` for one. Raises ValueError for a name or a value that does
     not work, and for an option the model does not have.
     """
     options = model_options(name, image_size, num_classes,
                             patch=patch, dim=dim, depth=depth, heads=heads, kernel_size=kernel_size)
     if name.startswith("vit"):
         options["image_size"] = image_size
+    if depthwise is not None:
+        if name != "convmixer":
+            raise ValueError(f"{name} has no depthwise unit to choose")
+        options["depthwise"] = depthwise
     return MODELS[name][0](num_classes=num_classes, **options)

@@ -1,0 +1,132 @@
+"""From tensors to launches of depthwise_triton.py: which shapes, how they are cut, over how many programs."""
+import contextlib
+
+import torch
+import triton
+
+from .depthwise_triton import Plan, apply_kernel, backward_kernel, forward_kernel, gradients_kernel, moments_kernel, sums_kernel
+
+LARGEST_KERNEL = 11
+LARGEST_TILE = 64             # elements; and of T, what stays in registers and shared memory:
+LARGEST_MATRIX = 512 * 32     # in 16-bit dtypes; float32 windows go in pieces of 64, as 3 products of TF32 parts take more room
+SLAB_BYTES = 96 * 2**10       # of one program's samples: 2 programs on each of 132 SMs, x and y, stay within a 50 MB L2
+FEWEST_PROGRAMS = 128         # below that, most of a large GPU would idle
+
+
+def plan(shape, kernel_size, dtype):
+    """(Plan, launch options, programs a channel) for x of `shape` (N, C, H, W), or None where no tile fits.
+
+    Depends on nothing else, so that the same input gives the same bits. ROWS is what costs the fewest products a map, the
+    load of a window counted as 32 more columns: estimates, for no GPU has been measured yet.
+    """
+    N, C, H, W = shape
+    K, single = kernel_size, dtype == torch.float32
+    best = None
+    for rows in range(1, H + 1):
+        window = (H if rows == H else rows + K - 1) * W
+        block_out = max(16, triton.next_power_of_2(rows * W))
+        block_in = max(16, triton.next_power_of_2(window))
+        if block_out > LARGEST_TILE or block_in * block_out > LARGEST_MATRIX:
+            continue
+        cost = triton.cdiv(H, rows) * block_in * (block_out + 32)
+        if best is None or cost < best[0]:
+            best = cost, rows, block_in, block_out
+    if best is None:
+        return None
+    _, rows, block_in, block_out = best
+    cut = Plan(H=H, W=W, K=K, ROWS=rows, HALO=0 if rows == H else K // 2, TILES=triton.cdiv(H, rows), BLOCK_M=64,
+               BLOCK_IN=min(block_in, 64) if single else block_in, BLOCK_OUT=block_out, PRECISION=float32_products())
+    options = dict(num_warps=8 if single or block_in > 128 else 4, num_stages=1 if single or block_in > 256 else 2)
+    programs = max(triton.cdiv(N * H * W * dtype.itemsize, SLAB_BYTES), triton.cdiv(FEWEST_PROGRAMS, C))
+    return cut, options, min(programs, N)
+
+
+def float32_products():
+    """As exact as float32 on tensor cores; TF32 where the user lets the convs of cuDNN take that."""
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
+
+
+def unsupported(shape, kernel_size, dtype):
+    """Why these kernels do not take a shape (N, C, H, W), in words, or None where they do."""
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"no Triton kernel for {str(dtype).removeprefix('torch.')}"
+    if kernel_size > LARGEST_KERNEL:
+        return f"no Triton kernel for kernel size {kernel_size}, only up to {LARGEST_KERNEL}"
+    if plan(shape, kernel_size, dtype) is None:
+        return f"no Triton kernel for {shape[2]}x{shape[3]} maps at kernel size {kernel_size}: they are too wide"
+    return None
+
+
+def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, plan=plan):
+    """As reference.forward, without a gradient. x (N, C, H, W) on the GPU, at least one element."""
+    original, x, weight = x, _strided(x), weight.contiguous()
+    N, C = x.shape[:2]
+    cut, options, programs = plan(x.shape, weight.shape[-1], x.dtype)
+    share = triton.cdiv(N, programs)
+    grid = C, triton.cdiv(N, share)
+    strides = x.stride()[:2]
+    y = torch.empty_like(x)
+    with _on(x):
+        if mean is None and grid[1] == 1:
+            mean, var = x.new_empty(C, dtype=torch.float32), x.new_empty(C, dtype=torch.float32)
+            forward_kernel[grid](x, weight, bias, gamma, beta, y, mean, var, N, *strides, eps, residual, cut, **options)
+            return _like(original, y), mean, var
+        if mean is None:
+            moments = x.new_empty(3, grid[1], C, dtype=torch.float32)
+            moments_kernel[grid](x, weight, bias, moments, N, share, *strides, cut, **options)
+            mean, var = _merged(*moments)
+        apply_kernel[grid](x, weight, bias, gamma, beta, mean, var, y, N, share, *strides, eps, residual, cut, **options)
+    return _like(original, y), mean, var
+
+
+def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, plan=plan):
+    """dx, dweight, dbias, dgamma, dbeta, the last four in float32; x alone was saved: conv and GELU are done again."""
+    original, x, weight = x, _strided(x), weight.contiguous()
+    dx = torch.empty_like(x)
+    dy = dy if dy.stride() == x.stride() else torch.empty_like(x).copy_(dy)
+    N, C, H, W = x.shape
+    K = weight.shape[-1]
+    cut, options, programs = plan(x.shape, K, x.dtype)
+    share = triton.cdiv(N, programs)
+    grid = C, S = C, triton.cdiv(N, share)
+    window = triton.cdiv((cut.ROWS + 2 * cut.HALO) * W, cut.BLOCK_IN) * cut.BLOCK_IN
+    batch_share = 1.0 / (N * H * W) if batch_stats else 0.0
+    z = x.new_empty(C, N, H, W)
+    products = x.new_empty(S, C, window, cut.BLOCK_OUT, dtype=torch.float32)
+    dw = x.new_empty(S, C, 1, K, K, dtype=torch.float32)
+    strides = *x.stride()[:2], window * cut.BLOCK_OUT
+    with _on(x):
+        if S == 1:
+            sums = x.new_empty(3, C, dtype=torch.float32)
+            backward_kernel[grid](x, weight, bias, gamma, mean, var, dy, dx, dw, sums, z, products, N, *strides,
+                                  eps, batch_share, residual, cut, **options)
+            return _like(original, dx), dw[0], *sums
+        sums = x.new_empty(2, S, C, dtype=torch.float32)
+        sums_kernel[grid](x, weight, bias, mean, var, dy, z, sums, N, share, *strides[:2], eps, cut, **options)
+        sums = sums.sum(1)
+        db = x.new_empty(S, C, dtype=torch.float32)
+        gradients_kernel[grid](x, weight, gamma, mean, var, sums, dy, dx, dw, db, z, products, N, share, *strides,
+                               eps, batch_share, residual, cut, **options)
+    return _like(original, dx), dw.sum(0), db.sum(0), *sums
+
+
+def _merged(count, mean, m2):
+    """Mean and biased variance of the union of S groups with these moments, (S, C) each -> (C,)."""
+    centre = (mean * count).sum(0) / count.sum(0)
+    return centre, (m2 + count * (mean - centre).square()).sum(0) / count.sum(0)
+
+
+def _strided(x):
+    """x where its maps are contiguous and nothing lies between them, else a contiguous copy."""
+    return x if x.stride()[2:] == (x.shape[3], 1) and torch.empty_like(x).stride() == x.stride() else x.contiguous()
+
+
+def _like(x, t):
+    """t in the layout that torch.empty_like gives x."""
+    out = torch.empty_like(x)
+    return t if out.stride() == t.stride() else out.copy_(t)
+
+
+def _on(x):
+    """Launches go to x's GPU (in Triton's interpreter there is none)."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

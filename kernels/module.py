@@ -1,0 +1,162 @@
+"""The drop-in module, and `fuse(model)`, which puts it where its three parts stand."""
+import types
+
+import torch
+from torch import nn
+
+from .depthwise_op import depthwise_gelu_bn, warn_once
+
+
+class DepthwiseGELUBN(nn.Sequential):
+    """BatchNorm(GELU(depthwise_conv(x))) (+ x) as one operation: (N, C, H, W) -> (N, C, H, W).
+
+    It holds the parts of the Sequential(Conv2d, GELU, BatchNorm2d) that it replaces, and has their state-dict keys. BatchNorm
+    behaves as PyTorch's: momentum (None too), eval, frozen, without affine or running statistics. Where a part was exchanged
+    or given a hook since, the parts are called one by one, and a warning says so once.
+    Raises ValueError for an even kernel size.
+    """
+
+    def __init__(self, dim, kernel_size, residual=False):
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size {kernel_size} is even: 'same' padding needs a centre")
+        super().__init__(
+            nn.Conv2d(dim, dim, kernel_size, groups=dim, padding=kernel_size // 2),
+            nn.GELU(),
+            nn.BatchNorm2d(dim),
+        )
+        self.residual = residual
+
+    @classmethod
+    def of_parts(cls, conv, act, bn, residual=False):
+        """One that shares these modules. Raises ValueError where they are not what it computes."""
+        why_not = cannot_fuse(conv, act, bn)
+        if why_not:
+            raise ValueError(why_not)
+        self = cls.__new__(cls)
+        nn.Sequential.__init__(self, conv, act, bn)
+        self.residual = residual
+        return self
+
+    def forward(self, x):
+        conv, act, bn = self
+        why_not = cannot_fuse(conv, act, bn)
+        if why_not or x.numel() == 0:
+            if why_not and not torch.compiler.is_compiling():
+                warn_once(f"DepthwiseGELUBN calls its parts one by one: {why_not}")
+            y = bn(act(conv(x)))
+            return y + x if self.residual else y
+        given = (bn.running_mean, bn.running_var) if not bn.training and bn.running_mean is not None else (None, None)
+        y, mean, var = depthwise_gelu_bn(x, conv.weight, conv.bias, bn.weight, bn.bias, *given, eps=bn.eps, residual=self.residual)
+        if bn.training and bn.track_running_stats and bn.running_mean is not None:
+            update_running_stats(bn, mean, var, x.numel() // x.shape[1])
+        return y
+
+    def extra_repr(self):
+        return "residual=True" if self.residual else ""
+
+
+@torch.no_grad()
+def update_running_stats(bn, mean, var, n):
+    """What nn.BatchNorm2d does with a batch of n values a channel, of this mean and biased variance, (C,) each."""
+    bn.num_batches_tracked += 1
+    for running, batch in ((bn.running_mean, mean), (bn.running_var, var * (n / (n - 1)))):
+        running.lerp_(batch.to(running.dtype), 1.0 / bn.num_batches_tracked.to(running.dtype) if bn.momentum is None else bn.momentum)
+
+
+def cannot_fuse(conv, act, bn):
+    """Why these three modules are not what DepthwiseGELUBN computes, in words, or None where they are."""
+    for module, expected in ((conv, nn.Conv2d), (act, nn.GELU), (bn, nn.BatchNorm2d)):
+        if type(module) is not expected:
+            return f"{type(module).__name__} is not nn.{expected.__name__}"
+        if has_hooks(module):
+            return f"a hook on {type(module).__name__}"
+    C, K = conv.in_channels, conv.kernel_size[0]
+    if (conv.out_channels, conv.groups, conv.stride, conv.dilation, conv.padding_mode) != (C, C, (1, 1), (1, 1), "zeros"):
+        return f"{conv} is not a depthwise conv of stride 1"
+    if conv.kernel_size != (K, K) or K % 2 == 0 or conv.padding not in ((K // 2, K // 2), "same"):
+        return f"{conv} has no square, odd kernel with 'same' padding"
+    if act.approximate != "none":
+        return f"{act} is not the exact GELU"
+    if bn.num_features != C:
+        return f"{bn} does not fit {C} channels"
+    return None
+
+
+def has_hooks(module):
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
+class _Fused(nn.Sequential):
+    """Stands where a wrapper x -> fn(x) + x stood, now inside fn; the name fn, and so the state-dict keys, stay."""
+
+
+def fuse(model):
+    """Put DepthwiseGELUBN where `model` has Sequential(Conv2d, GELU, BatchNorm2d) with a depthwise conv; how many it replaced.
+
+    Weights, buffers and train/eval flags stay the same objects; a wrapper that adds the input (timm's and the authors'
+    Residual) is taken in. What carries hooks is left alone. `unfuse` undoes it.
+    Raises ValueError where there is nothing to replace.
+    """
+    blocks = {}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            inner = _only_child(child)
+            if inner and _is_unit(child._modules[inner]) and _adds_its_input(child, inner) and not has_hooks(child):
+                if child not in blocks:
+                    blocks[child] = _Fused()
+                    blocks[child].add_module(inner, _block(child._modules[inner], residual=True))
+            elif _is_unit(child) and not isinstance(parent, _Fused):
+                if child not in blocks and not any(child in wrapper._modules.values() for wrapper in blocks):
+                    blocks[child] = _block(child, residual=False)
+            if child in blocks:
+                blocks[child].replaced = (child,)  # in a tuple, so that it is no submodule
+                blocks[child].training = child.training
+                parent._modules[name] = blocks[child]
+    if not blocks:
+        raise ValueError("nothing to fuse: no Sequential(Conv2d, GELU, BatchNorm2d) with a depthwise conv of odd kernel, "
+                         "stride 1 and 'same' padding, free of hooks")
+    return len(blocks)
+
+
+def unfuse(model):
+    """Undo `fuse`: how many blocks it put back. Parts exchanged meanwhile, as by convert_sync_batchnorm, stay exchanged."""
+    blocks = {}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if hasattr(child, "replaced"):
+                blocks[child], = child.replaced
+                block, unit = child, blocks[child]
+                if isinstance(child, _Fused):
+                    (inner, block), = child._modules.items()
+                    unit = blocks[child]._modules[inner]
+                unit._modules.update(block._modules)
+                unit.training, blocks[child].training = block.training, child.training
+                parent._modules[name] = blocks[child]
+    return len(blocks)
+
+
+def _block(unit, residual):
+    block = DepthwiseGELUBN.of_parts(*unit, residual=residual)
+    block.training = unit.training
+    return block
+
+
+def _is_unit(module):
+    return type(module) is nn.Sequential and len(module) == 3 and not has_hooks(module) and cannot_fuse(*module) is None
+
+
+def _only_child(module):
+    """The name of a module's only child, where it has nothing else."""
+    if module is None or isinstance(module, nn.Sequential) or len(module._modules) != 1 or module._parameters or module._buffers:
+        return None
+    return next(iter(module._modules))
+
+
+def _adds_its_input(module, inner):
+    """Whether its forward is x -> inner(x) + x: asked of the method itself, with a stand-in for `self`."""
+    x = torch.tensor([1.0, 5.0])
+    try:
+        y = type(module).forward(types.SimpleNamespace(**{inner: lambda x: 2 * x + 1}), x)
+    except Exception:  # it needs more than its child, so it does something else
+        return False
+    return isinstance(y, torch.Tensor) and torch.equal(y, 3 * x + 1)
