@@ -35,6 +35,8 @@ def depthwise_gelu_bn(x, weight, bias=None, gamma=None, beta=None, mean=None, va
             raise ValueError(f"{name} {tuple(t.shape)} is not ({x.shape[1]},)")
     if mean is None and x.shape[0] * x.shape[2] * x.shape[3] == 1:
         raise ValueError(f"one value a channel has no statistics: x is {tuple(x.shape)}, in training")
+    if x.numel() == 0:
+        return reference.forward(x, weight, bias, gamma, beta, mean, var, eps, residual)
     dtype = x.dtype
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -45,7 +47,7 @@ def depthwise_gelu_bn(x, weight, bias=None, gamma=None, beta=None, mean=None, va
 
 
 def why_not_triton(device):
-    """Why the Triton kernels cannot run on a device at all, in words, or None where they can."""
+    """Why the Triton kernels cannot run on a device at all, in words, or None where they can: there they were tried."""
     if device.type != "cuda":
         return f"Triton kernels need a CUDA device, and this is {device.type}"
     if torch.version.hip:
@@ -54,13 +56,12 @@ def why_not_triton(device):
         return "Triton is not installed"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"Triton needs compute capability 8.0, and {torch.cuda.get_device_name(device)} has less"
-    return None
+    from .depthwise_launch import fails_here
+    return fails_here(device)
 
 
 def implementation(x, kernel_size):
     """The module whose forward and backward x goes through; where that is the slow reference, a warning says so once."""
-    if x.numel() == 0:
-        return reference
     if x.device.type == "cpu":
         return depthwise_cpu
     why_not = why_not_triton(x.device)

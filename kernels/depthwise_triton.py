@@ -81,6 +81,13 @@ def _conv(x_ptr, w_ptr, toeplitz, m, end, stride_n, TURNED: tl.constexpr, P: tl.
 
 
 @triton.jit
+def _rounded(z, ptr):
+    """z as ptr's dtype holds it, in float32. Conv + bias is rounded where plain PyTorch rounds it, in both directions: so
+    forward and backward see one z, and the sums that BatchNorm's backward takes off vanish as they should."""
+    return z.to(ptr.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
 def _gelu(z):
     return 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
 
@@ -112,7 +119,7 @@ def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, P: tl.constexpr):
     for first in range(start, end, P.BLOCK_M):
         m = first + tl.arange(0, P.BLOCK_M)
         tile, exists = _tile(m, end, stride_n, P)
-        g = _gelu(_conv(x_ptr, w_ptr, toeplitz, m, end, stride_n, False, P) + bias)
+        g = _gelu(_rounded(_conv(x_ptr, w_ptr, toeplitz, m, end, stride_n, False, P) + bias, x_ptr))
         if g_ptr is not None:
             tl.store(g_ptr + tile, g, mask=exists)
         tile_count = tl.sum(exists.to(tl.float32), 1)
@@ -183,7 +190,8 @@ def apply_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr, y_
     for first in range(s * share * P.TILES, end, P.BLOCK_M):
         m = first + tl.arange(0, P.BLOCK_M)
         tile, exists = _tile(m, end, stride_n, P)
-        y = (_gelu(_conv(x_ptr, w_ptr, toeplitz, m, end, stride_n, False, P) + bias) - mean) * scale + shift
+        g = _gelu(_rounded(_conv(x_ptr, w_ptr, toeplitz, m, end, stride_n, False, P) + bias, x_ptr))
+        y = (g - mean) * scale + shift
         if RESIDUAL:
             y += tl.load(x_ptr + tile, mask=exists, other=0.0).to(tl.float32)
         tl.store(y_ptr + tile, y, mask=exists)
@@ -199,7 +207,7 @@ def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, P
         m = first + tl.arange(0, P.BLOCK_M)
         tile, exists = _tile(m, end, stride_n, P)
         z_tile, _ = _tile(m, end, P.H * P.W, P)
-        z = _conv(x_ptr, w_ptr, toeplitz, m, end, stride_n, False, P) + bias
+        z = _rounded(_conv(x_ptr, w_ptr, toeplitz, m, end, stride_n, False, P) + bias, x_ptr)
         tl.store(z_ptr + z_tile, z, mask=exists)
         dy = tl.load(dy_ptr + tile, mask=exists, other=0.0).to(tl.float32)
         dgamma += tl.sum(dy * (_gelu(z) - mean) * rstd, 1)
@@ -264,14 +272,14 @@ def _gradients(x_ptr, w_ptr, dy_ptr, dx_ptr, dw_ptr, z_ptr, products_ptr, mean, 
 
 
 @triton.jit
-def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, dx_ptr, dw_ptr, sums_ptr, z_ptr, products_ptr,
-                    n_samples, stride_n, stride_c, products_stride, eps, batch_share, RESIDUAL: tl.constexpr,
-                    P: tl.constexpr):
-    """All five gradients in one launch. Program c owns channel c; sums (3, C) takes db, dgamma, dbeta.
+def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, dx_ptr, dw_ptr, db_ptr, dgamma_ptr, dbeta_ptr,
+                    z_ptr, products_ptr, n_samples, stride_n, stride_c, products_stride, eps, batch_share,
+                    RESIDUAL: tl.constexpr, P: tl.constexpr):
+    """All five gradients in one launch. Program c owns channel c.
 
     batch_share is 1 / (N * H * W), or 0 where the statistics were given. z is room for (C, N, H, W).
     """
-    c, C = tl.program_id(0).to(tl.int64), tl.num_programs(0)
+    c = tl.program_id(0).to(tl.int64)
     x_ptr += c * stride_c
     dy_ptr += c * stride_c
     w_ptr += c * P.K * P.K
@@ -283,37 +291,36 @@ def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, d
     db = _gradients(x_ptr, w_ptr, dy_ptr, dx_ptr + c * stride_c, dw_ptr + c * P.K * P.K, z_ptr,
                     products_ptr + c * products_stride, mean, rstd, _parameter(gamma_ptr, c, 1.0) * rstd,
                     dbeta * batch_share, dgamma * batch_share, 0, end, stride_n, RESIDUAL, P)
-    tl.store(sums_ptr + c, db)
-    tl.store(sums_ptr + C + c, dgamma)
-    tl.store(sums_ptr + 2 * C + c, dbeta)
+    tl.store(db_ptr + c, db)
+    tl.store(dgamma_ptr + c, dgamma)
+    tl.store(dbeta_ptr + c, dbeta)
 
 
 @triton.jit
-def sums_kernel(x_ptr, w_ptr, b_ptr, mean_ptr, var_ptr, dy_ptr, z_ptr, sums_ptr, n_samples, share, stride_n, stride_c, eps,
-                P: tl.constexpr):
-    """Backward, first of two launches. Program (c, s) writes dgamma and dbeta of its share to sums (2, S, C), and z to z."""
+def sums_kernel(x_ptr, w_ptr, b_ptr, mean_ptr, var_ptr, dy_ptr, z_ptr, dgamma_ptr, dbeta_ptr, n_samples, share, stride_n,
+                stride_c, eps, P: tl.constexpr):
+    """Backward, first of two launches. Program (c, s) makes dgamma and dbeta (S, C) of its share, and leaves z."""
     c, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    C, S = tl.num_programs(0), tl.num_programs(1)
+    part = s * tl.num_programs(0) + c
     end = tl.minimum((s + 1) * share, n_samples) * P.TILES
     mean, rstd = _parameter(mean_ptr, c, 0.0), 1.0 / tl.sqrt(_parameter(var_ptr, c, 1.0) + eps)
     dgamma, dbeta = _sums(x_ptr + c * stride_c, w_ptr + c * P.K * P.K, _parameter(b_ptr, c, 0.0), dy_ptr + c * stride_c,
                           z_ptr + c * n_samples * (P.H * P.W), mean, rstd, s * share * P.TILES, end, stride_n, P)
-    tl.store(sums_ptr + s * C + c, dgamma)
-    tl.store(sums_ptr + (S + s) * C + c, dbeta)
+    tl.store(dgamma_ptr + part, dgamma)
+    tl.store(dbeta_ptr + part, dbeta)
 
 
 @triton.jit
-def gradients_kernel(x_ptr, w_ptr, gamma_ptr, mean_ptr, var_ptr, sums_ptr, dy_ptr, dx_ptr, dw_ptr, db_ptr, z_ptr, products_ptr,
-                     n_samples, share, stride_n, stride_c, products_stride, eps, batch_share, RESIDUAL: tl.constexpr,
-                     P: tl.constexpr):
-    """Backward, second of two launches. From sums (2, C), program (c, s) makes dx of its share, and its part of dw (S, C, K * K)
-    and of db (S, C)."""
+def gradients_kernel(x_ptr, w_ptr, gamma_ptr, mean_ptr, var_ptr, dgamma_ptr, dbeta_ptr, dy_ptr, dx_ptr, dw_ptr, db_ptr, z_ptr,
+                     products_ptr, n_samples, share, stride_n, stride_c, products_stride, eps, batch_share,
+                     RESIDUAL: tl.constexpr, P: tl.constexpr):
+    """Backward, second of two launches. From dgamma and dbeta (C,), program (c, s) makes dx of its share, and its part of
+    dw (S, C, K * K) and of db (S, C)."""
     c, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    C = tl.num_programs(0)
-    part = s * C + c
+    part = s * tl.num_programs(0) + c
     end = tl.minimum((s + 1) * share, n_samples) * P.TILES
     mean, rstd = _parameter(mean_ptr, c, 0.0), 1.0 / tl.sqrt(_parameter(var_ptr, c, 1.0) + eps)
-    dgamma, dbeta = tl.load(sums_ptr + c), tl.load(sums_ptr + C + c)
+    dgamma, dbeta = tl.load(dgamma_ptr + c), tl.load(dbeta_ptr + c)
     db = _gradients(x_ptr + c * stride_c, w_ptr + c * P.K * P.K, dy_ptr + c * stride_c, dx_ptr + c * stride_c,
                     dw_ptr + part * P.K * P.K, z_ptr + c * n_samples * (P.H * P.W), products_ptr + part * products_stride,
                     mean, rstd, _parameter(gamma_ptr, c, 1.0) * rstd, dbeta * batch_share, dgamma * batch_share,

@@ -1,4 +1,4 @@
-"""What several tests share: the measure of equality between two networks."""
+"""What several tests share: the measure of equality between two networks, and where kernels run."""
 import copy
 import os
 import sys
@@ -9,6 +9,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tiny tensors gain nothing f
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported: Triton's interpreter runs them on the CPU
 from torch.nn import functional as F
 
 
@@ -65,3 +68,41 @@ def assert_same_network():
         for (name, got), (_, want) in zip(model.named_buffers(), peer.named_buffers(), strict=True):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6, msg=name)
     return check
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def poisoned():
+    """Fresh memory holds NaN, so that what a kernel leaves unwritten shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # makes torch.empty fill
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def interpreter_as_a_gpu(monkeypatch):
+    """Triton's interpreter keeps bfloat16 as raw bits, multiplies those, and cuts off where a GPU rounds to nearest; and
+    calls Python's erf for each element, which takes most of the time."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+    from triton.runtime.interpreter import interpreter_builder as builder
+    dot = builder.create_dot
+
+    def wide_dot(a, b, *rest):
+        a, b = (builder.create_fp_ext(t, tl.float32) if t.dtype == tl.bfloat16 else t for t in (a, b))
+        return dot(a, b, *rest)
+    monkeypatch.setattr(builder, "create_dot", wide_dot)
+    fp_trunc = builder.create_fp_trunc
+
+    def round_to_nearest(a, dtype):
+        result = fp_trunc(a, dtype)
+        if dtype.scalar == tl.bfloat16 and a.dtype.scalar == tl.float32:
+            result.data = torch.from_numpy(a.data.copy()).bfloat16().view(torch.uint16).numpy()
+        return result
+    monkeypatch.setattr(builder, "create_fp_trunc", round_to_nearest)
+    monkeypatch.setattr(builder, "create_erf", lambda a: TensorHandle(torch.from_numpy(a.data.copy()).erf().numpy(), a.dtype))
