@@ -9,8 +9,7 @@ from . import reference
 from .depthwise_triton import Plan, apply_kernel, backward_kernel, forward_kernel, gradients_kernel, moments_kernel, sums_kernel
 
 LARGEST_KERNEL = 11
-LARGEST_TILE = 64             # elements; and of T, what stays in registers and shared memory:
-LARGEST_MATRIX = 512 * 32     # in 16-bit dtypes; float32 windows go in pieces of 64, as 3 products of TF32 parts take more room
+LARGEST_MATRIX = 512 * 32     # elements of T
 SLAB_BYTES = 96 * 2**10       # of one program's samples: 2 programs on each of 132 SMs, x and y, stay within a 50 MB L2
 FEWEST_PROGRAMS = 128         # below that, most of a large GPU would idle
 
@@ -28,17 +27,21 @@ def plan(shape, kernel_size, dtype):
         window = (H if rows == H else rows + K - 1) * W
         block_out = max(16, triton.next_power_of_2(rows * W))
         block_in = max(16, triton.next_power_of_2(window))
-        if block_out > LARGEST_TILE or block_in * block_out > LARGEST_MATRIX:
-            continue
         cost = triton.cdiv(H, rows) * block_in * (block_out + 32)
-        if best is None or cost < best[0]:
+        fits = block_out <= (32 if single and rows < H else 64) and block_in * block_out <= LARGEST_MATRIX
+        if fits and (best is None or cost < best[0]):
             best = cost, rows, block_in, block_out
     if best is None:
         return None
     _, rows, block_in, block_out = best
-    cut = Plan(H=H, W=W, K=K, ROWS=rows, HALO=0 if rows == H else K // 2, TILES=triton.cdiv(H, rows), BLOCK_M=64,
-               BLOCK_IN=min(block_in, 64) if single else block_in, BLOCK_OUT=block_out, PRECISION=float32_products())
-    options = dict(num_warps=8 if single or block_in > 128 else 4, num_stages=1 if single or block_in > 256 else 2)
+    # The largest pieces that compile without spills for sm_80, sm_90 and sm_100 (tests/test_compile.py). A float32 product is
+    # three of TF32 parts, which take more registers.
+    options = dict(num_warps=8 if single or block_in > 128 else 4, num_stages=2 if not single and block_in <= 64 else 1)
+    block_m = 32 if single and block_out == 64 else 64
+    if single:
+        block_in = min(block_in, 2048 // block_m)
+    cut = Plan(H=H, W=W, K=K, ROWS=rows, HALO=0 if rows == H else K // 2, TILES=triton.cdiv(H, rows), BLOCK_M=block_m,
+               BLOCK_IN=block_in, BLOCK_OUT=block_out, PRECISION=float32_products())
     programs = max(triton.cdiv(N * H * W * dtype.itemsize, SLAB_BYTES), triton.cdiv(FEWEST_PROGRAMS, C))
     return cut, options, min(programs, N)
 

@@ -41,8 +41,8 @@ def test_shared_memory_fits(compiled):
 
 
 def test_products_are_on_tensor_cores(compiled):
-    """Every kernel has a conv in it. On Hopper, tiles of 64 rows take the warp-group instructions."""
+    """Every kernel has a conv in it. On Hopper, 16-bit products take the warp-group instructions."""
     for case in compiled:
         assert case["tensor_cores"] and set(case["tensor_cores"]) <= TENSOR_CORES[case["capability"]], case
-        if case["capability"] == 90:
+        if case["capability"] == 90 and case["dtype"] != "float32":
             assert "wgmma.mma_async" in case["tensor_cores"], case
