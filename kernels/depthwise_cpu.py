@@ -39,18 +39,24 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     done again. `batch_stats`: mean and var were this batch's own."""
     x_layout = x
     dy, x, weight, bias, gamma = _computed_in(stats_dtype(x), dy, x, weight, bias, gamma)
-    N, C, H, W = x.shape
-    K = weight.shape[-1]
     z = _conv(x, weight, bias)
     gamma = torch.ones_like(mean) if gamma is None else gamma
     dz, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
         dy, F.gelu(z), gamma, mean, var, mean, torch.rsqrt(var + eps), batch_stats, eps, [True, True, True])
     torch.ops.aten.gelu_backward.grad_input(dz, z, grad_input=dz)
-    dx = _conv(dz, weight.flip(2, 3), None)
+    dx, dweight = conv_backward(dz, x, weight)
     if residual:
         dx += dy
+    return _like(x_layout, dx), dweight, dz.sum((0, 2, 3)), dgamma, dbeta
+
+
+def conv_backward(dz, x, weight):
+    """dx and dweight of the depthwise conv, each by a depthwise conv; all contiguous."""
+    N, C, H, W = x.shape
+    K = weight.shape[-1]
+    dx = _conv(dz, weight.flip(2, 3), None)
     dweight = F.conv2d(x.view(1, N * C, H, W), dz.view(N * C, 1, H, W), padding=K // 2, groups=N * C)  # (1, N * C, K, K)
-    return _like(x_layout, dx), dweight.view(N, C, 1, K, K).sum(0), dz.sum((0, 2, 3)), dgamma, dbeta
+    return dx, dweight.view(N, C, 1, K, K).sum(0)
 
 
 def _conv(x, weight, bias):
