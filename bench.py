@@ -5,7 +5,6 @@ python bench.py --kernels-table
 import dataclasses
 import importlib.util
 import multiprocessing
-import resource
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -206,15 +205,20 @@ def in_fresh_process(f, *args):
 
 
 def peak_mib(way, make, batch, image_size, device):
-    """MiB that three training steps take at most, model and optimizer included: of GPU memory, or on the CPU of the process's,
-    beyond what it had before the model was made."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """MiB that three training steps take at most, model and optimizer included: of GPU memory, or on the CPU of the process's
+    (Linux), beyond what it had before the model was made."""
+    before = peak_resident_mib()
     step = make_step(way, make, batch, image_size, device)
     for _ in range(3):
         step()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return peak_resident_mib() - before
+
+
+def peak_resident_mib():
+    """getrusage would count what the parent had when it started this process."""
+    return next(int(line.split()[1]) / 2**10 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 
 
 def as_markdown(result):

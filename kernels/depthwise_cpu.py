@@ -6,7 +6,7 @@
 - Half of a BatchNorm's forward is its statistics; row sums and row norms of the centred activation take a third of that.
 - float16 and bfloat16 are computed in float32, rounded once at the end: their convs here are thirty times slower.
 
-Measured against plain PyTorch: results/kernels-cpu.json.
+Measured against plain PyTorch: results/kernels-cpu/kernels.json.
 """
 import torch
 from torch.nn import functional as F

@@ -15,9 +15,13 @@ FEWEST_PROGRAMS = 128         # below that, most of a large GPU would idle
 
 
 def plan(shape, kernel_size, dtype):
-    """(Plan, launch options, programs a channel) for x of `shape` (N, C, H, W), or None where no tile fits.
+    """(Plan, launch options, programs a channel) for x of `shape` (N, C, H, W), or None where no tile fits."""
+    return _plan(tuple(shape), kernel_size, dtype, float32_products())
 
-    Depends on nothing else, so that the same input gives the same bits. ROWS is what costs the fewest products a map, the
+
+@functools.cache
+def _plan(shape, kernel_size, dtype, precision):
+    """Depends on nothing else, so that the same input gives the same bits. ROWS is what costs the fewest products a map, the
     load of a window counted as 32 more columns: estimates, for no GPU has been measured yet.
     """
     N, C, H, W = shape
@@ -41,7 +45,7 @@ def plan(shape, kernel_size, dtype):
     if single:
         block_in = min(block_in, 2048 // block_m)
     cut = Plan(H=H, W=W, K=K, ROWS=rows, HALO=0 if rows == H else K // 2, TILES=triton.cdiv(H, rows), BLOCK_M=block_m,
-               BLOCK_IN=block_in, BLOCK_OUT=block_out, PRECISION=float32_products())
+               BLOCK_IN=block_in, BLOCK_OUT=block_out, PRECISION=precision)
     programs = max(triton.cdiv(N * H * W * dtype.itemsize, SLAB_BYTES), triton.cdiv(FEWEST_PROGRAMS, C))
     return cut, options, min(programs, N)
 

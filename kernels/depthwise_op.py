@@ -46,6 +46,7 @@ def depthwise_gelu_bn(x, weight, bias=None, gamma=None, beta=None, mean=None, va
     return (y + x if residual and not inside else y), mean, var
 
 
+@functools.cache
 def why_not_triton(device):
     """Why the Triton kernels cannot run on a device at all, in words, or None where they can: there they were tried."""
     if device.type != "cuda":

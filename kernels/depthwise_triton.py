@@ -113,9 +113,9 @@ def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, P: tl.constexpr):
     Each of BLOCK_M lanes merges its tiles' centred moments (Chan, Golub & LeVeque 1983, eq. 2.1), then the lanes are merged.
     """
     toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
-    count = tl.zeros([P.BLOCK_M], tl.float32)
-    mean = tl.zeros([P.BLOCK_M], tl.float32)
-    m2 = tl.zeros([P.BLOCK_M], tl.float32)
+    count = tl.full([P.BLOCK_M], 0.0, tl.float32)
+    mean = tl.full([P.BLOCK_M], 0.0, tl.float32)
+    m2 = tl.full([P.BLOCK_M], 0.0, tl.float32)
     for first in range(start, end, P.BLOCK_M):
         m = first + tl.arange(0, P.BLOCK_M)
         tile, exists = _tile(m, end, stride_n, P)
@@ -201,8 +201,8 @@ def apply_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr, y_
 def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, P: tl.constexpr):
     """dgamma = sum of dy * xhat and dbeta = sum of dy over tiles start..end; leaves z = conv(x) + bias in z_ptr."""
     toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
-    dgamma = tl.zeros([P.BLOCK_M], tl.float32)
-    dbeta = tl.zeros([P.BLOCK_M], tl.float32)
+    dgamma = tl.full([P.BLOCK_M], 0.0, tl.float32)
+    dbeta = tl.full([P.BLOCK_M], 0.0, tl.float32)
     for first in range(start, end, P.BLOCK_M):
         m = first + tl.arange(0, P.BLOCK_M)
         tile, exists = _tile(m, end, stride_n, P)
@@ -224,7 +224,7 @@ def _gradients(x_ptr, w_ptr, dy_ptr, dx_ptr, dw_ptr, z_ptr, products_ptr, mean, 
     means 0 where the statistics were given; through GELU: dz = dg * GELU'(z).
     """
     z_stride: tl.constexpr = P.H * P.W
-    db = tl.zeros([P.BLOCK_M], tl.float32)
+    db = tl.full([P.BLOCK_M], 0.0, tl.float32)
     for first in range(start, end, P.BLOCK_M):
         m = first + tl.arange(0, P.BLOCK_M)
         tile, exists = _tile(m, end, stride_n, P)
@@ -239,7 +239,7 @@ def _gradients(x_ptr, w_ptr, dy_ptr, dx_ptr, dw_ptr, z_ptr, products_ptr, mean, 
 
     o = tl.arange(0, P.BLOCK_OUT)[None, :]
     for row in range(0, (P.ROWS + 2 * P.HALO) * P.W, P.BLOCK_IN):
-        products = tl.zeros([P.BLOCK_IN, P.BLOCK_OUT], tl.float32)
+        products = tl.full([P.BLOCK_IN, P.BLOCK_OUT], 0.0, tl.float32)
         for first in range(start, end, P.BLOCK_M):
             m = first + tl.arange(0, P.BLOCK_M)
             window, exists = _window(m, end, row, stride_n, P)

@@ -1,5 +1,6 @@
 """The drop-in module, and `fuse(model)`, which puts it where its three parts stand."""
 import types
+from collections import OrderedDict
 
 import torch
 from torch import nn
@@ -97,48 +98,56 @@ def fuse(model):
     Residual) is taken in. What carries hooks is left alone. `unfuse` undoes it.
     Raises ValueError where there is nothing to replace.
     """
-    blocks = {}
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            inner = _only_child(child)
-            if inner and _is_unit(child._modules[inner]) and _adds_its_input(child, inner) and not has_hooks(child):
-                if child not in blocks:
-                    blocks[child] = _Fused()
-                    blocks[child].add_module(inner, _block(child._modules[inner], residual=True))
-            elif _is_unit(child) and not isinstance(parent, _Fused):
-                if child not in blocks and not any(child in wrapper._modules.values() for wrapper in blocks):
-                    blocks[child] = _block(child, residual=False)
-            if child in blocks:
-                blocks[child].replaced = (child,)  # in a tuple, so that it is no submodule
-                blocks[child].training = child.training
-                parent._modules[name] = blocks[child]
-    if not blocks:
+    stand_ins = {}  # a module may stand in several places
+    for parent in list(model.modules()):  # from the outside in
+        if parent not in stand_ins:
+            for name, child in list(parent._modules.items()):
+                stand_in = stand_ins[child] if child in stand_ins else _stand_in(child)
+                if stand_in is not None:
+                    stand_ins[child] = parent._modules[name] = stand_in
+    if not stand_ins:
         raise ValueError("nothing to fuse: no Sequential(Conv2d, GELU, BatchNorm2d) with a depthwise conv of odd kernel, "
                          "stride 1 and 'same' padding, free of hooks")
-    return len(blocks)
+    return len(stand_ins)
 
 
 def unfuse(model):
     """Undo `fuse`: how many blocks it put back. Parts exchanged meanwhile, as by convert_sync_batchnorm, stay exchanged."""
-    blocks = {}
+    originals = {}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if hasattr(child, "replaced"):
-                blocks[child], = child.replaced
-                block, unit = child, blocks[child]
-                if isinstance(child, _Fused):
-                    (inner, block), = child._modules.items()
-                    unit = blocks[child]._modules[inner]
-                unit._modules.update(block._modules)
-                unit.training, blocks[child].training = block.training, child.training
-                parent._modules[name] = blocks[child]
-    return len(blocks)
+                originals[child] = parent._modules[name] = _original(child)
+    return len(originals)
 
 
-def _block(unit, residual):
-    block = DepthwiseGELUBN.of_parts(*unit, residual=residual)
-    block.training = unit.training
-    return block
+def _stand_in(module):
+    """What takes a module's place when fused, or None."""
+    inner = _only_child(module)
+    if inner and _is_unit(module._modules[inner]) and _adds_its_input(module, inner) and not has_hooks(module):
+        unit = module._modules[inner]
+        block = DepthwiseGELUBN.of_parts(*unit, residual=True)
+        block.training = unit.training
+        stand_in = _Fused(OrderedDict({inner: block}))
+    elif _is_unit(module):
+        stand_in = DepthwiseGELUBN.of_parts(*module)
+    else:
+        return None
+    stand_in.training = module.training
+    stand_in.replaced = (module,)  # in a tuple, so that it is no submodule
+    return stand_in
+
+
+def _original(stand_in):
+    """What `stand_in` replaced, with the parts and flags that it has now."""
+    module, = stand_in.replaced
+    unit, block = module, stand_in
+    if isinstance(stand_in, _Fused):
+        (inner, block), = stand_in._modules.items()
+        unit = module._modules[inner]
+    unit._modules.update(block._modules)
+    unit.training, module.training = block.training, stand_in.training
+    return module
 
 
 def _is_unit(module):

@@ -1,6 +1,7 @@
 """Compile the Triton kernels for GPUs that need not be there, and print what each takes, one JSON object a line.
 
 python tests/compile_kernels.py PART PARTS        (a program of its own: TRITON_INTERPRET must be unset)
+python tests/compile_kernels.py launches          instead, what the launchers launch
 """
 import json
 import os
@@ -69,7 +70,47 @@ def resources(compiled, cubin):
     return {"registers": int(registers), "spilled": int(stack) + int(local), "shared": compiled.metadata.shared, "tensor_cores": found}
 
 
+class NoGPU:
+    """A driver that names a GPU and has none: enough for Triton to specialise and compile what is launched."""
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=None):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+
+def launches():
+    """Names of the kernels that the launchers call, each compiled from their own arguments."""
+    triton.runtime.driver.set_active(NoGPU())
+    names = []
+
+    class Compiled:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            def launch(*args, **options):
+                self.kernel.warmup(*args, grid=grid, **options)
+                names.append(self.kernel.fn.__name__)
+            return launch
+    for name in (*ONE_LAUNCH, *TWO_LAUNCHES):
+        setattr(depthwise_launch, name, Compiled(getattr(depthwise_triton, name)))
+    for N, C in ((250, 512), (5, 4)):  # enough channels for one launch, too few
+        x, weight, c = torch.zeros(N, C, 8, 8).half(), torch.zeros(C, 1, 9, 9).half(), torch.zeros(C)
+        _, mean, var = depthwise_launch.forward(x, weight, c, None, None, None, None, 1e-5, True)
+        depthwise_launch.forward(x, weight, None, c, c, mean, var, 1e-5, False)
+        depthwise_launch.backward(x, x, weight, c, None, mean, var, 1e-5, True, True)
+    return names
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "launches":
+        print(json.dumps(launches()))
+        sys.exit()
     part, parts = map(int, sys.argv[1:])
     for kernel, side, K, dtype, capability in list(cases())[part::parts]:
         cubin = Path(os.environ["TRITON_CACHE_DIR"]) / f"part{part}.cubin"

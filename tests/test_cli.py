@@ -277,11 +277,27 @@ def test_out_folder_that_cannot_be(pictures, tmp_path):
     (["--batch-size", "37"], "--batch-size 37 is more than the 36 training images"),
     (["--device", "cuda:7"], "--device cuda:7 is not there"),
     (["--amp", "fp16"], "no fp16 training on the CPU"),
+    (["--kernels", "triton"], "--kernels triton: Triton kernels need a CUDA device, and this is cpu"),
     (["--resume", "nowhere.pt"], "--resume: there is no checkpoint nowhere.pt"),
     (["--batch-size", "1"], "--batch-size 1: BatchNorm"),
 ])
 def test_what_only_the_machine_or_the_data_can_tell(pictures, tmp_path, arguments, message):
     assert message in refused(*TINY, "--data", pictures, "--steps", 1, "--out", tmp_path / "run", "--cache", tmp_path, *arguments)
+
+
+def test_kernels_are_chosen_said_and_interchangeable(pictures, tmp_path, capsys):
+    """The plain run's checkpoint goes on fused, to the losses of the run that was fused throughout."""
+    common = [*map(str, [*TINY, "--data", pictures, "--cache", tmp_path, "--log-every", 5])]
+    for out, kernels, steps, said in (("fused", "auto", 10, "1 depthwise units fused, on the CPU (Triton kernels need a CUDA device"),
+                                      ("both", "torch", 5, "plain PyTorch (--kernels torch)"),
+                                      ("both", "auto", 10, "1 depthwise units fused")):
+        script.main([*common, "--out", str(tmp_path / out), "--resume", "auto", "--steps", str(steps), "--kernels", kernels])
+        assert f"kernels: {said}" in capsys.readouterr().out
+    a, b = (read_csv(tmp_path / out / "log.csv") for out in ("fused", "both"))
+    assert [row["train_loss"] for row in b] == pytest.approx([row["train_loss"] for row in a], rel=1e-4)
+    script.main([*map(str, ["--arch", "vit_linear", "--patch", 8, "--dim", 16, "--heads", 2, "--depth", 1, "--image-size", 32, "--batch-size", 8,
+                            "--device", "cpu", "--data", pictures, "--cache", tmp_path, "--steps", 1, "--out", tmp_path / "vit"])])
+    assert "kernels: plain PyTorch (ViT has no depthwise" in capsys.readouterr().out
 
 
 def test_a_second_run_in_one_folder_is_refused(train, pictures, tmp_path):

@@ -16,13 +16,17 @@ TENSOR_CORES = {80: {"mma.sync"}, 90: {"mma.sync", "wgmma.mma_async"}, 100: {"mm
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("triton")
+def start(tmp_path_factory):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(cache), "TRITON_DEFAULT_FP_FUSION": "1"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "TRITON_DEFAULT_FP_FUSION": "1"}
+    return lambda *arguments: subprocess.Popen([sys.executable, SCRIPT, *map(str, arguments)], env=environment, text=True,
+                                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.fixture(scope="module")
+def compiled(start):
     parts = min(2, os.cpu_count())
-    processes = [subprocess.Popen([sys.executable, SCRIPT, str(part), str(parts)], env=environment, text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE) for part in range(parts)]
+    processes = [start(part, parts) for part in range(parts)]
     outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0] * parts, outputs
     return [json.loads(line) for output, _ in outputs for line in output.splitlines()]
@@ -46,3 +50,12 @@ def test_products_are_on_tensor_cores(compiled):
         assert case["tensor_cores"] and set(case["tensor_cores"]) <= TENSOR_CORES[case["capability"]], case
         if case["capability"] == 90 and case["dtype"] != "float32":
             assert "wgmma.mma_async" in case["tensor_cores"], case
+
+
+def test_one_launch_forward_and_one_backward(start):
+    """From the launchers' own arguments. With too few channels to fill a GPU the work is split, in two launches each way."""
+    process = start("launches")
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert json.loads(output) == ["forward_kernel", "apply_kernel", "backward_kernel",
+                                  "moments_kernel", "apply_kernel", "apply_kernel", "sums_kernel", "gradients_kernel"]

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PRODUCT = sorted([*ROOT.glob("mixer/**/*.py"), *ROOT.glob("kernels/**/*.py"), ROOT / "train.py"])
+PRODUCT = sorted([*ROOT.glob("mixer/**/*.py"), *ROOT.glob("kernels/**/*.py"), ROOT / "train.py", ROOT / "bench.py"])
 # a file may import those above it
 ORDER = ["errors", "files", "experiments", "models", "cli", "data.images", "data.augment", "data.demo", "data.packed",
-         "checkpoint", "config", "report", "training"]
+         "checkpoint", "config", "report", "timing", "training"]
+KERNELS_ORDER = ["reference", "depthwise_cpu", "depthwise_triton", "depthwise_launch", "depthwise_op", "module"]
 
 
 def imported(path):
@@ -21,13 +22,14 @@ def imported(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[:len(package) - node.level + 1] if node.level else ()
-            yield ".".join([*base, *([node.module] if node.module else [])])
+            yield from (".".join([*base, name]) for name in ([node.module] if node.module else [alias.name for alias in node.names]))
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_no_oracle_and_no_sibling_package(path):
     roots = {name.split(".")[0] for name in imported(path)}
-    assert not roots & {"timm", "torchvision", "tests", "train", "bench"}
+    oracles = {"timm", "torchvision"} if path.name != "bench.py" else {"torchvision"}  # timm is a peer that bench.py measures
+    assert not roots & {*oracles, "tests", "train", "bench"}
     if path.is_relative_to(ROOT / "mixer"):
         assert "kernels" not in roots
     if path.is_relative_to(ROOT / "kernels"):
@@ -50,9 +52,25 @@ def test_modules_import_downwards_only():
                 assert ORDER.index(other) < ORDER.index(own), f"{own} imports {other}"
 
 
+def test_kernels_import_downwards_only_and_triton_in_two_files():
+    for path in ROOT.glob("kernels/*.py"):
+        names = {name.removeprefix("kernels.") for name in imported(path)}
+        if path.stem != "__init__":
+            assert not names & set(KERNELS_ORDER[KERNELS_ORDER.index(path.stem):]), path
+        assert ("triton" in {name.split(".")[0] for name in names}) == (path.stem in ("depthwise_triton", "depthwise_launch")), path
+
+
 def test_importing_prints_nothing_and_touches_no_device():
-    code = ("import torch, mixer.models, mixer.training, mixer.report\n"
+    code = ("import torch, kernels, mixer.models, mixer.training, mixer.report\n"
             "assert not torch.cuda.is_initialized()\n"
             "import sys; assert not {'timm', 'torchvision', 'matplotlib'} & set(sys.modules)")
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_kernels_work_without_triton():
+    code = ("import sys; sys.modules['triton'] = None  # as if it were not installed\n"
+            "import torch, kernels\n"
+            "kernels.DepthwiseGELUBN(4, 3)(torch.rand(2, 4, 8, 8)).sum().backward()")
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import bench
+from mixer.cli import parse
 from mixer.config import MODEL_OPTIONS, read_config
 from mixer.models import create_model
 
@@ -13,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.M | re.S)
 COMMANDS = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines() if line and line[0] != "#"]
+BENCH = [match[0] for match in re.finditer(r"python bench\.py[^`|&#\n]*", README)]
 TRAIN = [match[0] for match in re.finditer(r"python train\.py[^`|&#\n]*", README)]
 
 
@@ -34,6 +37,12 @@ def test_train_commands_parse(command):
         read_config(arguments, "")
 
 
+@pytest.mark.parametrize("command", BENCH)
+def test_bench_commands_parse(command):
+    given, wrong = parse(bench.Config, shlex.split(command)[2:], "")
+    assert given["kernels_table"] and not wrong
+
+
 def test_python_examples_run():
     examples = [block for language, block in BLOCKS if language == "python"]
     assert examples
@@ -46,7 +55,7 @@ def test_files_named_in_the_tour_exist():
     names = [line.split()[0] for line in tour.splitlines()]
     for name in names:
         assert (ROOT / name).exists(), name
-    modules = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("mixer/**/*.py") if p.name != "__init__.py"}
+    modules = {p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("mixer/**/*.py"), *ROOT.glob("kernels/*.py"), ROOT / "bench.py"] if p.name != "__init__.py"}
     assert not modules - {name for name in names}, "files missing from the tour"
 
 
