@@ -38,7 +38,7 @@ def _plan(shape, kernel_size, dtype, precision):
     if best is None:
         return None
     _, rows, block_in, block_out = best
-    # The largest pieces that compile without spills for sm_80, sm_90 and sm_100 (tests/test_compile.py). A float32 product is
+    # The largest pieces that Triton 3.9 compiles without spills for sm_80, sm_90 and sm_100 (tests/test_compile.py). A float32 product is
     # three of TF32 parts, which take more registers.
     options = dict(num_warps=8 if single or block_in > 128 else 4, num_stages=2 if not single and block_in <= 64 else 1)
     block_m = 32 if single and block_out == 64 else 64
