@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from kernels import DepthwiseGELUBN, depthwise_cpu, fuse
 from mixer.cli import option, parse, run, wrong_values

@@ -37,7 +37,7 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
 def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     """dx, dweight, dbias, dgamma, dbeta, the last four in the dtype of the statistics. x alone was saved: conv and GELU are
     done again. `batch_stats`: mean and var were this batch's own."""
-    x_layout = x
+    original = x
     dy, x, weight, bias, gamma = _computed_in(stats_dtype(x), dy, x, weight, bias, gamma)
     z = _conv(x, weight, bias)
     gamma = torch.ones_like(mean) if gamma is None else gamma
@@ -47,7 +47,7 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     dx, dweight = conv_backward(dz, x, weight)
     if residual:
         dx += dy
-    return _like(x_layout, dx), dweight, dz.sum((0, 2, 3)), dgamma, dbeta
+    return _like(original, dx), dweight, dz.sum((0, 2, 3)), dgamma, dbeta
 
 
 def conv_backward(dz, x, weight):
