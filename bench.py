@@ -223,37 +223,48 @@ def peak_resident_mib():
 def as_markdown(result):
     e = result["environment"]
     versions = ", ".join(f"{name} {e[name]}" for name in ("python", "torch", "triton"))
+    blocks = {}  # (shape, mode) -> a row for each way
+    for row in result["blocks"]:
+        blocks.setdefault((tuple(row["shape"]), row["mode"]), []).append(row)
     lines = [f"{e['device']}; {versions}; {result['dtype']}; {e['date']}; copy {result['copy_gb_s']:.0f} GB/s", "",
              "The block, with residual, in training: median [p20, p80] ms, times as fast as eager, GB/s of what must be moved", "",
-             "| N, C, map, K | what | " + " | ".join(dict.fromkeys(row["way"] for row in result["blocks"])) + " |", "|---|---|" + "---|" * 5]
-    grouped = {}
-    for row in result["blocks"]:
-        grouped.setdefault((tuple(row["shape"]), row["mode"]), []).append(row)
-    for (shape, mode), rows in grouped.items():
-        N, C, side, K = shape
-        cells = [f"{r['ms']:.3g} [{r['p20']:.3g}, {r['p80']:.3g}] {r['faster_than_eager']:.2f}x, {r['gb_s']:.1f}" for r in rows]
-        lines.append(f"| {N}, {C}, {side}x{side}, {K} | {mode} | " + " | ".join(cells) + " |")
-    for shape, rows in {tuple(row["shape"]): [r for r in result["blocks"] if r["shape"] == row["shape"] and r["mode"] == "forward"]
-                        for row in result["blocks"]}.items():
-        N, C, side, K = shape
-        lines.append(f"| {N}, {C}, {side}x{side}, {K} | saved, KiB a sample | " + " | ".join(f"{r['saved_bytes_per_sample'] / 1024:.0f}" for r in rows) + " |")
+             *table_head("N, C, map, K", "what", *dict.fromkeys(row["way"] for row in result["blocks"]))]
+    for (shape, mode), rows in blocks.items():
+        lines.append(table_line(named(shape), mode, *(
+            f"{spread(r['ms'], r['p20'], r['p80'], '.3g')} {r['faster_than_eager']:.2f}x, {r['gb_s']:.1f}" for r in rows)))
+    for (shape, mode), rows in blocks.items():
+        if mode == "forward":
+            lines.append(table_line(named(shape), "saved, KiB a sample", *(f"{r['saved_bytes_per_sample'] / 1024:.0f}" for r in rows)))
     if result["convs"]:
-        lines += ["", "A depthwise conv's backward alone: median [p20, p80] ms", "", "| N, C, map, K | PyTorch's | ours | times as fast |",
-                  "|---|---|---|--:|"]
+        lines += ["", "A depthwise conv's backward alone: median [p20, p80] ms", "",
+                  "| N, C, map, K | PyTorch's | ours | times as fast |", "|---|---|---|--:|"]
         for row in result["convs"]:
-            N, C, side, K = row["shape"]
-            cells = [f"{row[way]['median']:.3g} [{row[way]['p20']:.3g}, {row[way]['p80']:.3g}]" for way in ("aten", "ours")]
-            lines.append(f"| {N}, {C}, {side}x{side}, {K} | {' | '.join(cells)} | {row['faster']:.1f} |")
+            lines.append(table_line(named(row["shape"]), *(spread(**row[way], form=".3g") for way in ("aten", "ours")),
+                                    f"{row['faster']:.1f}"))
     lines += ["", "A training step, forward + backward + Adam: median [p20, p80] ms, times as fast as eager; peak memory, MiB", "",
-              "| model, batch, image | eager | compile | fused |", "|---|---|---|---|"]
+              *table_head("model, batch, image", "eager", "compile", "fused")]
     for row in result["steps"]:
-        cells = []
-        for way in ("eager", "compile", "fused"):
-            r = row.get(way)
-            peak = "" if not r or r["peak_mib"] is None else f"; {r['peak_mib']:,.0f}"
-            cells.append(f"{r['median']:.0f} [{r['p20']:.0f}, {r['p80']:.0f}] {r['faster_than_eager']:.2f}x{peak}" if r else "not taken")
-        lines.append(f"| {row['model']}, {row['batch']}, {row['image_size']} | " + " | ".join(cells) + " |")
+        cells = [f"{spread(r['median'], r['p20'], r['p80'], '.0f')} {r['faster_than_eager']:.2f}x; {r['peak_mib']:,.0f}" if r else "not taken"
+                 for r in map(row.get, ("eager", "compile", "fused"))]
+        lines.append(table_line(f"{row['model']}, {row['batch']}, {row['image_size']}", *cells))
     return "\n".join(lines) + "\n"
+
+
+def table_line(*cells):
+    return f"| {' | '.join(cells)} |"
+
+
+def table_head(*cells):
+    return [table_line(*cells), "|" + "---|" * len(cells)]
+
+
+def named(shape):
+    N, C, side, K = shape
+    return f"{N}, {C}, {side}x{side}, {K}"
+
+
+def spread(median, p20, p80, form):
+    return f"{median:{form}} [{p20:{form}}, {p80:{form}}]"
 
 
 def say(text):

@@ -11,14 +11,14 @@ Measured against plain PyTorch: results/kernels-cpu/kernels.json.
 import torch
 from torch.nn import functional as F
 
-from .reference import stats_dtype
+from .reference import conv, laid_out_like, stats_dtype
 
 
 def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
     """As reference.forward, without a gradient: one new activation, and passes over it in place."""
     plain, weight, bias, gamma, beta, mean, var = _computed_in(stats_dtype(x), x, weight, bias, gamma, beta, mean, var)
     N, C, H, W = x.shape
-    y = torch.ops.aten.gelu_(_conv(plain, weight, bias))
+    y = torch.ops.aten.gelu_(conv(plain, weight, bias))
     channel = (C, 1, 1)
     if mean is None:
         n = N * H * W
@@ -31,7 +31,7 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
     y = y.mul_(scale.view(channel)) if beta is None else torch.addcmul(beta.view(channel), y, scale.view(channel), out=y)
     if residual:
         y += plain
-    return _like(x, y), mean, var
+    return laid_out_like(x, y), mean, var
 
 
 def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
@@ -39,7 +39,7 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     done again. `batch_stats`: mean and var were this batch's own."""
     original = x
     dy, x, weight, bias, gamma = _computed_in(stats_dtype(x), dy, x, weight, bias, gamma)
-    z = _conv(x, weight, bias)
+    z = conv(x, weight, bias)
     gamma = torch.ones_like(mean) if gamma is None else gamma
     dz, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
         dy, F.gelu(z), gamma, mean, var, mean, torch.rsqrt(var + eps), batch_stats, eps, [True, True, True])
@@ -47,27 +47,17 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     dx, dweight = conv_backward(dz, x, weight)
     if residual:
         dx += dy
-    return _like(original, dx), dweight, dz.sum((0, 2, 3)), dgamma, dbeta
+    return laid_out_like(original, dx), dweight, dz.sum((0, 2, 3)), dgamma, dbeta
 
 
 def conv_backward(dz, x, weight):
     """dx and dweight of the depthwise conv, each by a depthwise conv; all contiguous."""
     N, C, H, W = x.shape
     K = weight.shape[-1]
-    dx = _conv(dz, weight.flip(2, 3), None)
+    dx = conv(dz, weight.flip(2, 3), None)
     dweight = F.conv2d(x.view(1, N * C, H, W), dz.view(N * C, 1, H, W), padding=K // 2, groups=N * C)  # (1, N * C, K, K)
     return dx, dweight.view(N, C, 1, K, K).sum(0)
 
 
-def _conv(x, weight, bias):
-    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
-
-
 def _computed_in(dtype, *tensors):
     return [None if t is None else t.to(dtype).contiguous() for t in tensors]
-
-
-def _like(x, t):
-    """t in the dtype and the memory layout of x."""
-    out = torch.empty_like(x)
-    return t if (out.stride(), out.dtype) == (t.stride(), t.dtype) else out.copy_(t)

@@ -14,7 +14,7 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
     (N, H, W), Ioffe & Szegedy 2015, with scale gamma and shift beta, (C,) or None. mean and var None: this batch's own are
     taken, as in training. Differentiable. Raises ValueError where a batch has a single value a channel.
     """
-    g = F.gelu(_conv(x, weight, bias))
+    g = F.gelu(conv(x, weight, bias))
     gamma, beta, mean, var = (None if t is None else t.to(stats_dtype(x)) for t in (gamma, beta, mean, var))
     if mean is None:
         n = g.numel() // g.shape[1]
@@ -33,7 +33,7 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     `batch_stats` says that mean and var were the batch's own, and so depend on x.
     """
     C, K = weight.shape[0], weight.shape[-1]
-    z = _conv(x, weight, bias)
+    z = conv(x, weight, bias)
     gamma = torch.ones_like(mean) if gamma is None else gamma.to(mean.dtype)
     dg, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
         dy.contiguous(), F.gelu(z), gamma, mean, var, mean, torch.rsqrt(var + eps), batch_stats, eps, [True] * 3)
@@ -43,10 +43,17 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     return (dx + dy if residual else dx), dweight.to(mean.dtype), dbias.to(mean.dtype), dgamma, dbeta
 
 
-def _conv(x, weight, bias):
+def conv(x, weight, bias):
+    """Depthwise, stride 1, "same" zero padding."""
     return F.conv2d(x, weight, None if bias is None else bias.to(x.dtype), padding=weight.shape[-1] // 2, groups=weight.shape[0])
 
 
 def stats_dtype(x):
     """Statistics are float32, in float64 networks float64."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def laid_out_like(x, t):
+    """t in the dtype and the memory layout that torch.empty_like gives x."""
+    out = torch.empty_like(x)
+    return t if (out.stride(), out.dtype) == (t.stride(), t.dtype) else out.copy_(t)
