@@ -1,12 +1,14 @@
-"""Measure what the models and the kernels take, on whatever machine this runs.
+"""Measure what the models and the kernels take on this machine: time, memory, FLOPs, beside the machine's own limits.
 
+python bench.py
+python bench.py --rows convmixer-p24,vit_cnn-p24 --peers
+python bench.py --data dogs-vs-cats.zip --out results/here
 python bench.py --kernels-table
 """
 import dataclasses
 import importlib.util
-import multiprocessing
+import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,25 +16,40 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kernels import DepthwiseGELUBN, depthwise_cpu, fuse
+from kernels import DepthwiseGELUBN, depthwise_cpu, pick_kernels, why_not_triton
+from mixer import tables
 from mixer.cli import option, parse, run, wrong_values
+from mixer.data.images import find_images
 from mixer.errors import InputError
-from mixer.files import save_atomically, write_json
-from mixer.models import create_model
+from mixer.experiments import ROWS
+from mixer.files import save_atomically, write_csv, write_json
+from mixer.measure import Load, compare_training, largest_batch, measure_data, saved_bytes, times_and_floor, visit_model
+from mixer.models import create_model, did_you_mean, model_options
 from mixer.models.convmixer import depthwise_unit
-from mixer.report import environment
+from mixer.processes import ChildFailed, in_fresh_process
+from mixer.report import draw_memory, draw_speed, environment
 from mixer.timing import captured, copy_bandwidth, race
-from mixer.training import make_optimizer, pick_device, train_step
+from mixer.training import pick_amp, pick_device
 
 
 @dataclass(frozen=True)
 class Config:
     """Every option of bench.py."""
 
-    kernels_table: bool = option(False, "the fused depthwise block against plain PyTorch, eager and compiled")
+    rows: str | None = option(None, "which of the nine rows, with commas between; default: all, as resnet18,convmixer-p24")
+    peers: bool = option(False, "also what you would otherwise take, from torchvision and timm, eager and compiled, in turn with ours")
+    data: str | None = option(None, "image folder or zip: also how fast it is decoded, packed, read and augmented")
+    max_batch: float | None = option(None, "also the largest batch that trains in so many GB of GPU memory", above=0)
+    kernels_table: bool = option(False, "instead: the fused depthwise block against plain PyTorch, eager and compiled")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: the GPU where there is one")
-    rounds: int = option(15, "times that each way is taken, in turn", least=3)
-    out: str | None = option(None, "folder for kernels.json and kernels.md; default: print only")
+    batch_size: int | None = option(None, "images per step; default: the original's 250, on a CPU 8", least=2)
+    image_size: int = option(192, "pixels square", least=1)
+    amp: str = option("auto", "autocast dtype; auto: fp16 on CUDA, off on the CPU", choices=("auto", "fp16", "bf16", "off"))
+    compile: bool = option(False, "torch.compile the models")
+    kernels: str = option("auto", "ConvMixer's depthwise unit: fused (auto; triton: in Triton or not at all) or in plain PyTorch",
+                          choices=("auto", "torch", "triton"))
+    repeats: int = option(12, "times that each thing is taken, in turn with what it is compared to", least=3)
+    out: str | None = option(None, "folder for csv, json, markdown and figures; default: print only")
     debug: bool = option(False, "show a traceback when something fails")
 
 
@@ -41,79 +58,255 @@ SHAPES = {
     "cuda": [(250, 512, 8, 9), (250, 512, 12, 9), (64, 1024, 16, 9), (64, 768, 32, 7), (64, 1536, 32, 9), (250, 512, 8, 3), (8, 64, 12, 9)],
     "cpu": [(32, 512, 8, 9), (32, 512, 12, 9), (8, 1024, 16, 9), (2, 768, 32, 7), (32, 512, 8, 3), (8, 64, 12, 9)],
 }
-MODELS = {"ConvMixer 24": dict(patch=24), "ConvMixer 16": dict(patch=16), "ConvMixer 16/8": dict(patch=16, depth=8)}
+VISITS = 3  # fresh processes that share a row's repeats, minutes apart: the spread then holds what differs between such
+FOR_MODELS = {"rows", "peers", "data", "max_batch", "batch_size", "image_size", "compile", "kernels"}  # no --kernels-table with these
 
 
 def main(argv):
+    config, rows, device = read_config(argv)
+    out = writable(config.out)
+    lists = (measure_kernels if config.kernels_table else measure_models)(config, rows, device)
+    told = {**dataclasses.asdict(config), "out": None, "data": config.data and Path(config.data).name}  # a result tells of no folders
+    result = {"environment": environment(device), "config": told, **lists}
+    text = (tables.kernels_text if config.kernels_table else tables.bench_text)(result)
+    print(text)
+    if out:
+        name = "kernels" if config.kernels_table else "bench"
+        write_json(out / f"{name}.json", result)
+        save_atomically(out / f"{name}.md", lambda temporary: temporary.write_text(text))
+        for part, measured in lists.items():
+            write_csv(out / f"{part}.csv", flat(measured))
+        if lists.get("memory"):
+            caption = text.split("\n\n")[0]
+            draw_speed(out / "speed.png", [row for row in lists["models"] if "failed" not in row], caption)
+            draw_memory(out / "memory.png", lists["memory"], caption)
+    failed = sum("failed" in row for measured in lists.values() for row in measured)
+    if failed:
+        raise RuntimeError(f"{failed} of the measurements failed; the tables say why")
+
+
+def read_config(argv):
+    """argv -> Config with its defaults filled in, the rows to measure, the device. Raises InputError naming all that is wrong."""
     given, wrong = parse(Config, argv, __doc__)
     config = Config(**given)
     wrong += wrong_values(config)
-    if not config.kernels_table and not wrong:
-        wrong.append("nothing to measure: give --kernels-table")
+    names = {row.name: row for row in ROWS}
+    asked = list(names) if config.rows is None else config.rows.split(",")
+    wrong += [f"--rows: there is no {name}{did_you_mean(name, names)}; there are {', '.join(names)}" for name in asked if name not in names]
+    rows = [names[name] for name in asked if name in names]
+    for row in [] if wrong else rows:
+        try:
+            model_options(row.arch, config.image_size, **row.options)
+        except ValueError as e:
+            wrong.append(f"--image-size does not suit {row.name}: {e}; --rows takes others")
+    if config.kernels_table:
+        wrong += [f"--{name.replace('_', '-')} is of the models' table, not of --kernels-table" for name in given if name in FOR_MODELS]
     if wrong:
         raise InputError("\n".join(wrong))
     device = pick_device(config.device)
-    result = {"environment": environment(device), "config": dataclasses.asdict(config), **kernels_table(config, device)}
-    text = as_markdown(result)
-    print(text)
-    if config.out:
-        out = Path(config.out)
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "kernels.json", result)
-        save_atomically(out / "kernels.md", lambda temporary: temporary.write_text(text))
+    amp = pick_amp(config.amp, device)
+    if config.kernels == "triton" and why_not_triton(device):
+        raise InputError(f"--kernels triton: {why_not_triton(device)}; --kernels auto takes what there is")
+    if config.max_batch and device.type != "cuda":
+        raise InputError("--max-batch: only the memory of a GPU can be given out so exactly; this device is the CPU")
+    if config.max_batch and config.max_batch * 1e9 > torch.cuda.get_device_properties(device).total_memory:
+        raise InputError(f"--max-batch {config.max_batch:g}: {torch.cuda.get_device_name(device)} has less memory")
+    if config.data:
+        find_images(config.data)  # now, not after the models
+    amp = {torch.float16: "fp16", torch.bfloat16: "bf16", None: "off"}[amp]
+    return dataclasses.replace(config, amp=amp, batch_size=config.batch_size or (250 if device.type == "cuda" else 8)), rows, device
 
 
-def kernels_table(config, device):
-    """{"blocks": rows, "steps": rows, ...}: the block alone, a conv's backward alone on the CPU, and whole training steps."""
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    result = {"dtype": str(dtype).removeprefix("torch."), "copy_gb_s": copy_bandwidth(device), "blocks": [], "convs": [], "steps": []}
+def writable(out):
+    """The folder of the results, made. Raises InputError where it cannot be written to."""
+    if out is None:
+        return None
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(None, "not writable")
+    except OSError as e:
+        raise InputError(f"--out: cannot write to {out}: {e.strerror}") from e
+    return Path(out)
+
+
+def measure_models(config, rows, device):
+    """{list: its rows}: the nine rows of the table, their memory over batch sizes, and what else was asked for."""
+    load = Load(config.batch_size, config.image_size, device, pick_amp(config.amp, device))
+    makes = {row.title: partial(build, row.arch, row.options, config.image_size, device, config.kernels, config.compile) for row in rows}
+    models, memory = measure_rows(config, makes, load)
+    lists = {"models": models, "memory": memory}
+    if config.peers:
+        lists["peers"] = measure_peers(config, rows, load)
+    if config.max_batch:
+        lists["largest"] = []
+        for title, make in makes.items():
+            say(f"the largest batch of {title}")
+            found, failed = attempt(config, largest_batch, make, load, int(config.max_batch * 1e9))
+            lists["largest"].append({"row": title, "batch_size": config.batch_size, "largest_batch": found, **failed})
+    if config.data:
+        say(config.data)
+        stages, failed = attempt(config, measure_data, config.data, load, config.repeats)
+        lists["data"] = stages or [{"stage": Path(config.data).name, "batch_size": config.batch_size, **failed}]
+    return lists
+
+
+def measure_rows(config, makes, load):
+    """The table's rows, and their memory over batch sizes: rows in turn, each in VISITS fresh processes."""
+    batches = [config.batch_size] if config.compile else sorted({max(2, config.batch_size // part) for part in (4, 2, 1)})
+    rows = {title: {"row": title, "batch_size": config.batch_size} for title in makes}
+    times, memory = {title: {} for title in makes}, []
+    for visit in range(VISITS):
+        for title, make in makes.items():
+            if "failed" in rows[title]:
+                continue
+            say(f"{title}, visit {visit + 1} of {VISITS}")
+            result, failed = attempt(config, visit_model, make, load, config.repeats // VISITS, [] if visit else batches)
+            counts, at_batches, taken = result or ({}, [], {})
+            rows[title] |= {**counts, **failed}
+            memory += [{"row": title, **at_batch} for at_batch in at_batches]
+            for what, milliseconds in taken.items():
+                times[title].setdefault(what, []).extend(milliseconds)
+    for title, row in rows.items():
+        if "failed" not in row:
+            row |= times_and_floor(row, times[title])
+    return list(rows.values()), memory
+
+
+def attempt(config, f, *args):
+    """f(*args) in a fresh process, and what to add to its row: nothing, or, where there is no result, the reason in one line."""
+    try:
+        return in_fresh_process(f, *args), {}
+    except ChildFailed as e:
+        if config.debug:
+            print(e.trace, file=sys.stderr)
+        return None, {"failed": str(e)}
+
+
+
+
+def build(arch, options, image_size, device, kernels, compile):
+    """A model of ours, on the device, with the kernels of --kernels."""
+    model = create_model(arch, image_size=image_size, **options).to(device)
+    pick_kernels(kernels, model, device)
+    if compile:
+        model.compile()
+    return model
+
+
+def build_peer(arch, options, image_size, device, compile):
+    """What others offer for a row: torchvision's ResNet-18, timm's of the other architectures, with the same options, 2 classes."""
+    if arch == "resnet18":
+        from torchvision.models import resnet18
+        model = resnet18(num_classes=2)
+    elif arch == "efficientnetv2_b0":
+        from timm import create_model as timm_model
+        model = timm_model("tf_efficientnetv2_b0", num_classes=2)
+    elif arch == "convmixer":
+        from timm.models.convmixer import ConvMixer
+        model = ConvMixer(dim=512, depth=options.get("depth", 4), kernel_size=9, patch_size=options["patch"], num_classes=2)
+    else:
+        from timm.models.vision_transformer import VisionTransformer
+        model = VisionTransformer(img_size=image_size, patch_size=options["patch"], embed_dim=512, depth=4, num_heads=8,
+                                  qkv_bias=False, num_classes=2)
+    model = model.to(device)
+    if compile:
+        model.compile()
+    return model
+
+
+def measure_peers(config, rows, load):
+    measured = []
+    for row in rows:
+        package = "torchvision" if row.arch == "resnet18" else "timm"
+        if row.arch == "vit_linear":  # the same network as vit_cnn
+            continue
+        if not importlib.util.find_spec(package):
+            print(f"no peer for {row.title}: it needs {package} (pip install {package})", file=sys.stderr)
+            continue
+        say(f"{row.title} and {package}'s")
+        of = row.arch, row.options, config.image_size, load.device
+        makes = {"ours": partial(build, *of, config.kernels, config.compile), package: partial(build_peer, *of, False),
+                 f"{package}, compiled": partial(build_peer, *of, True)}
+        ours, *others = compare_training(makes, load, config.repeats)
+        for way in others:
+            if not {"failed"} & {*ours, *way}:
+                way |= {"time_ratio": way["faster"], "memory_ratio": ours["training_mib"] / way["training_mib"]}
+        measured += [{"row": row.title, **way} for way in (ours, *others)]
+    return measured
+
+
+def measure_kernels(config, rows, device):
+    """{list: its rows}: the block alone, a conv's backward alone on the CPU, and whole training steps."""
+    amp, on_gpu = pick_amp(config.amp, device), device.type == "cuda"
+    lists = {"blocks": [], "convs": [], "steps": []}
     for shape in SHAPES[device.type]:
         say(f"block {shape}")
-        result["blocks"] += block_rows(shape, dtype, config, device)
-        if device.type == "cpu" and shape[2:] in ((8, 9), (12, 9)):
-            result["convs"].append(conv_row(shape, config, device))
-    for name, options in MODELS.items():
-        say(name)
-        result["steps"].append(step_row(name, partial(convmixer, **options), 250 if device.type == "cuda" else 32, 192, config, device))
+        measured, failed = attempt(config, block_rows, shape, amp, config.repeats, device)
+        lists["blocks"] += measured or [{"shape": shape, "batch_size": shape[0], **failed}]
+        if not on_gpu:
+            lists["convs"].append(in_fresh_process(conv_row, shape, config.repeats, device))
+    load = Load(250 if on_gpu else 32, 192, device, amp)
+    for row in rows:
+        if row.arch == "convmixer":
+            say(row.title)
+            of = row.arch, row.options, load.image_size, device
+            makes = {"eager": partial(build, *of, "torch", False), "compile": partial(build, *of, "torch", True),
+                     "fused": partial(build, *of, "auto", False)}
+            lists["steps"] += named(row.title, load, compare_training(makes, load, config.repeats))
     name = "convmixer_1024_20_ks9_p14"
     if importlib.util.find_spec("timm"):
         say(name)
-        result["steps"].append(step_row(f"timm {name}", partial(timm_model, name), 64 if device.type == "cuda" else 8, 224,
-                                        dataclasses.replace(config, rounds=max(3, config.rounds // 5)), device, ways=("eager", "fused")))
+        load = Load(64 if on_gpu else 8, 224, device, amp)
+        makes = {"eager": partial(build_timm, name, "torch", device), "fused": partial(build_timm, name, "auto", device)}
+        lists["steps"] += named(f"timm {name}", load, compare_training(makes, load, max(3, config.repeats // 5)))
     else:
-        say(f"nothing of {name}, which needs timm: pip install timm")
-    return result
+        print(f"nothing of {name}: it needs timm (pip install timm)", file=sys.stderr)
+    return lists
+
+
+def named(model, load, ways):
+    return [{"model": model, "image_size": load.image_size, **way} for way in ways]
+
+
+def build_timm(name, kernels, device):
+    from timm import create_model as timm_model
+    model = timm_model(name).to(device)
+    pick_kernels(kernels, model, device)
+    return model
+
+
+class Block(nn.Module):
+    """ConvMixer's depthwise unit and its residual, in plain PyTorch."""
+
+    def __init__(self, C, K):
+        super().__init__()
+        self.fn = depthwise_unit(C, K)
+
+    def forward(self, x):
+        return self.fn(x) + x
 
 
 def block_ways(C, K, device):
     """{name: (module, memory format)}: one block, with residual, in the ways that a user has."""
-    class Plain(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fn = depthwise_unit(C, K)
-
-        def forward(self, x):
-            return self.fn(x) + x
-
     def compiled(**options):
-        model = Plain().to(device)
+        model = Block(C, K).to(device)
         model.compile(options=options or None)
         return model
     return {
-        "eager": (Plain().to(device), torch.contiguous_format),
-        "eager channels_last": (Plain().to(device, memory_format=torch.channels_last), torch.channels_last),
+        "eager": (Block(C, K).to(device), torch.contiguous_format),
+        "eager NHWC": (Block(C, K).to(device, memory_format=torch.channels_last), torch.channels_last),
         "compile": (compiled(), torch.contiguous_format),
-        "compile, layout kept": (compiled(layout_optimization=False), torch.contiguous_format),
+        "compile NCHW": (compiled(layout_optimization=False), torch.contiguous_format),
         "fused": (DepthwiseGELUBN(C, K, residual=True).to(device), torch.contiguous_format),
     }
 
 
-def block_rows(shape, dtype, config, device):
+def block_rows(shape, amp, repeats, device):
     """Forward in training, and forward + backward, of each way; gb_s counts the passes that none can do without: x read, y
     written, and backward x and dy read, dx written."""
     torch.manual_seed(0)
-    torch.compiler.reset()  # its limit of recompilations counts over all shapes
-    N, C, side, K = shape
+    (N, C, side, K), dtype, copy = shape, amp or torch.float32, copy_bandwidth(device)
     modes = {"forward": {}, "forward + backward": {}}
     saved = {}
     sets = 4 if device.type == "cuda" else 1  # more than the caches hold: a training step does not find its input there either
@@ -122,7 +315,7 @@ def block_rows(shape, dtype, config, device):
                    torch.randn(N, C, side, side, device=device, dtype=dtype).to(memory_format=memory_format)) for _ in range(sets)]
 
         def forward(pair, model=model):
-            with torch.autocast(device.type, dtype, enabled=device.type == "cuda"):
+            with torch.autocast(device.type, amp, enabled=amp is not None):
                 return model(pair[0])
 
         def both(pair, forward=forward, model=model):
@@ -132,139 +325,31 @@ def block_rows(shape, dtype, config, device):
         modes["forward + backward"][name] = captured(both, inputs, device)
     rows = []
     for mode, ways in modes.items():
-        times, ratios = race(ways, config.rounds, device)
+        times, ratios = race(ways, repeats, device)
         traffic = (2 if mode == "forward" else 5) * N * C * side * side * dtype.itemsize
         for name, t in times.items():
-            rows.append({"shape": list(shape), "mode": mode, "way": name, "ms": t.median / sets, "p20": t.p20 / sets, "p80": t.p80 / sets,
-                         "faster_than_eager": 1 / ratios[name], "gb_s": traffic * sets / t.median / 1e6, "saved_bytes_per_sample": saved[name]})
+            rows.append({"shape": shape, "batch_size": N, "mode": mode, "way": name, "ms": t.median / sets, "p20": t.p20 / sets,
+                         "p80": t.p80 / sets, "faster_than_eager": 1 / ratios[name], "gb_s": traffic * sets / t.median / 1e6,
+                         "copy_gb_s": copy, "saved_bytes_per_sample": saved[name]})
     return rows
 
 
-def saved_bytes(f):
-    """Bytes that autograd keeps for backward, each storage once, parameters left out."""
-    seen = {}
-    with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: t if isinstance(t, nn.Parameter) else seen.setdefault(t.untyped_storage().data_ptr(), t), lambda t: t):
-        result = f()
-    del result
-    return sum(t.nbytes for t in seen.values())
-
-
-def conv_row(shape, config, device):
+def conv_row(shape, repeats, device):
     """A depthwise conv's backward alone, PyTorch's own and ours on the CPU."""
     N, C, side, K = shape
     x, dz, weight = torch.randn(N, C, side, side), torch.randn(N, C, side, side), torch.randn(C, 1, K, K)
     ways = {"aten": lambda: torch.ops.aten.convolution_backward(dz, x, weight, [C], [1, 1], [K // 2] * 2, [1, 1], False, [0, 0], C,
                                                                 [True, True, False]),
             "ours": lambda: depthwise_cpu.conv_backward(dz, x, weight)}
-    times, ratios = race(ways, config.rounds, device)
-    return {"shape": list(shape), **{name: t._asdict() for name, t in times.items()}, "faster": 1 / ratios["ours"]}
+    times, ratios = race(ways, repeats, device)
+    return {"shape": shape, **{f"{name}_{part}": value for name, t in times.items() for part, value in t._asdict().items()},
+            "faster": 1 / ratios["ours"]}
 
 
-def convmixer(**options):
-    return create_model("convmixer", **options)
-
-
-def timm_model(name):
-    import timm
-    return timm.create_model(name)
-
-
-def step_row(name, make, batch, image_size, config, device, ways=("eager", "compile", "fused")):
-    """A whole training step, as train.py does it (forward, backward, fused Adam): plain, compiled, fused."""
-    torch.compiler.reset()
-    steps = {way: make_step(way, make, batch, image_size, device) for way in ways}
-    for step in steps.values():
-        step()
-    times, ratios = race(steps, config.rounds, device)
-    row = {"model": name, "batch": batch, "image_size": image_size}
-    for way in ways:
-        row[way] = {**times[way]._asdict(), "faster_than_eager": 1 / ratios[way],
-                    "peak_mib": in_fresh_process(peak_mib, way, make, batch, image_size, device)}
-    return row
-
-
-def make_step(way, make, batch, image_size, device):
-    torch.manual_seed(0)
-    model = make().to(device)
-    if way == "fused":
-        fuse(model)
-    if way == "compile":
-        model.compile()
-    amp = torch.float16 if device.type == "cuda" else None
-    images, labels = torch.rand(batch, 3, image_size, image_size, device=device), torch.randint(0, 2, (batch,), device=device)
-    optimizer, scaler = make_optimizer(model, 1e-4, 0.0), torch.amp.GradScaler(device.type, enabled=amp is not None)
-    return lambda: train_step(model, images, labels, optimizer, scaler, amp=amp, label_smoothing=0.0, clip_grad=None)
-
-
-def in_fresh_process(f, *args):
-    """f(*args) in a process that has done nothing before."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(f, *args).result()
-
-
-def peak_mib(way, make, batch, image_size, device):
-    """MiB that three training steps take at most, model and optimizer included: of GPU memory, or on the CPU of the process's
-    (Linux), beyond what it had before the model was made."""
-    before = peak_resident_mib()
-    step = make_step(way, make, batch, image_size, device)
-    for _ in range(3):
-        step()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return peak_resident_mib() - before
-
-
-def peak_resident_mib():
-    """getrusage would count what the parent had when it started this process."""
-    return next(int(line.split()[1]) / 2**10 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-
-
-def as_markdown(result):
-    e = result["environment"]
-    versions = ", ".join(f"{name} {e[name]}" for name in ("python", "torch", "triton"))
-    blocks = {}  # (shape, mode) -> a row for each way
-    for row in result["blocks"]:
-        blocks.setdefault((tuple(row["shape"]), row["mode"]), []).append(row)
-    lines = [f"{e['device']}; {versions}; {result['dtype']}; {e['date']}; copy {result['copy_gb_s']:.0f} GB/s", "",
-             "The block, with residual, in training: median [p20, p80] ms, times as fast as eager, GB/s of what must be moved", "",
-             *table_head("N, C, map, K", "what", *dict.fromkeys(row["way"] for row in result["blocks"]))]
-    for (shape, mode), rows in blocks.items():
-        lines.append(table_line(named(shape), mode, *(
-            f"{spread(r['ms'], r['p20'], r['p80'], '.3g')} {r['faster_than_eager']:.2f}x, {r['gb_s']:.1f}" for r in rows)))
-    for (shape, mode), rows in blocks.items():
-        if mode == "forward":
-            lines.append(table_line(named(shape), "saved, KiB a sample", *(f"{r['saved_bytes_per_sample'] / 1024:.0f}" for r in rows)))
-    if result["convs"]:
-        lines += ["", "A depthwise conv's backward alone: median [p20, p80] ms", "",
-                  "| N, C, map, K | PyTorch's | ours | times as fast |", "|---|---|---|--:|"]
-        for row in result["convs"]:
-            lines.append(table_line(named(row["shape"]), *(spread(**row[way], form=".3g") for way in ("aten", "ours")),
-                                    f"{row['faster']:.1f}"))
-    lines += ["", "A training step, forward + backward + Adam: median [p20, p80] ms, times as fast as eager; peak memory, MiB", "",
-              *table_head("model, batch, image", "eager", "compile", "fused")]
-    for row in result["steps"]:
-        cells = [f"{spread(r['median'], r['p20'], r['p80'], '.0f')} {r['faster_than_eager']:.2f}x; {r['peak_mib']:,.0f}" if r else "not taken"
-                 for r in map(row.get, ("eager", "compile", "fused"))]
-        lines.append(table_line(f"{row['model']}, {row['batch']}, {row['image_size']}", *cells))
-    return "\n".join(lines) + "\n"
-
-
-def table_line(*cells):
-    return f"| {' | '.join(cells)} |"
-
-
-def table_head(*cells):
-    return [table_line(*cells), "|" + "---|" * len(cells)]
-
-
-def named(shape):
-    N, C, side, K = shape
-    return f"{N}, {C}, {side}x{side}, {K}"
-
-
-def spread(median, p20, p80, form):
-    return f"{median:{form}} [{p20:{form}}, {p80:{form}}]"
+def flat(rows):
+    """Rows for a csv file: the same keys in each, shapes as words."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [{key: tables.shape_text(row[key]) if key == "shape" else row.get(key) for key in keys} for row in rows]
 
 
 def say(text):

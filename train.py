@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from kernels import fuse, why_not_triton
+from kernels import pick_kernels, why_not_triton
 from mixer.cli import call, run
 from mixer.config import DEMO, MODEL_OPTIONS, as_arguments, read_config, resume_identity
 from mixer.data.demo import Demo
@@ -115,20 +115,6 @@ def train_one(config, out, device):
           f"summary.json, log.csv, curves.png and last.pt are in {out}")
     if config.require_acc is not None and acc < config.require_acc:
         raise RuntimeError(f"{part} accuracy {acc:.3f} is below --require-acc {config.require_acc}")
-
-
-def pick_kernels(choice, model, device):
-    """Fuse what can be, unless `choice` is torch; what was done and why, in words."""
-    if choice == "torch":
-        return "plain PyTorch (--kernels torch)"
-    try:
-        count = fuse(model)
-    except ValueError:
-        return f"plain PyTorch ({type(model).__name__} has no depthwise conv + GELU + BatchNorm)"
-    why_not = why_not_triton(device)
-    if why_not is None:
-        return f"{count} depthwise units fused, in Triton"
-    return f"{count} depthwise units fused, {'on the CPU' if device.type == 'cpu' else 'in plain PyTorch'} ({why_not})"
 
 
 def train_all(config, out, device):

@@ -38,7 +38,7 @@ def depthwise_gelu_bn(x, weight, bias=None, gamma=None, beta=None, mean=None, va
     if x.numel() == 0:
         return reference.forward(x, weight, bias, gamma, beta, mean, var, eps, residual)
     dtype = x.dtype
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
     inside = residual and dtype == x.dtype
     y, mean, var = torch.ops.vit_convmixer.depthwise_gelu_bn(

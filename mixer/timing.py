@@ -14,7 +14,15 @@ class Times(NamedTuple):
 
 
 def race(ways, rounds, device, clock=time.perf_counter):
-    """{name: callable} -> ({name: Times}, {name: median over the rounds of how much longer it took than the first way}).
+    """{name: callable} -> ({name: Times}, {name: median over the rounds of how much longer it took than the first way})."""
+    samples = take_in_turn(ways, rounds, device, clock)
+    first = next(iter(samples.values()))
+    ratios = {name: statistics.median(b / a for a, b in zip(first, times)) for name, times in samples.items()}
+    return {name: summary(times) for name, times in samples.items()}, ratios
+
+
+def take_in_turn(ways, rounds, device, clock=time.perf_counter):
+    """{name: callable} -> {name: milliseconds of each round}.
 
     Each way is called once to warm up, then all in turn, `rounds` times. On CUDA a callable should queue its work alone;
     what is timed is the work.
@@ -25,9 +33,7 @@ def race(ways, rounds, device, clock=time.perf_counter):
     for _ in range(rounds):
         for name, way in ways.items():
             samples[name].append(_one(way, device, clock))
-    first = next(iter(samples.values()))
-    ratios = {name: statistics.median(b / a for a, b in zip(first, times)) for name, times in samples.items()}
-    return {name: summary(times) for name, times in samples.items()}, ratios
+    return samples
 
 
 def _one(way, device, clock):
@@ -67,9 +73,30 @@ def captured(step, sets, device):
     return graph.replay
 
 
+class Ceiling:
+    """What the device does at best: a large copy and a large matrix product, to be taken in turn with what is judged by them.
+
+    bytes read and written by `copy`, floating-point operations of `matmul`; neither fits a cache.
+    """
+
+    def __init__(self, device, dtype):
+        on_gpu = device.type == "cuda"
+        source = torch.ones(2**26 if on_gpu else 2**25, device=device)
+        target = torch.empty_like(source)
+        side = 8192 if on_gpu else 1536
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        product = torch.empty_like(a)
+        self.bytes, self.flops = 2 * source.nbytes, 2 * side**3
+        self.ways = {"copy": lambda: target.copy_(source), "matmul": lambda: torch.mm(a, b, out=product)}
+
+
 def copy_bandwidth(device):
     """GB/s of a large copy, read and written bytes together: the ceiling of everything that moves an activation."""
-    source = torch.ones(2**28 if device.type == "cuda" else 2**25, device=device)
-    target = torch.empty_like(source)
-    times, _ = race({"copy": lambda: target.copy_(source)}, 9, device)
-    return 2 * source.nbytes / times["copy"].median / 1e6
+    ceiling = Ceiling(device, torch.float32)
+    times, _ = race({"copy": ceiling.ways["copy"]}, 9, device)
+    return ceiling.bytes / times["copy"].median / 1e6
+
+
+def several(way, count):
+    """A callable that does `way` count times: on a GPU a step's launches hide behind the step before, as they do in training."""
+    return way if count == 1 else lambda: [way() for _ in range(count)]

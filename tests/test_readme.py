@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import bench
-from mixer.cli import parse
+from mixer.cli import parse, wrong_values
 from mixer.config import MODEL_OPTIONS, read_config
 from mixer.models import create_model
 
@@ -40,7 +40,7 @@ def test_train_commands_parse(command):
 @pytest.mark.parametrize("command", BENCH)
 def test_bench_commands_parse(command):
     given, wrong = parse(bench.Config, shlex.split(command)[2:], "")
-    assert given["kernels_table"] and not wrong
+    assert not wrong + wrong_values(bench.Config(**given))
 
 
 def test_python_examples_run():

@@ -195,10 +195,10 @@ class Part:
         """Samples (positions within this part) -> uint8 (B, S, S, 3) and int64 (B,), on `device`."""
         rows = torch.from_numpy(self.rows[samples])
         if self.images.device.type == "cpu" and device.type == "cuda":
-            return (self.images[rows].pin_memory().to(device, non_blocking=True),
+            return (self.images.index_select(0, rows).pin_memory().to(device, non_blocking=True),
                     self.labels[rows].pin_memory().to(device, non_blocking=True))
         rows = rows.to(self.images.device, non_blocking=True)
-        return self.images[rows], self.labels[rows]
+        return self.images.index_select(0, rows), self.labels[rows]  # on a CPU six times as fast as images[rows]
 
 
 class Stream:

@@ -1,0 +1,58 @@
+"""Run a function in a process of its own, and hear what became of it."""
+import multiprocessing
+import signal
+import sys
+import traceback
+
+import torch
+
+
+class ChildFailed(RuntimeError):
+    """What went wrong in a fresh process, in one line; `trace` has the rest."""
+
+    def __init__(self, message, trace=""):
+        super().__init__(message)
+        self.trace = trace
+
+
+def in_one_line(e):
+    """An exception for a table; every kind of memory that ran out reads the same."""
+    text = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+    if isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+        return f"out of memory: {text}"
+    return f"{type(e).__name__}: {text}"
+
+
+def in_fresh_process(f, *args):
+    """f(*args) in a process that has done nothing before, gone when this returns. Raises ChildFailed when it failed or died."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(send, f, args))  # no daemon: it may have decoders of its own
+    process.start()
+    send.close()
+    try:
+        result, failure = receive.recv()
+    except EOFError:
+        process.join()
+        killed = " (killed: out of memory?)" if process.exitcode == -signal.SIGKILL else ""
+        raise ChildFailed(f"its process ended with exit code {process.exitcode}{killed}") from None
+    except BaseException:  # Ctrl-C, SIGTERM: it would go on for minutes
+        process.terminate()
+        process.join(10)
+        process.kill()
+        raise
+    finally:
+        process.join()
+    if failure:
+        raise ChildFailed(*failure)
+    return result
+
+
+def _answer(send, f, args):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent ends this one
+    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))  # so that temporary folders go
+    try:
+        answer = f(*args), None
+    except Exception as e:  # told by the parent, in its table
+        answer = None, (in_one_line(e), traceback.format_exc())
+    send.send(answer)
