@@ -28,7 +28,7 @@ from mixer.models import create_model, did_you_mean, model_options
 from mixer.models.convmixer import depthwise_unit
 from mixer.processes import ChildFailed, in_fresh_process
 from mixer.report import draw_memory, draw_speed, environment
-from mixer.timing import captured, copy_bandwidth, race
+from mixer.timing import captured, copy_bandwidth, race, settle_allocator
 from mixer.training import pick_amp, pick_device
 
 
@@ -306,6 +306,7 @@ def block_rows(shape, amp, repeats, device):
     """Forward in training, and forward + backward, of each way; gb_s counts the passes that none can do without: x read, y
     written, and backward x and dy read, dx written."""
     torch.manual_seed(0)
+    settle_allocator()
     (N, C, side, K), dtype, copy = shape, amp or torch.float32, copy_bandwidth(device)
     modes = {"forward": {}, "forward + backward": {}}
     saved = {}
@@ -336,6 +337,7 @@ def block_rows(shape, amp, repeats, device):
 
 def conv_row(shape, repeats, device):
     """A depthwise conv's backward alone, PyTorch's own and ours on the CPU."""
+    settle_allocator()
     N, C, side, K = shape
     x, dz, weight = torch.randn(N, C, side, side), torch.randn(N, C, side, side), torch.randn(C, 1, K, K)
     ways = {"aten": lambda: torch.ops.aten.convolution_backward(dz, x, weight, [C], [1, 1], [K // 2] * 2, [1, 1], False, [0, 0], C,

@@ -117,7 +117,7 @@ def peers_text(rows):
             aligned(["row", "what", "ms", "ours / peer, time", "MiB", "ours / peer, memory"], lines, left=2)]
     return "\n".join([*text, "", paragraph("MiB: peak of three steps in a fresh process: allocated tensors on CUDA, on a CPU what the process "
                                            "grew by. The linear ViTs are the same network to a peer."),
-                      *failures(rows, "row")])
+                      *failures([{**row, "row": f"{row['row']}, {row['way']}"} for row in rows], "row")])
 
 
 def data_text(stages, models, batch, name):
@@ -175,7 +175,8 @@ def steps_text(rows):
         lines.append([what, row["way"], "failed", "", ""] if "failed" in row else
                      [what, row["way"], spread(row["ms"], row["p20"], row["p80"]), f"{row['faster']:.2f}x", number(row["training_mib"])])
     return "\n".join(["**A training step**, forward, backward, Adam: median [p20, p80], times as fast as eager, peak memory.", "",
-                      aligned(["model", "way", "ms", "", "MiB"], lines, left=2), *failures(rows, "model")])
+                      aligned(["model", "way", "ms", "", "MiB"], lines, left=2),
+                      *failures([{**row, "model": f"{row['model']}, {row['way']}"} for row in rows], "model")])
 
 
 def shape_text(shape):

@@ -73,6 +73,12 @@ def captured(step, sets, device):
     return graph.replay
 
 
+def settle_allocator():
+    """Let a large tensor come and go, as in any training process. Until then glibc gives each freed tensor back to the system, and
+    fetching its pages again can take longer than a kernel (a depthwise conv's backward: 28 ms for 12)."""
+    torch.zeros(31 * 2**18)  # 31 MiB: glibc learns up to 32
+
+
 class Ceiling:
     """What the device does at best: a large copy and a large matrix product, to be taken in turn with what is judged by them.
 

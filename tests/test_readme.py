@@ -67,6 +67,13 @@ def test_blocks_copied_from_results_are_equal_to_them():
         assert text.strip() == (ROOT / path).read_text().strip(), path
 
 
+def test_links_into_the_repository_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert len(links) > 5
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
 def test_numbers_of_single_runs_are_those_of_their_summaries():
     rows = re.findall(r"^\| \[.*?\]\((results/\S+/summary\.json)\) \| (.*?) \|$", README, flags=re.M)
     assert rows

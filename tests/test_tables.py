@@ -1,8 +1,14 @@
 """Tables that fit a terminal, whatever is in them, and say what failed and what they were measured on."""
+import csv
+import json
+from pathlib import Path
+
 import pytest
 
 from mixer.experiments import ROWS
-from mixer.tables import WIDTH, aligned, bench_text, kernels_text, number, spread
+from mixer.tables import WIDTH, aligned, bench_text, kernels_text, number, shape_text, spread
+
+RESULTS = Path(__file__).parent.parent / "results"
 
 GPU = {"device": "NVIDIA H200", "python": "3.12.3", "torch": "2.11.0", "triton": "3.6.0", "cuda": "13.0", "date": "2026-11-22"}
 CPU = {**GPU, "device": "AMD EPYC 9575F 64-Core Processor, 128 threads", "cuda": None}
@@ -82,6 +88,17 @@ def test_the_kernels_table():
     assert cells(text, "8, 64")[0][1] == "failed" and "copy 4,300 GB/s" in text
     assert cells(text, "250, 1536")[1] == ["250, 1536, 32x32, 9", "1234 [1234, 1234]", "1234 [1234, 1234]", "12.3x"]
     assert cells(text, "timm")[0][1:] == ["eager", "1234 [1234, 1234]", "2.00x", "12,346"]
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/bench.json")) + sorted(RESULTS.glob("*/kernels.json")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_committed_tables_are_those_of_their_json_and_csv(path):
+    result = json.loads(path.read_text())
+    assert path.with_suffix(".md").read_text() == (bench_text if path.stem == "bench" else kernels_text)(result)
+    for name, rows in result.items():
+        if isinstance(rows, list):
+            with open(path.with_name(f"{name}.csv"), newline="") as f:
+                assert [[cell for cell in line if cell] for line in csv.reader(f)][1:] == [
+                    [shape_text(v) if isinstance(v, list) else str(v) for v in row.values() if v is not None] for row in rows], name
 
 
 def test_columns_line_up():
