@@ -183,8 +183,6 @@ def attempt(config, f, *args):
         return None, {"failed": str(e)}
 
 
-
-
 def build(arch, options, image_size, device, kernels, compile):
     """A model of ours, on the device, with the kernels of --kernels."""
     model = create_model(arch, image_size=image_size, **options).to(device)
@@ -216,6 +214,7 @@ def build_peer(arch, options, image_size, device, compile):
 
 
 def measure_peers(config, rows, load):
+    """Of each row: ours as the table has it, and its peer, eager and compiled, with time_ratio and memory_ratio ours / peer."""
     measured = []
     for row in rows:
         package = "torchvision" if row.arch == "resnet18" else "timm"

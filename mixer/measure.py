@@ -180,7 +180,8 @@ def steps_at_once(device):
 
 
 def race_training(makes, load, repeats):
-    """Training steps of several models {way: make}, in turn: a dict for each, with `faster` than the first way, or with `failed`."""
+    """Training steps of several models {way: make}, in turn: a dict for each, with `faster` than the first way (None where
+    that failed), or with `failed`."""
     torch.compiler.reset()  # its limit of recompilations counts over all models of a process
     steps, failed, count = {}, {}, steps_at_once(load.device)
     for way, make in makes.items():
@@ -195,7 +196,7 @@ def race_training(makes, load, repeats):
     times, ratios = race(steps, repeats, load.device) if steps else ({}, {})
     return [{"way": way, "failed": failed[way]} if way in failed else
             {"way": way, "ms": times[way].median / count, "p20": times[way].p20 / count, "p80": times[way].p80 / count,
-             "faster": 1 / ratios[way]} for way in makes]
+             "faster": None if next(iter(makes)) in failed else 1 / ratios[way]} for way in makes]
 
 
 def compare_training(makes, load, repeats):

@@ -4,13 +4,15 @@ import textwrap
 from .experiments import EPOCH_IMAGES, ROWS
 
 WIDTH = 120
+PUBLISHED = {row.title: row for row in ROWS}
 
 
 def bench_text(result):
     """Everything `python bench.py` measured; `result` as in bench.json."""
     config = result["config"]
-    text = [heading(result, f"batch {config['batch_size']}, {config['image_size']}x{config['image_size']} pixels, --kernels {config['kernels']}"
-                    + (", compiled" if config["compile"] else "")), models_text(result["models"])]
+    size = f"{config['image_size']}x{config['image_size']}"
+    what = f"batch {config['batch_size']}, {size} pixels, --kernels {config['kernels']}" + (", compiled" if config["compile"] else "")
+    text = [heading(result, what), models_text(result["models"])]
     if "peers" in result:
         text.append(peers_text(result["peers"]))
     if "largest" in result:
@@ -23,7 +25,8 @@ def bench_text(result):
 def kernels_text(result):
     """Everything `python bench.py --kernels-table` measured; `result` as in kernels.json."""
     copies = sorted(row["copy_gb_s"] for row in result["blocks"] if "failed" not in row)
-    text = [heading(result, f"batch as shown, copy {number(copies[len(copies) // 2] if copies else None)} GB/s"), blocks_text(result["blocks"])]
+    copy = number(copies[len(copies) // 2] if copies else None)
+    text = [heading(result, f"batch as shown, copy {copy} GB/s"), blocks_text(result["blocks"])]
     if result["convs"]:
         text.append(convs_text(result["convs"]))
     return "\n\n".join([*text, steps_text(result["steps"])]) + "\n"
@@ -71,38 +74,52 @@ def failures(rows, name):
 
 def models_text(rows):
     """The rows of the original table: time, then memory, what was published beside."""
-    published = {row.title: row for row in ROWS}
-    fast, big, rates = [], [], [row for row in rows if "failed" not in row]
-    for row in rows:
-        title, p = row["row"], published[row["row"]]
-        if "failed" in row:
-            why = "out of memory" if "out of memory" in row["failed"] else "failed"
-            fast.append([title, why, *[""] * 5, p.published_epoch_s])
-            big.append([title, why, "", row["batch_size"], *[""] * 5, f"{p.published_mib:,}"])
-            continue
-        fast.append([title, spread(row["training_ms"], row["training_p20"], row["training_p80"]), number(row["training_images_per_s"]),
-                     number(row[f"seconds_per_{EPOCH_IMAGES}_images"]), f"{row['share_of_floor']:.0%}",
-                     spread(row["inference_ms"], row["inference_p20"], row["inference_p80"]), number(row["inference_images_per_s"]), p.published_epoch_s])
-        big.append([title, f"{row['parameters']:,}", number(row["gflop_per_image"]), row["batch_size"], number(row["saved_mib_per_image"]),
-                    *(number(row[f"{what}_mib"]) for what in ("allocated", "reserved", "process", "before")), f"{p.published_mib:,}"])
-    text = ["**Time.** Median [p20, p80] of a training step (forward, backward, Adam) and of inference.", "",
-            aligned(["row", "train, ms", "images/s", "s/epoch", "floor", "infer, ms", "images/s", "2080 s"], fast), "",
-            "**Memory**, MiB, training.", "",
-            aligned(["row", "parameters", "GFLOP", "batch", "saved/image", "allocated", "reserved", "process", "before", "2080 MiB"], big)]
+    text = ["**Time.** Median [p20, p80] of a training step (forward, backward, Adam) and of inference.", "", time_table(rows), "",
+            "**Memory**, MiB, training.", "", memory_table(rows)]
     if failures(rows, "row"):
         text += ["", *failures(rows, "row")]
-    if rates:
-        matmul, copy = (sorted(row[rate] for row in rates)[len(rates) // 2] for rate in ("matmul_gflop_s", "copy_gb_s"))
+    done = [row for row in rows if "failed" not in row]
+    if done:
+        matmul, copy = (sorted(row[rate] for row in done)[len(done) // 2] for rate in ("matmul_gflop_s", "copy_gb_s"))
         text += ["", paragraph(
-            f"s/epoch: of {EPOCH_IMAGES:,} images, computed. floor: the share of the step that it would take if nothing cost time but 3x the forward "
-            f"FLOPs at the rate of a large matrix product ({matmul / 1000:,.2f} TFLOP/s), or writing and reading once what is saved for "
-            f"backward and Adam's state at that of a large copy ({copy:,.0f} GB/s), whichever is longer; both taken in turn with the step. "
-            "GFLOP: forward of one image, counted. saved/image: what autograd keeps. allocated, reserved: "
-            "PyTorch's peaks on CUDA. process: on CUDA all that the GPU has given away (mem_get_info), on a CPU the peak resident size; "
-            "before: the same before there was a model."),
-            paragraph("2080: as published in 2021, s/epoch and MiB of one RTX 2080 (8 GB), batch 250, fp16, JPEG decoding included, memory "
-            "as nvidia-smi shows it.")]
+            f"s/epoch: of {EPOCH_IMAGES:,} images, computed. floor: the share of the step that it would take if nothing cost time but "
+            f"3x the forward FLOPs at the rate of a large matrix product ({matmul / 1000:,.2f} TFLOP/s), or writing and reading once "
+            f"what is saved for backward and Adam's state at that of a large copy ({copy:,.0f} GB/s), whichever is longer; both taken "
+            "in turn with the step. GFLOP: forward of one image, counted. saved/image: what autograd keeps. allocated, reserved: "
+            "PyTorch's peaks on CUDA. process: on CUDA all that the GPU has given away (mem_get_info), on a CPU the peak resident "
+            "size; before: the same before there was a model."), paragraph(
+            "2080: as published in 2021, s/epoch and MiB of one RTX 2080 (8 GB), batch 250, fp16, JPEG decoding included, memory as "
+            "nvidia-smi shows it.")]
     return "\n".join(text)
+
+
+def time_table(rows):
+    lines = []
+    for row in rows:
+        if "failed" in row:
+            ours = [in_a_word(row), *[""] * 5]
+        else:
+            training, inference = (spread(*(row[f"{what}_{t}"] for t in ("ms", "p20", "p80"))) for what in ("training", "inference"))
+            ours = [training, number(row["training_images_per_s"]), number(row[f"seconds_per_{EPOCH_IMAGES}_images"]),
+                    f"{row['share_of_floor']:.0%}", inference, number(row["inference_images_per_s"])]
+        lines.append([row["row"], *ours, PUBLISHED[row["row"]].published_epoch_s])
+    return aligned(["row", "train, ms", "images/s", "s/epoch", "floor", "infer, ms", "images/s", "2080 s"], lines)
+
+
+def memory_table(rows):
+    lines = []
+    for row in rows:
+        if "failed" in row:
+            ours = [in_a_word(row), "", row["batch_size"], *[""] * 5]
+        else:
+            ours = [f"{row['parameters']:,}", number(row["gflop_per_image"]), row["batch_size"], number(row["saved_mib_per_image"]),
+                    *(number(row[f"{what}_mib"]) for what in ("allocated", "reserved", "process", "before"))]
+        lines.append([row["row"], *ours, f"{PUBLISHED[row['row']].published_mib:,}"])
+    return aligned(["row", "parameters", "GFLOP", "batch", "saved/image", "allocated", "reserved", "process", "before", "2080 MiB"], lines)
+
+
+def in_a_word(row):
+    return "out of memory" if "out of memory" in row["failed"] else "failed"
 
 
 def peers_text(rows):
@@ -112,7 +129,8 @@ def peers_text(rows):
             lines.append([row["row"], row["way"], "failed", "", "", ""])
             continue
         ratios = [f"{row[ratio]:.2f}" if ratio in row else "" for ratio in ("time_ratio", "memory_ratio")]
-        lines.append([row["row"], row["way"], spread(row["ms"], row["p20"], row["p80"]), ratios[0], number(row["training_mib"]), ratios[1]])
+        lines.append([row["row"], row["way"], spread(row["ms"], row["p20"], row["p80"]), ratios[0],
+                      number(row["training_mib"]), ratios[1]])
     text = ["**Peers.** Training steps taken in turn; ours / peer: below 1, ours takes less.", "",
             aligned(["row", "what", "ms", "ours / peer, time", "MiB", "ours / peer, memory"], lines, left=2)]
     return "\n".join([*text, "", paragraph("MiB: peak of three steps in a fresh process: allocated tensors on CUDA, on a CPU what the process "
@@ -133,8 +151,8 @@ def data_text(stages, models, batch, name):
 
 
 def largest_text(rows, budget):
-    published = {row.title: f"{row.published_mib:,}" for row in ROWS}
-    lines = [[row["row"], "failed" if "failed" in row else row["largest_batch"], published[row["row"]]] for row in rows]
+    lines = [[row["row"], in_a_word(row) if "failed" in row else row["largest_batch"], f"{PUBLISHED[row['row']].published_mib:,}"]
+             for row in rows]
     return "\n".join([f"**The largest batch** that trains in {budget:g} GB, CUDA context included, found by trying.", "",
                       aligned(["row", "batch", "2080 MiB at batch 250"], lines), *failures(rows, "row")])
 
@@ -171,9 +189,9 @@ def convs_text(rows):
 def steps_text(rows):
     lines = []
     for row in rows:
-        what = f"{row['model']}, batch {row['batch_size']}, {row['image_size']} px"
-        lines.append([what, row["way"], "failed", "", ""] if "failed" in row else
-                     [what, row["way"], spread(row["ms"], row["p20"], row["p80"]), f"{row['faster']:.2f}x", number(row["training_mib"])])
+        figures = ["failed", "", ""] if "failed" in row else [
+            spread(row["ms"], row["p20"], row["p80"]), f"{row['faster']:.2f}x" if row["faster"] else "-", number(row["training_mib"])]
+        lines.append([f"{row['model']}, batch {row['batch_size']}, {row['image_size']} px", row["way"], *figures])
     return "\n".join(["**A training step**, forward, backward, Adam: median [p20, p80], times as fast as eager, peak memory.", "",
                       aligned(["model", "way", "ms", "", "MiB"], lines, left=2),
                       *failures([{**row, "model": f"{row['model']}, {row['way']}"} for row in rows], "model")])

@@ -86,10 +86,9 @@ class Ceiling:
     """
 
     def __init__(self, device, dtype):
-        on_gpu = device.type == "cuda"
-        source = torch.ones(2**26 if on_gpu else 2**25, device=device)
+        source = torch.ones(2**25, device=device)  # 128 MiB
         target = torch.empty_like(source)
-        side = 8192 if on_gpu else 1536
+        side = 8192 if device.type == "cuda" else 1536
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         product = torch.empty_like(a)
         self.bytes, self.flops = 2 * source.nbytes, 2 * side**3
