@@ -26,7 +26,7 @@ from mixer.files import save_atomically, write_csv, write_json
 from mixer.measure import Load, compare_training, largest_batch, measure_data, saved_bytes, times_and_floor, visit_model
 from mixer.models import create_model, did_you_mean, model_options
 from mixer.models.convmixer import depthwise_unit
-from mixer.processes import ChildFailed, in_fresh_process
+from mixer.processes import attempt
 from mixer.report import draw_memory, draw_speed, environment
 from mixer.timing import captured, copy_bandwidth, race, settle_allocator
 from mixer.training import pick_amp, pick_device
@@ -142,11 +142,11 @@ def measure_models(config, rows, device):
         lists["largest"] = []
         for title, make in makes.items():
             say(f"the largest batch of {title}")
-            found, failed = attempt(config, largest_batch, make, load, int(config.max_batch * 1e9))
+            found, failed = attempt(largest_batch, make, load, int(config.max_batch * 1e9), debug=config.debug)
             lists["largest"].append({"row": title, "batch_size": config.batch_size, "largest_batch": found, **failed})
     if config.data:
         say(config.data)
-        stages, failed = attempt(config, measure_data, config.data, load, config.repeats)
+        stages, failed = attempt(measure_data, config.data, load, config.repeats, debug=config.debug)
         lists["data"] = stages or [{"stage": Path(config.data).name, "batch_size": config.batch_size, **failed}]
     return lists
 
@@ -161,7 +161,7 @@ def measure_rows(config, makes, load):
             if "failed" in rows[title]:
                 continue
             say(f"{title}, visit {visit + 1} of {VISITS}")
-            result, failed = attempt(config, visit_model, make, load, config.repeats // VISITS, [] if visit else batches)
+            result, failed = attempt(visit_model, make, load, config.repeats // VISITS, [] if visit else batches, debug=config.debug)
             counts, at_batches, taken = result or ({}, [], {})
             rows[title] |= {**counts, **failed}
             memory += [{"row": title, **at_batch} for at_batch in at_batches]
@@ -171,16 +171,6 @@ def measure_rows(config, makes, load):
         if "failed" not in row:
             row |= times_and_floor(row, times[title])
     return list(rows.values()), memory
-
-
-def attempt(config, f, *args):
-    """f(*args) in a fresh process, and what to add to its row: nothing, or, where there is no result, the reason in one line."""
-    try:
-        return in_fresh_process(f, *args), {}
-    except ChildFailed as e:
-        if config.debug:
-            print(e.trace, file=sys.stderr)
-        return None, {"failed": str(e)}
 
 
 def build(arch, options, image_size, device, kernels, compile):
@@ -227,7 +217,7 @@ def measure_peers(config, rows, load):
         of = row.arch, row.options, config.image_size, load.device
         makes = {"ours": partial(build, *of, config.kernels, config.compile), package: partial(build_peer, *of, False),
                  f"{package}, compiled": partial(build_peer, *of, True)}
-        ours, *others = compare_training(makes, load, config.repeats)
+        ours, *others = compare_training(makes, load, config.repeats, config.debug)
         for way in others:
             if not {"failed"} & {*ours, *way}:
                 way |= {"time_ratio": way["faster"], "memory_ratio": ours["training_mib"] / way["training_mib"]}
@@ -241,10 +231,11 @@ def measure_kernels(config, rows, device):
     lists = {"blocks": [], "convs": [], "steps": []}
     for shape in SHAPES[device.type]:
         say(f"block {shape}")
-        measured, failed = attempt(config, block_rows, shape, amp, config.repeats, device)
+        measured, failed = attempt(block_rows, shape, amp, config.repeats, device, debug=config.debug)
         lists["blocks"] += measured or [{"shape": shape, "batch_size": shape[0], **failed}]
         if not on_gpu:
-            lists["convs"].append(in_fresh_process(conv_row, shape, config.repeats, device))
+            measured, failed = attempt(conv_row, shape, config.repeats, device, debug=config.debug)
+            lists["convs"].append(measured or {"shape": shape, "batch_size": shape[0], **failed})
     load = Load(250 if on_gpu else 32, 192, device, amp)
     for row in rows:
         if row.arch == "convmixer":
@@ -252,13 +243,13 @@ def measure_kernels(config, rows, device):
             of = row.arch, row.options, load.image_size, device
             makes = {"eager": partial(build, *of, "torch", False), "compile": partial(build, *of, "torch", True),
                      "fused": partial(build, *of, "auto", False)}
-            lists["steps"] += named(row.title, load, compare_training(makes, load, config.repeats))
+            lists["steps"] += named(row.title, load, compare_training(makes, load, config.repeats, config.debug))
     name = "convmixer_1024_20_ks9_p14"
     if importlib.util.find_spec("timm"):
         say(name)
         load = Load(64 if on_gpu else 8, 224, device, amp)
         makes = {"eager": partial(build_timm, name, "torch", device), "fused": partial(build_timm, name, "auto", device)}
-        lists["steps"] += named(f"timm {name}", load, compare_training(makes, load, max(3, config.repeats // 5)))
+        lists["steps"] += named(f"timm {name}", load, compare_training(makes, load, max(3, config.repeats // 5), config.debug))
     else:
         print(f"nothing of {name}: it needs timm (pip install timm)", file=sys.stderr)
     return lists

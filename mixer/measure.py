@@ -19,7 +19,7 @@ from .data.images import find_images
 from .data.packed import Part, fits_on, pack
 from .errors import InputError
 from .experiments import EPOCH_IMAGES
-from .processes import ChildFailed, in_fresh_process, in_one_line
+from .processes import attempt, in_one_line
 from .timing import Ceiling, race, several, summary, take_in_turn
 from .training import make_optimizer, train_step
 
@@ -199,19 +199,15 @@ def race_training(makes, load, repeats):
              "faster": None if next(iter(makes)) in failed else 1 / ratios[way]} for way in makes]
 
 
-def compare_training(makes, load, repeats):
+def compare_training(makes, load, repeats, debug=False):
     """`race_training` in a fresh process, and `training_memory` of each way in one of its own."""
-    try:
-        rows = in_fresh_process(race_training, makes, load, repeats)
-    except ChildFailed as e:
-        rows = [{"way": way, "failed": str(e)} for way in makes]
+    rows, failed = attempt(race_training, makes, load, repeats, debug=debug)
+    rows = rows or [{"way": way, **failed} for way in makes]
     for row in rows:
         row["batch_size"] = load.batch_size
         if "failed" not in row:
-            try:
-                row |= in_fresh_process(training_memory, makes[row["way"]], load, [load.batch_size])[0]
-            except ChildFailed as e:
-                row["failed"] = str(e)
+            memory, failed = attempt(training_memory, makes[row["way"]], load, [load.batch_size], debug=debug)
+            row |= failed or memory[0]
     return rows
 
 

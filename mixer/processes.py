@@ -48,6 +48,16 @@ def in_fresh_process(f, *args):
     return result
 
 
+def attempt(f, *args, debug=False):
+    """`in_fresh_process` for a table: (f(*args), {}), or (None, {"failed": the reason in one line}); debug prints the traceback."""
+    try:
+        return in_fresh_process(f, *args), {}
+    except ChildFailed as e:
+        if debug:
+            print(e.trace, file=sys.stderr)
+        return None, {"failed": str(e)}
+
+
 def _answer(send, f, args):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent ends this one
     signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))  # so that temporary folders go

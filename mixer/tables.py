@@ -1,4 +1,5 @@
 """What bench.py measured -> markdown that reads well in a terminal of 120 columns."""
+import statistics
 import textwrap
 
 from .experiments import EPOCH_IMAGES, ROWS
@@ -24,8 +25,8 @@ def bench_text(result):
 
 def kernels_text(result):
     """Everything `python bench.py --kernels-table` measured; `result` as in kernels.json."""
-    copies = sorted(row["copy_gb_s"] for row in result["blocks"] if "failed" not in row)
-    copy = number(copies[len(copies) // 2] if copies else None)
+    copies = [row["copy_gb_s"] for row in result["blocks"] if "failed" not in row]
+    copy = number(statistics.median_high(copies) if copies else None)
     text = [heading(result, f"batch as shown, copy {copy} GB/s"), blocks_text(result["blocks"])]
     if result["convs"]:
         text.append(convs_text(result["convs"]))
@@ -80,7 +81,7 @@ def models_text(rows):
         text += ["", *failures(rows, "row")]
     done = [row for row in rows if "failed" not in row]
     if done:
-        matmul, copy = (sorted(row[rate] for row in done)[len(done) // 2] for rate in ("matmul_gflop_s", "copy_gb_s"))
+        matmul, copy = (statistics.median_high(row[rate] for row in done) for rate in ("matmul_gflop_s", "copy_gb_s"))
         text += ["", paragraph(
             f"s/epoch: of {EPOCH_IMAGES:,} images, computed. floor: the share of the step that it would take if nothing cost time but "
             f"3x the forward FLOPs at the rate of a large matrix product ({matmul / 1000:,.2f} TFLOP/s), or writing and reading once "
@@ -164,11 +165,11 @@ def blocks_text(rows):
     def rate(gb_s):
         return f"{gb_s:.1f}" if gb_s < 100 else f"{gb_s:.0f}"
     for row in rows:
-        if "failed" in row:
-            lines.append([shape_text(row["shape"]), "failed", *[""] * 7])
-            continue
-        pairs.setdefault((tuple(row["shape"]), row["way"]), {})[row["mode"]] = row
+        pairs.setdefault((tuple(row["shape"]), row.get("way", "failed")), {})[row.get("mode")] = row
     for (shape, way), modes in pairs.items():
+        if way == "failed":
+            lines.append([shape_text(shape), way, *[""] * 7])
+            continue
         cells = []
         for row in modes.values():
             cells += [spread(row["ms"], row["p20"], row["p80"]), f"{row['faster_than_eager']:.2f}x", rate(row["gb_s"])]
@@ -181,9 +182,13 @@ def blocks_text(rows):
 
 
 def convs_text(rows):
-    lines = [[shape_text(row["shape"]), *(spread(*(row[f"{way}_{part}"] for part in ("median", "p20", "p80"))) for way in ("aten", "ours")),
-              f"{row['faster']:.1f}x"] for row in rows]
-    return "\n".join(["**A depthwise conv's backward alone**, ms.", "", aligned(["N, C, map, K", "PyTorch's", "ours", "faster"], lines)])
+    lines = []
+    for row in rows:
+        figures = ["failed", "", ""] if "failed" in row else [
+            *(spread(*(row[f"{way}_{part}"] for part in ("median", "p20", "p80"))) for way in ("aten", "ours")), f"{row['faster']:.1f}x"]
+        lines.append([shape_text(row["shape"]), *figures])
+    return "\n".join(["**A depthwise conv's backward alone**, ms.", "", aligned(["N, C, map, K", "PyTorch's", "ours", "faster"], lines),
+                      *failures([{**row, "shape": shape_text(row["shape"])} for row in rows], "shape")])
 
 
 def steps_text(rows):

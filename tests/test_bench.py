@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 import bench
-from mixer import measure
+from mixer import measure, processes
 from mixer.experiments import ROWS, Row
 from mixer.processes import ChildFailed
 from mixer.tables import bench_text, kernels_text
@@ -24,8 +24,7 @@ def small(monkeypatch):
     monkeypatch.setattr(bench, "ROWS", [Row("ConvMixer 24", "convmixer", 2132, 11, options), Row("ViT 24 Linear", "vit_linear", 3604, 17, options)])
     monkeypatch.setattr(bench, "SHAPES", {"cpu": [(2, 4, 8, 9), (2, 4, 6, 3)]})
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: self)
-    for module in (bench, measure):
-        monkeypatch.setattr(module, "in_fresh_process", lambda f, *args: f(*args))
+    monkeypatch.setattr(processes, "in_fresh_process", lambda f, *args: f(*args))
     monkeypatch.setattr(bench, "copy_bandwidth", lambda device: 10.0)
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
 
@@ -58,7 +57,7 @@ def test_a_row_that_fails_stays_in_the_table_and_the_exit_code_tells(small, tmp_
         if "vit_linear" in make.args:
             raise ChildFailed("out of memory: all of it")
         return f(make, *args)
-    monkeypatch.setattr(bench, "in_fresh_process", one_fails)
+    monkeypatch.setattr(processes, "in_fresh_process", one_fails)
     with pytest.raises(RuntimeError, match="1 of the measurements failed"):  # exit code 1
         bench.main([*SMALL, "--image-size", "24", "--batch-size", "2", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
@@ -76,7 +75,7 @@ def test_rows_are_visited_in_turn_and_a_late_failure_counts(small, monkeypatch):
         if len(visits) == 4:
             raise ChildFailed("out of memory: all of it")
         return f(make, load, repeats, batches)
-    monkeypatch.setattr(bench, "in_fresh_process", visit)
+    monkeypatch.setattr(processes, "in_fresh_process", visit)
     config = bench.read_config([*SMALL, "--repeats", "7", "--image-size", "24", "--batch-size", "8"])[0]
     load = measure.Load(8, 24, CPU, None)
     models, memory = bench.measure_rows(config, {arch: partial(bench.build, arch, dict(dim=8, depth=1, patch=12), 24, CPU, "auto", False)

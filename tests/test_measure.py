@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels import fuse
-from mixer import measure
+from mixer import measure, processes
 from mixer.data.images import find_images
 from mixer.errors import InputError
 from mixer.experiments import ROWS
@@ -154,7 +154,7 @@ def test_a_failing_way_is_told_and_the_others_are_measured(monkeypatch):
         if f is training_memory:
             raise ChildFailed("out of memory: all of it")
         return f(*args)
-    monkeypatch.setattr(measure, "in_fresh_process", in_this_process)
+    monkeypatch.setattr(processes, "in_fresh_process", in_this_process)
     rows = compare_training({"ours": tiny, "broken": broken}, small(), 3)
     assert [row["failed"] for row in rows] == ["out of memory: all of it", "ValueError: no such model"]
 
