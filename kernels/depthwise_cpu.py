@@ -11,14 +11,18 @@ Measured against plain PyTorch: results/kernels-cpu/kernels.json.
 import torch
 from torch.nn import functional as F
 
-from .reference import conv, laid_out_like, stats_dtype
+from .reference import conv, laid_out_like
+from .sync import batch_norm, batch_norm_backward, stats_dtype
 
 
-def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
+def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, sync=False):
     """As reference.forward, without a gradient: one new activation, and passes over it in place."""
     plain, weight, bias, gamma, beta, mean, var = _computed_in(stats_dtype(x), x, weight, bias, gamma, beta, mean, var)
     N, C, H, W = x.shape
     y = torch.ops.aten.gelu_(conv(plain, weight, bias))
+    if sync:
+        y, *stats = batch_norm(y, gamma, beta, eps)
+        return laid_out_like(x, y.add_(plain) if residual else y), *stats
     channel = (C, 1, 1)
     if mean is None:
         n = N * H * W
@@ -34,15 +38,18 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
     return laid_out_like(x, y), mean, var
 
 
-def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
+def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, sync=False):
     """dx, dweight, dbias, dgamma, dbeta, the last four in the dtype of the statistics. x alone was saved: conv and GELU are
-    done again. `batch_stats`: mean and var were this batch's own."""
+    done again. `batch_stats`: mean and var were this batch's own, with `sync` all ranks'."""
     original = x
     dy, x, weight, bias, gamma = _computed_in(stats_dtype(x), dy, x, weight, bias, gamma)
     z = conv(x, weight, bias)
     gamma = torch.ones_like(mean) if gamma is None else gamma
-    dz, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
-        dy, F.gelu(z), gamma, mean, var, mean, torch.rsqrt(var + eps), batch_stats, eps, [True, True, True])
+    if sync:
+        dz, dgamma, dbeta = batch_norm_backward(dy, F.gelu(z), gamma, mean, var, eps)
+    else:
+        dz, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
+            dy, F.gelu(z), gamma, mean, var, mean, torch.rsqrt(var + eps), batch_stats, eps, [True, True, True])
     torch.ops.aten.gelu_backward.grad_input(dz, z, grad_input=dz)
     dx, dweight = conv_backward(dz, x, weight)
     if residual:

@@ -8,6 +8,7 @@ import triton
 from . import reference
 from .depthwise_triton import Plan, apply_kernel, backward_kernel, forward_kernel, gradients_kernel, moments_kernel, sums_kernel
 from .reference import laid_out_like
+from .sync import means_over_ranks, merged, merged_over_ranks
 
 LARGEST_KERNEL = 11
 LARGEST_MATRIX = 512 * 32     # elements of T
@@ -94,29 +95,32 @@ def unsupported(shape, kernel_size, dtype):
     return None
 
 
-def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, plan=plan):
+def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, sync=False, plan=plan):
     """As reference.forward, without a gradient. x (N, C, H, W) on the GPU, at least one element."""
     original, x, weight = x, _strided(x), weight.contiguous()
-    N, C = x.shape[:2]
+    N, C, H, W = x.shape
     cut, options, programs = plan(x.shape, weight.shape[-1], x.dtype)
     share = triton.cdiv(N, programs)
     grid = C, triton.cdiv(N, share)
     strides = x.stride()[:2]
     y = torch.empty_like(x)
     with _on(x):
-        if mean is None and grid[1] == 1:
+        if mean is None and grid[1] == 1 and not sync:
             mean, var = x.new_empty(C, dtype=torch.float32), x.new_empty(C, dtype=torch.float32)
             forward_kernel[grid](x, weight, bias, gamma, beta, y, mean, var, N, *strides, eps, residual, cut, **options)
             return laid_out_like(original, y), mean, var
         if mean is None:
             moments = x.new_empty(3, grid[1], C, dtype=torch.float32)
             moments_kernel[grid](x, weight, bias, moments, N, share, *strides, cut, **options)
-            mean, var = _merged(*moments)
+            count, mean, m2 = merged(*moments)
+            if sync:
+                count, mean, m2 = merged_over_ranks(N * H * W, mean, m2)
+            var = m2 / count
         apply_kernel[grid](x, weight, bias, gamma, beta, mean, var, y, N, share, *strides, eps, residual, cut, **options)
-    return laid_out_like(original, y), mean, var
+    return laid_out_like(original, y), mean, var, *([count] if sync else [])
 
 
-def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, plan=plan):
+def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, sync=False, plan=plan):
     """dx, dweight, dbias, dgamma, dbeta, the last four in float32; x alone was saved: conv and GELU are done again."""
     original, x, weight = x, _strided(x), weight.contiguous()
     dx = torch.empty_like(x)
@@ -134,21 +138,17 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, 
     db, dgamma, dbeta = (x.new_empty(S, C, dtype=torch.float32) for _ in range(3))
     strides = *x.stride()[:2], window * cut.BLOCK_OUT
     with _on(x):
-        if S == 1:
+        if S == 1 and not sync:
             backward_kernel[grid](x, weight, bias, gamma, mean, var, dy, dx, dw, db, dgamma, dbeta, z, products, N, *strides,
                                   eps, batch_share, residual, cut, **options)
             return laid_out_like(original, dx), dw[0], db[0], dgamma[0], dbeta[0]
         sums_kernel[grid](x, weight, bias, mean, var, dy, z, dgamma, dbeta, N, share, *strides[:2], eps, cut, **options)
-        dgamma, dbeta = dgamma.sum(0), dbeta.sum(0)
-        gradients_kernel[grid](x, weight, gamma, mean, var, dgamma, dbeta, dy, dx, dw, db, z, products, N, share, *strides,
+        dgamma, dbeta = sums = dgamma.sum(0), dbeta.sum(0)
+        if sync:
+            sums, batch_share = means_over_ranks(N * H * W, *sums), 1.0  # their count stays on the GPU: they come divided by it
+        gradients_kernel[grid](x, weight, gamma, mean, var, *sums, dy, dx, dw, db, z, products, N, share, *strides,
                                eps, batch_share, residual, cut, **options)
     return laid_out_like(original, dx), dw.sum(0), db.sum(0), dgamma, dbeta
-
-
-def _merged(count, mean, m2):
-    """Mean and biased variance of the union of S groups with these moments, (S, C) each -> (C,)."""
-    centre = (mean * count).sum(0) / count.sum(0)
-    return centre, (m2 + count * (mean - centre).square()).sum(0) / count.sum(0)
 
 
 def _strided(x):

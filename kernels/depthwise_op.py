@@ -13,16 +13,19 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import depthwise_cpu, reference
-from .reference import stats_dtype
+from .sync import stats_dtype
 
 
-def depthwise_gelu_bn(x, weight, bias=None, gamma=None, beta=None, mean=None, var=None, *, eps=1e-5, residual=False):
+def depthwise_gelu_bn(x, weight, bias=None, gamma=None, beta=None, mean=None, var=None, *, eps=1e-5, residual=False,
+                      sync=False):
     """y = BatchNorm(GELU(depthwise_conv(x) + bias)) (+ x): (N, C, H, W) -> y of the same shape and layout, mean, var.
 
     weight (C, 1, K, K), K odd, "same" zero padding, stride 1; bias, gamma, beta (C,) or None; exact GELU. Without mean and
     var, (C,), the batch's own are taken and returned, the variance biased, without a gradient; given, two empty tensors are
-    returned in their place. Under autocast x and weight are cast as a conv's would be. No second derivative.
-    Raises ValueError for shapes that do not fit, and for a single value a channel to take statistics of.
+    returned in their place. With sync, which needs a process group, they are those of the batches of all ranks together, and
+    a fourth result is how many values a channel that is, (C,); each rank's gradients come through its own batch, and add up to
+    those of the whole. Under autocast x and weight are cast as a conv's would be. No second derivative.
+    Raises ValueError for shapes that do not fit, for a single value a channel to take statistics of, and for sync with given ones.
     """
     if x.ndim != 4 or weight.shape[0] != x.shape[1] or weight.shape[1:] != (1, weight.shape[-1], weight.shape[-1]):
         raise ValueError(f"x {tuple(x.shape)} and weight {tuple(weight.shape)} are not (N, C, H, W) and (C, 1, K, K)")
@@ -30,20 +33,22 @@ def depthwise_gelu_bn(x, weight, bias=None, gamma=None, beta=None, mean=None, va
         raise ValueError(f"kernel size {weight.shape[-1]} is even: 'same' padding needs a centre")
     if (mean is None) != (var is None):
         raise ValueError("mean and var come together or not at all")
+    if sync and mean is not None:
+        raise ValueError("mean and var are given: there is nothing to take over all ranks with sync")
     for name, t in dict(bias=bias, gamma=gamma, beta=beta, mean=mean, var=var).items():
         if t is not None and t.shape != (x.shape[1],):
             raise ValueError(f"{name} {tuple(t.shape)} is not ({x.shape[1]},)")
-    if mean is None and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+    if mean is None and not sync and x.shape[0] * x.shape[2] * x.shape[3] == 1:
         raise ValueError(f"one value a channel has no statistics: x is {tuple(x.shape)}, in training")
     if x.numel() == 0:
-        return reference.forward(x, weight, bias, gamma, beta, mean, var, eps, residual)
+        return reference.forward(x, weight, bias, gamma, beta, mean, var, eps, residual, sync)
     dtype = x.dtype
     if not x.is_meta and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
     inside = residual and dtype == x.dtype
-    y, mean, var = torch.ops.vit_convmixer.depthwise_gelu_bn(
-        x.to(dtype), weight.to(dtype), bias, gamma, beta, mean, var, eps, inside)
-    return (y + x if residual and not inside else y), mean, var
+    y, mean, var, count = torch.ops.vit_convmixer.depthwise_gelu_bn(
+        x.to(dtype), weight.to(dtype), bias, gamma, beta, mean, var, eps, inside, sync)
+    return (y + x if residual and not inside else y), mean, var, *([count] if sync else [])
 
 
 @functools.cache
@@ -82,49 +87,51 @@ def warn_once(message):
 
 @torch.library.custom_op("vit_convmixer::depthwise_gelu_bn", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, bias: Optional[Tensor], gamma: Optional[Tensor], beta: Optional[Tensor],
-             mean: Optional[Tensor], var: Optional[Tensor], eps: float, residual: bool) -> tuple[Tensor, Tensor, Tensor]:
+             mean: Optional[Tensor], var: Optional[Tensor], eps: float, residual: bool,
+             sync: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with torch.autocast(x.device.type, enabled=False):
-        y, *stats = implementation(x, weight.shape[-1]).forward(x, weight, bias, gamma, beta, mean, var, eps, residual)
+        y, *stats = implementation(x, weight.shape[-1]).forward(x, weight, bias, gamma, beta, mean, var, eps, residual, sync)
     if mean is not None:  # an op may not return its inputs
-        stats = [x.new_empty(0, dtype=stats_dtype(x)) for _ in range(2)]
-    return y, *stats
+        stats = []
+    return y, *stats, *(x.new_empty(0, dtype=stats_dtype(x)) for _ in range(3 - len(stats)))
 
 
 @_forward.register_fake
-def _(x, weight, bias, gamma, beta, mean, var, eps, residual):
-    channels = x.shape[1] if mean is None else 0
-    return torch.empty_like(x), *(x.new_empty(channels, dtype=stats_dtype(x)) for _ in range(2))
+def _(x, weight, bias, gamma, beta, mean, var, eps, residual, sync=False):
+    C = x.shape[1]
+    sizes = (C, C, C) if sync else (C, C, 0) if mean is None else (0, 0, 0)
+    return torch.empty_like(x), *(x.new_empty(size, dtype=stats_dtype(x)) for size in sizes)
 
 
 @torch.library.custom_op("vit_convmixer::depthwise_gelu_bn_backward", mutates_args=())
 def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Optional[Tensor], gamma: Optional[Tensor], mean: Tensor, var: Tensor,
-              eps: float, residual: bool, batch_stats: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+              eps: float, residual: bool, batch_stats: bool, sync: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     with torch.autocast(x.device.type, enabled=False):
         return implementation(x, weight.shape[-1]).backward(
-            dy, x, weight, bias, gamma, mean.to(stats_dtype(x)), var.to(stats_dtype(x)), eps, residual, batch_stats)
+            dy, x, weight, bias, gamma, mean.to(stats_dtype(x)), var.to(stats_dtype(x)), eps, residual, batch_stats, sync)
 
 
 @_backward.register_fake
-def _(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
+def _(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, sync=False):
     dtype = stats_dtype(x)
     return torch.empty_like(x), weight.new_empty(weight.shape, dtype=dtype), *(mean.new_empty(x.shape[1], dtype=dtype) for _ in range(3))
 
 
 def _save(ctx, inputs, output):
-    x, weight, bias, gamma, beta, mean, var, ctx.eps, ctx.residual = inputs
+    x, weight, bias, gamma, beta, mean, var, ctx.eps, ctx.residual, ctx.sync = inputs
     ctx.batch_stats = mean is None
     ctx.beta_dtype = None if beta is None else beta.dtype
-    ctx.save_for_backward(x, weight, bias, gamma, *(output[1:] if mean is None else (mean, var)))
+    ctx.save_for_backward(x, weight, bias, gamma, *(output[1:3] if mean is None else (mean, var)))
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _differentiate(ctx, dy, *_):
     x, weight, bias, gamma, mean, var = ctx.saved_tensors
     dx, dweight, dbias, dgamma, dbeta = torch.ops.vit_convmixer.depthwise_gelu_bn_backward(
-        dy, x, weight, bias, gamma, mean, var, ctx.eps, ctx.residual, ctx.batch_stats)
+        dy, x, weight, bias, gamma, mean, var, ctx.eps, ctx.residual, ctx.batch_stats, ctx.sync)
     return (dx, dweight.to(weight.dtype), None if bias is None else dbias.to(bias.dtype),
             None if gamma is None else dgamma.to(gamma.dtype), None if ctx.beta_dtype is None else dbeta.to(ctx.beta_dtype),
-            None, None, None, None)
+            None, None, None, None, None)
 
 
 def _differentiate_twice(ctx, *_):

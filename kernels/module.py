@@ -3,17 +3,20 @@ import types
 from collections import OrderedDict
 
 import torch
+from torch import distributed as dist
 from torch import nn
 
 from .depthwise_op import depthwise_gelu_bn, warn_once, why_not_triton
+from .sync import SyncBatchNorm, over_ranks, update_running_stats
 
 
 class DepthwiseGELUBN(nn.Sequential):
     """BatchNorm(GELU(depthwise_conv(x))) (+ x) as one operation: (N, C, H, W) -> (N, C, H, W).
 
     It holds the parts of the Sequential(Conv2d, GELU, BatchNorm2d) that it replaces, and has their state-dict keys. BatchNorm
-    behaves as PyTorch's: momentum (None too), eval, frozen, without affine or running statistics. Where a part was exchanged
-    or given a hook since, the parts are called one by one, and a warning says so once.
+    behaves as PyTorch's: momentum (None too), eval, frozen, without affine or running statistics, over all ranks where it was
+    converted by `sync_batch_norm` or to nn.SyncBatchNorm. Where a part was exchanged otherwise or given a hook since, the parts
+    are called one by one, and a warning says so once.
     Raises ValueError for an even kernel size.
     """
 
@@ -41,33 +44,27 @@ class DepthwiseGELUBN(nn.Sequential):
     def forward(self, x):
         conv, act, bn = self
         why_not = cannot_fuse(conv, act, bn)
-        if why_not or x.numel() == 0:
+        sync = over_ranks(bn)
+        if why_not or x.numel() == 0 and not sync:
             if why_not and not torch.compiler.is_compiling():
                 warn_once(f"DepthwiseGELUBN calls its parts one by one: {why_not}")
             y = bn(act(conv(x)))
             return y + x if self.residual else y
         given = (bn.running_mean, bn.running_var) if not bn.training and bn.running_mean is not None else (None, None)
-        y, mean, var = depthwise_gelu_bn(x, conv.weight, conv.bias, bn.weight, bn.bias, *given, eps=bn.eps, residual=self.residual)
+        y, mean, var, *count = depthwise_gelu_bn(x, conv.weight, conv.bias, bn.weight, bn.bias, *given, eps=bn.eps,
+                                                 residual=self.residual, sync=sync)
         if bn.training and bn.track_running_stats and bn.running_mean is not None:
-            update_running_stats(bn, mean, var, x.numel() // x.shape[1])
+            update_running_stats(bn, mean, var, count[0] if sync else x.numel() // x.shape[1])
         return y
 
     def extra_repr(self):
         return "residual=True" if self.residual else ""
 
 
-@torch.no_grad()
-def update_running_stats(bn, mean, var, n):
-    """What nn.BatchNorm2d does with a batch of n values a channel, of this mean and biased variance, (C,) each."""
-    bn.num_batches_tracked += 1
-    for running, batch in ((bn.running_mean, mean), (bn.running_var, var * (n / (n - 1)))):
-        running.lerp_(batch.to(running.dtype), 1.0 / bn.num_batches_tracked.to(running.dtype) if bn.momentum is None else bn.momentum)
-
-
 def cannot_fuse(conv, act, bn):
     """Why these three modules are not what DepthwiseGELUBN computes, in words, or None where they are."""
-    for module, expected in ((conv, nn.Conv2d), (act, nn.GELU), (bn, nn.BatchNorm2d)):
-        if type(module) is not expected:
+    for module, expected, *others in ((conv, nn.Conv2d), (act, nn.GELU), (bn, nn.BatchNorm2d, SyncBatchNorm, nn.SyncBatchNorm)):
+        if type(module) not in (expected, *others):
             return f"{type(module).__name__} is not nn.{expected.__name__}"
         if has_hooks(module):
             return f"a hook on {type(module).__name__}"
@@ -78,6 +75,8 @@ def cannot_fuse(conv, act, bn):
         return f"{conv} has no square, odd kernel with 'same' padding"
     if act.approximate != "none":
         return f"{act} is not the exact GELU"
+    if isinstance(bn, nn.SyncBatchNorm) and bn.process_group is not None and bn.process_group is not dist.group.WORLD:
+        return "SyncBatchNorm has a process group of its own"
     if bn.num_features != C:
         return f"{bn} does not fit {C} channels"
     return None

@@ -11,7 +11,7 @@ PRODUCT = sorted([*ROOT.glob("mixer/**/*.py"), *ROOT.glob("kernels/**/*.py"), RO
 # a file may import those above it
 ORDER = ["errors", "files", "experiments", "models", "cli", "data.images", "data.augment", "data.demo", "data.packed",
          "checkpoint", "config", "report", "tables", "timing", "processes", "training", "measure"]
-KERNELS_ORDER = ["reference", "depthwise_cpu", "depthwise_triton", "depthwise_launch", "depthwise_op", "module"]
+KERNELS_ORDER = ["sync", "reference", "depthwise_cpu", "depthwise_triton", "depthwise_launch", "depthwise_op", "module"]
 
 
 def imported(path):

@@ -152,7 +152,8 @@ def test_flags_hooks_and_other_parts():
         return nn.Sequential(*{**parts, **changes}.values())
     others = [unit(act=nn.ReLU()), unit(act=nn.GELU("tanh")), unit(conv=nn.Conv2d(8, 8, 5, groups=4, padding=2)),
               unit(conv=nn.Conv2d(8, 8, 5, groups=8, padding=1)), unit(conv=nn.Conv2d(8, 8, 5, 2, groups=8, padding=2)),
-              unit(conv=nn.Conv2d(8, 8, 5, groups=8, padding=2, padding_mode="circular")), unit(bn=nn.SyncBatchNorm(8)),
+              unit(conv=nn.Conv2d(8, 8, 5, groups=8, padding=2, padding_mode="circular")),
+              unit(bn=nn.SyncBatchNorm(8, process_group=object())),
               unit(conv=nn.Conv2d(8, 8, (5, 3), groups=8, padding=(2, 1))), unit(conv=nn.Conv2d(8, 8, 4, groups=8, padding=2)),
               unit(conv=nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 5, groups=8, padding=2)))]
     hooked = [unit() for _ in range(3)]
@@ -175,20 +176,31 @@ def test_flags_hooks_and_other_parts():
     assert model[0].fn.training and not model[0].fn[2].training
 
 
-def test_parts_exchanged_afterwards_are_called_one_by_one(recwarn):
+def test_parts_exchanged_afterwards(recwarn, monkeypatch):
+    """PyTorch's SyncBatchNorm is taken as it is, and in one process it is BatchNorm; one over some of the processes is not."""
     kernels_module.warn_once.cache_clear()
+    calls, fused_op = [], kernels_module.depthwise_gelu_bn
+    monkeypatch.setattr(kernels_module, "depthwise_gelu_bn", lambda *args, **options: calls.append(1) or fused_op(*args, **options))
     model = MODELS["ours"]()
     fuse(model)
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     blocks = [m for m in model.modules() if isinstance(m, DepthwiseGELUBN)]
     assert len(blocks) == 3 and all(type(block[2]) is nn.SyncBatchNorm for block in blocks)
-    seen = []
-    blocks[0][2].register_forward_hook(lambda *_: seen.append(1))
     x = torch.rand(4, 3, 64, 64)
     model.eval()
-    y = model(x)  # one process: SyncBatchNorm is BatchNorm
+    y = model(x)
+    assert len(calls) == 3 and not recwarn.list
+    seen = []
+    for block in blocks:
+        block[2].process_group = object()
+        block[2].register_forward_hook(lambda *_: seen.append(1))
+    for _ in range(2):
+        torch.testing.assert_close(model(x), y)
+    assert len(calls) == 3 and len(seen) == 6 and ["a hook on SyncBatchNorm" in str(w.message) for w in recwarn.list] == [True]
+    for block in blocks:
+        block[2]._forward_hooks.clear()
     model(x)
-    assert seen == [1, 1] and ["SyncBatchNorm is not" in str(w.message) for w in recwarn.list] == [True]
+    assert len(calls) == 3 and "process group of its own" in str(recwarn.list[-1].message)
     assert unfuse(model) == 3 and type(model.blocks[0][0].fn[2]) is nn.SyncBatchNorm
     torch.testing.assert_close(model(x), y)
 
