@@ -229,7 +229,14 @@ def test_the_block_is_as_exact_as_plain_pytorch_on_the_whole_batch(ranks, way, d
 @pytest.mark.parametrize("way", WAYS[:2])
 def test_the_block_in_float64_equals_autograd(ranks, way, name):
     block = make_block(7, 2, 6, 5, 3, torch.float64, **OPTIONS[name])
-    assert_close(whole([results[way, torch.float64, name, True] for results in ranks]), exact(block))
+    parts = [results[way, torch.float64, name, True] for results in ranks]
+    assert_close(whole(parts), exact(block))
+    if block.gamma is not None:  # each rank's are of its own batch alone: y = xhat * gamma + beta + x
+        for rank, part in enumerate(parts):
+            x, dy = (t.split(SHARES[len(ranks)])[rank] for t in (block.x, block.dy))
+            xhat = (part["y"] - x - block.beta.view(-1, 1, 1)) / block.gamma.view(-1, 1, 1)
+            want = {"dgamma": (dy * xhat).sum((0, 2, 3)), "dbeta": dy.sum((0, 2, 3))}
+            assert_close({name: part[name] for name in want}, want, 1e-11)
 
 
 @pytest.mark.parametrize("way", WAYS)
