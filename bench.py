@@ -5,9 +5,12 @@ python bench.py --rows convmixer-p24,vit_cnn-p24 --peers
 python bench.py --data dogs-vs-cats.zip --out results/here
 python bench.py --kernels-table
 """
+from mixer import signals
+
+signals.listen()  # before torch, which takes seconds to import
+
 import dataclasses
 import importlib.util
-import os
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -20,16 +23,17 @@ from kernels import DepthwiseGELUBN, depthwise_cpu, pick_kernels, why_not_triton
 from mixer import tables
 from mixer.cli import option, parse, run, wrong_values
 from mixer.data.images import find_images
-from mixer.errors import InputError
+from mixer.distributed import rank_and_size
+from mixer.errors import InputError, UsageError
 from mixer.experiments import ROWS
-from mixer.files import save_atomically, write_csv, write_json
+from mixer.files import writable_folder, write_csv, write_json, write_text
 from mixer.measure import Load, compare_training, largest_batch, measure_data, saved_bytes, times_and_floor, visit_model
 from mixer.models import create_model, did_you_mean, model_options
 from mixer.models.convmixer import depthwise_unit
 from mixer.processes import attempt
 from mixer.report import draw_memory, draw_speed, environment
 from mixer.timing import captured, copy_bandwidth, race, settle_allocator
-from mixer.training import pick_amp, pick_device
+from mixer.training import pick_amp, pick_hardware
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ FOR_MODELS = {"rows", "peers", "data", "max_batch", "batch_size", "image_size", 
 
 def main(argv):
     config, rows, device = read_config(argv)
-    out = writable(config.out)
+    out = config.out and writable_folder(config.out, "--out")
     lists = (measure_kernels if config.kernels_table else measure_models)(config, rows, device)
     told = {**dataclasses.asdict(config), "out": None, "data": config.data and Path(config.data).name}  # a result tells of no folders
     result = {"environment": environment(device), "config": told, **lists}
@@ -73,7 +77,7 @@ def main(argv):
     if out:
         name = "kernels" if config.kernels_table else "bench"
         write_json(out / f"{name}.json", result)
-        save_atomically(out / f"{name}.md", lambda temporary: temporary.write_text(text))
+        write_text(out / f"{name}.md", text)
         for part, measured in lists.items():
             write_csv(out / f"{part}.csv", flat(measured))
         if lists.get("memory"):
@@ -101,12 +105,11 @@ def read_config(argv):
             wrong.append(f"--image-size does not suit {row.name}: {e}; --rows takes others")
     if config.kernels_table:
         wrong += [f"--{name.replace('_', '-')} is of the models' table, not of --kernels-table" for name in given if name in FOR_MODELS]
+    if rank_and_size()[1] > 1:
+        wrong.append("bench.py measures a single process: start it without torchrun")
     if wrong:
-        raise InputError("\n".join(wrong))
-    device = pick_device(config.device)
-    amp = pick_amp(config.amp, device)
-    if config.kernels == "triton" and why_not_triton(device):
-        raise InputError(f"--kernels triton: {why_not_triton(device)}; --kernels auto takes what there is")
+        raise UsageError(wrong)
+    device, amp = pick_hardware(config, why_not_triton)
     if config.max_batch and device.type != "cuda":
         raise InputError("--max-batch: only the memory of a GPU can be given out so exactly; this device is the CPU")
     if config.max_batch and config.max_batch * 1e9 > torch.cuda.get_device_properties(device).total_memory:
@@ -115,19 +118,6 @@ def read_config(argv):
         find_images(config.data)  # now, not after the models
     amp = {torch.float16: "fp16", torch.bfloat16: "bf16", None: "off"}[amp]
     return dataclasses.replace(config, amp=amp, batch_size=config.batch_size or (250 if device.type == "cuda" else 8)), rows, device
-
-
-def writable(out):
-    """The folder of the results, made. Raises InputError where it cannot be written to."""
-    if out is None:
-        return None
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK):
-            raise PermissionError(None, "not writable")
-    except OSError as e:
-        raise InputError(f"--out: cannot write to {out}: {e.strerror}") from e
-    return Path(out)
 
 
 def measure_models(config, rows, device):

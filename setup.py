@@ -16,6 +16,7 @@ setup(
         "tqdm>=4.64",
     ],
     extras_require={
-        "test": ["pytest>=8", "timm>=1.0.9", "torchvision>=0.26"],  # timm and torchvision: what our models are compared with
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100",
+                 "timm>=1.0.9", "torchvision>=0.26"],  # what our models are compared with
     },
 )

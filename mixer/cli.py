@@ -1,17 +1,19 @@
 """From a dataclass to a command line, and from exceptions to one line on stderr and an exit code."""
 import argparse
 import dataclasses
+import functools
 import math
-import signal
+import os
 import subprocess
 import sys
 import traceback
 import typing
 
-import torch
-
-from .errors import InputError
+from . import signals
+from .distributed import lost_another, rank_and_size
+from .errors import Diverged, InputError, Interrupted, UsageError, printable
 from .models import did_you_mean
+from .streams import make_lasting
 
 
 def option(default, help, *, choices=None, least=None, above=None, below=None):
@@ -50,7 +52,7 @@ def wrong_values(config):
 def parse(config_class, argv, description):
     """argv -> {option: value} of those given, and what is wrong with the rest, one sentence each."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False, add_help=True)
-    parser.error = _raise_input_error
+    parser.error = _raise_usage_error
     types = _types(config_class)
     for field in dataclasses.fields(config_class):
         rule = field.metadata
@@ -75,37 +77,49 @@ def parse(config_class, argv, description):
     return given, wrong
 
 
-def _raise_input_error(message):
-    raise InputError(message)
+def _raise_usage_error(message):
+    raise UsageError([message])
 
 
 def run(main, argv):
-    """Call `main(argv)` and leave with an exit code; what is wrong goes to stderr, a line each, the traceback with --debug."""
-    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))  # so that `finally` cleans up
+    """Call `main(argv)` and leave with an exit code; what is wrong goes to stderr, a line each, the traceback with --debug.
+
+    Of several processes (torchrun), the first alone speaks on stdout, and says what all of them would say.
+    """
+    rank = rank_and_size()[0]
+    make_lasting(silent=rank > 0)
+    signals.start_raising()
+    code, said = 0, []
     try:
         main(argv)
-    except KeyboardInterrupt:
-        code, message = 130, "interrupted"
-    except Exception as e:
+    except (Exception, Interrupted, KeyboardInterrupt) as e:
         if "--debug" in argv:
             traceback.print_exc()
-        code = getattr(e, "exit_code", 1)
-        message = str(e) or type(e).__name__
-        if isinstance(e, torch.OutOfMemoryError):
-            message = f"out of GPU memory: a smaller --batch-size may fit. {message.splitlines()[0]}"
-    else:
-        sys.exit(0)
-    for line in message.strip().splitlines():
-        print(line if code > 128 else f"error: {line}", file=sys.stderr)
+        code = getattr(e, "exit_code", 130 if isinstance(e, KeyboardInterrupt) else 1)
+        said = [] if rank and isinstance(e, (UsageError, Diverged, Interrupted)) else _in_lines(e)
+    for line in said:
+        print(line if code > 128 else f"error{f' (rank {rank})' if rank else ''}: {line}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     sys.exit(code)
 
 
+def _in_lines(e):
+    """What to say of an exception: of ours all, of other people's the first line."""
+    if isinstance(e, UsageError):
+        return str(e).splitlines()
+    if isinstance(e, (InputError, Interrupted)):
+        return [printable(e)]
+    if lost_another(e):
+        return ["another process of this run is gone, and may have said why; --resume auto goes on from the last checkpoint"]
+    return [printable((str(e).strip() or type(e).__name__).splitlines()[0])]
+
+
 def call(command):
-    """Run a command to its end and return its exit code. Signals sent to us are passed on, for it to stop in order."""
-    child = subprocess.Popen([str(word) for word in command], start_new_session=True)
-    before = {s: signal.signal(s, lambda signum, _: child.send_signal(signum)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return child.wait()
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+    """Run a command to its end and return its exit code, as a shell does where a signal ended it. Signals sent to us are passed
+    on, for it to stop in order."""
+    child = subprocess.Popen([str(word) for word in command], start_new_session=True,
+                             preexec_fn=functools.partial(signals.die_with_parent, os.getpid()))
+    with signals.deferred(child.send_signal):
+        code = child.wait()
+    return code if code >= 0 else 128 - code

@@ -3,7 +3,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from .cli import option, parse, wrong_values
-from .errors import InputError
+from .errors import UsageError
 from .models import MODELS, model_options
 
 MODEL_OPTIONS = ("patch", "dim", "depth", "heads", "kernel_size")
@@ -38,6 +38,7 @@ class Config:
     warmup: int = option(0, "steps of linear warm-up", least=0)
     clip_grad: float | None = option(None, "largest norm of the whole gradient; default: no limit", above=0)
     label_smoothing: float = option(0.0, "share of each label spread over all classes", least=0, below=1)
+    sync_bn: bool = option(False, "BatchNorm over the whole batch of all processes (torchrun), not over each one's part")
     compile: bool = option(False, "torch.compile the model")
     kernels: str = option("auto", "ConvMixer's depthwise unit: fused (auto; triton: in Triton or not at all) or in plain PyTorch",
                           choices=("auto", "torch", "triton"))
@@ -58,7 +59,7 @@ FREE_ON_RESUME = {"data", "log_every", "cache", "workers", "bad_images", "data_o
 
 
 def read_config(argv, description):
-    """argv -> Config, checked and with the model's defaults filled in. Raises InputError naming all that is wrong."""
+    """argv -> Config, checked and with the model's defaults filled in. Raises UsageError naming all that is wrong."""
     given, wrong = parse(Config, argv, description)
     demo = {} if "data" in given else DEMO
     config = Config(**{**demo, **given})
@@ -76,7 +77,7 @@ def read_config(argv, description):
         except ValueError as e:
             wrong += str(e).split("; ")
     if wrong:
-        raise InputError("\n".join(wrong))
+        raise UsageError(wrong)
     return config
 
 

@@ -1,10 +1,13 @@
 """Run a function in a process of its own, and hear what became of it."""
 import multiprocessing
+import os
 import signal
 import sys
 import traceback
 
 import torch
+
+from . import signals
 
 
 class ChildFailed(RuntimeError):
@@ -15,10 +18,15 @@ class ChildFailed(RuntimeError):
         self.trace = trace
 
 
+def out_of_memory(e):
+    """Whether an exception says that memory ran out, the GPU's or the machine's."""
+    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
+
+
 def in_one_line(e):
     """An exception for a table; every kind of memory that ran out reads the same."""
     text = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-    if isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+    if out_of_memory(e):
         return f"out of memory: {text}"
     return f"{type(e).__name__}: {text}"
 
@@ -27,7 +35,7 @@ def in_fresh_process(f, *args):
     """f(*args) in a process that has done nothing before, gone when this returns. Raises ChildFailed when it failed or died."""
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(send, f, args))  # no daemon: it may have decoders of its own
+    process = context.Process(target=_answer, args=(send, os.getpid(), f, args))  # no daemon: it may have decoders of its own
     process.start()
     send.close()
     try:
@@ -58,8 +66,10 @@ def attempt(f, *args, debug=False):
         return None, {"failed": str(e)}
 
 
-def _answer(send, f, args):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent ends this one
+def _answer(send, parent, f, args):
+    signals.die_with_parent(parent)
+    for signum in signals.STOPPING:  # a terminal's reach both; the parent ends this one
+        signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))  # so that temporary folders go
     try:
         answer = f(*args), None

@@ -1,5 +1,6 @@
 """What several tests share: the measure of equality between two networks, and where kernels run."""
 import copy
+import json
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,93 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported: Triton's interpreter runs them on the CPU
 from torch.nn import functional as F
+
+import numpy as np
+from commands import Command
+from PIL import Image
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults", metavar="FILE", help="write how many faults of each kind were tried, survived and lost, as json")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "campaign: the same faults by the thousand, for an hour; runs with -m campaign alone")
+
+
+def pytest_collection_modifyitems(config, items):
+    if "campaign" not in config.option.markexpr:
+        items[:] = [item for item in items if not item.get_closest_marker("campaign")]
+
+
+@pytest.fixture
+def tally(record_property):
+    """tally(kind, tried=.., survived=..): counts for the end of the test run; what is neither survived nor refused is lost."""
+    def count(kind, tried, survived):
+        record_property("fault", [kind, tried, survived, tried - survived])
+        assert survived == tried, f"{tried - survived} of {tried} lost: {kind}"
+    return count
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call":
+        for name, value in report.user_properties:
+            if name == "fault":
+                FAULTS.append(value)
+            elif name == "slope":
+                NOTES.append(value)
+
+
+NOTES = []
+FAULTS = []  # [kind, tried, survived, lost]; with pytest-xdist, those of all workers come together in the first process
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if FAULTS:
+        total = [sum(numbers) for numbers in zip(*(fault[1:] for fault in FAULTS))]
+        terminalreporter.section("faults: tried, survived, lost")
+        for kind, *numbers in sorted(FAULTS) + [["all", *total]]:
+            terminalreporter.write_line(f"{numbers[0]:>7,} {numbers[1]:>7,} {numbers[2]:>5,}  {kind}")
+        for note in NOTES:
+            terminalreporter.write_line(note)
+        if config.option.faults:
+            rows = [dict(zip(("kind", "tried", "survived", "lost"), row)) for row in sorted(FAULTS)]
+            Path(config.option.faults).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Forty noisy pictures in Kaggle's flat layout, cats bright above and dogs below."""
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for i in range(40):
+        pixels = rng.integers(0, 128, (32, 32, 3), dtype=np.uint8)
+        pixels[slice(0, 16) if i % 2 else slice(16, 32)] += 100
+        Image.fromarray(pixels).save(root / f"{'cat' if i % 2 else 'dog'}.{i}.png")
+    return root
+
+
+@pytest.fixture
+def command(tmp_path):
+    """command(script, *arguments, ...) -> a Command, with a cache of the test's own; what still runs at the end is killed."""
+    started = []
+
+    def start(script, *arguments, env=None, **options):
+        started.append(Command(script, arguments, tmp_path / "streams", {"XDG_CACHE_HOME": str(tmp_path / "cache"), **(env or {})}, **options))
+        return started[-1]
+    yield start
+    for process in started:
+        if process.code() is None:
+            process.send(9)
+            process.wait()
+
+
+@pytest.fixture
+def train(command):
+    """train(*arguments) -> train.py's finished process; train.start(*arguments) -> one that runs."""
+    def run(*arguments, **options):
+        return command("train.py", *arguments, **options).wait()
+    run.start = lambda *arguments, **options: command("train.py", *arguments, **options)
+    return run
 
 
 def relative_error(got, want):

@@ -10,11 +10,11 @@ import subprocess
 import sys
 import termios
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import ROOT, TINY, same_run
 from PIL import Image
 
 import train as script
@@ -24,50 +24,6 @@ from mixer.errors import InputError
 from mixer.experiments import ROWS
 from mixer.files import read_csv
 from mixer.models import create_model
-
-ROOT = Path(__file__).parent.parent
-TINY = ["--arch", "convmixer", "--patch", "8", "--dim", "16", "--depth", "1", "--kernel-size", "3",
-        "--image-size", "32", "--batch-size", "8", "--device", "cpu"]
-TIMING = {"images_per_s", "data_wait", "memory_mib"}
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Forty noisy pictures in Kaggle's flat layout, cats bright above and dogs below."""
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for i in range(40):
-        pixels = rng.integers(0, 128, (32, 32, 3), dtype=np.uint8)
-        pixels[slice(0, 16) if i % 2 else slice(16, 32)] += 100
-        Image.fromarray(pixels).save(root / f"{'cat' if i % 2 else 'dog'}.{i}.png")
-    return root
-
-
-@pytest.fixture
-def train(tmp_path):
-    """train(*arguments) -> the finished process, run from the repository's root with a cache of the test's own."""
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-
-    def start(*arguments):
-        return subprocess.Popen([sys.executable, "train.py", *map(str, arguments)], cwd=ROOT, env=env, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-    def run(*arguments):
-        with start(*arguments) as process:
-            out, err = process.communicate(timeout=300)
-        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
-    run.start = start
-    return run
-
-
-def same_run(a, b):
-    """Two folders hold one run: weights, optimizer and log, but for timing."""
-    one, other = load_checkpoint(a / "last.pt"), load_checkpoint(b / "last.pt")
-    assert all(torch.equal(one["state_dict"][k], other["state_dict"][k]) for k in one["state_dict"])
-    for s, t in zip(one["optimizer"]["state"].values(), other["optimizer"]["state"].values(), strict=True):
-        assert all(torch.equal(s[k], t[k]) for k in s)
-    for r, s in zip(read_csv(a / "log.csv"), read_csv(b / "log.csv"), strict=True):
-        assert {k: v for k, v in r.items() if k not in TIMING} == {k: v for k, v in s.items() if k not in TIMING}
-    assert one["state"]["confusion"] == other["state"]["confusion"]
 
 
 def test_a_run_leaves_everything_it_promises(train, pictures, tmp_path):
@@ -108,16 +64,13 @@ def test_resumed_equals_uninterrupted_bit_for_bit(train, pictures, tmp_path, sen
     assert train(*arguments, "--out", tmp_path / "whole").returncode == 0
     stopped_at = []
     for _ in range(2):
-        process = train.start(*arguments, "--out", tmp_path / "cut", "--resume", "auto")
-        for line in process.stdout:
-            if "into" in line:
-                break
+        process = train.start(*arguments, "--out", tmp_path / "cut", "--resume", "auto").wait_for("into")
         time.sleep(0.15)
-        process.send_signal(sent)
-        _, err = process.communicate(timeout=60)
-        if process.returncode == 0:  # the machine was faster than the signal
+        process.send(sent)
+        ended = process.wait(60)
+        if ended.returncode == 0:  # the machine was faster than the signal
             break
-        assert process.returncode == code and f"stopped by {sent.name} at step" in err and "Traceback" not in err
+        assert ended.returncode == code and ended.stderr.startswith(f"stopped by {sent.name} at step") and ended.stderr.count("\n") == 1
         stopped_at.append(load_checkpoint(tmp_path / "cut" / "last.pt")["state"]["step"])
     assert stopped_at and 0 <= stopped_at[0] < 120
     assert train(*arguments, "--out", tmp_path / "cut", "--resume", "auto").returncode == 0
@@ -302,14 +255,10 @@ def test_kernels_are_chosen_said_and_interchangeable(pictures, tmp_path, capsys)
 
 def test_a_second_run_in_one_folder_is_refused(train, pictures, tmp_path):
     arguments = [*TINY, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto"]
-    first = train.start(*arguments, "--steps", 100_000)
-    for line in first.stdout:
-        if "into" in line:
-            break
+    first = train.start(*arguments, "--steps", 100_000).wait_for("into")
     second = train(*arguments, "--steps", 100_000)
-    first.terminate()
-    first.communicate(timeout=60)
-    assert second.returncode == 2 and "another process is training" in second.stderr and first.returncode == 143
+    first.send(signal.SIGTERM)
+    assert second.returncode == 2 and "another process is training" in second.stderr and first.wait(60).returncode == 143
 
 
 def test_the_demo_takes_its_own_settings_and_the_command_line_comes_first():

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PRODUCT = sorted([*ROOT.glob("mixer/**/*.py"), *ROOT.glob("kernels/**/*.py"), ROOT / "train.py", ROOT / "bench.py"])
 # a file may import those above it
-ORDER = ["errors", "files", "experiments", "models", "cli", "data.images", "data.augment", "data.demo", "data.packed",
+ORDER = ["errors", "signals", "streams", "files", "experiments", "models", "distributed", "cli", "data.images", "data.augment", "data.demo", "data.packed",
          "checkpoint", "config", "report", "tables", "timing", "processes", "training", "measure"]
 KERNELS_ORDER = ["sync", "reference", "depthwise_cpu", "depthwise_triton", "depthwise_launch", "depthwise_op", "module"]
 
@@ -58,6 +58,15 @@ def test_kernels_import_downwards_only_and_triton_in_two_files():
         if path.stem != "__init__":
             assert not names & set(KERNELS_ORDER[KERNELS_ORDER.index(path.stem):]), path
         assert ("triton" in {name.split(".")[0] for name in names}) == (path.stem in ("depthwise_triton", "depthwise_launch")), path
+
+
+@pytest.mark.parametrize("script", ["train.py", "bench.py"])
+def test_a_command_listens_to_signals_before_it_imports_torch(script):
+    """What comes before `signals.listen()` takes milliseconds."""
+    before = (ROOT / script).read_text().split("signals.listen()")[0]
+    code = f"{before}\nimport sys; assert not {{'torch', 'numpy'}} & set(sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_importing_prints_nothing_and_touches_no_device():

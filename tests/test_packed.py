@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -141,8 +142,24 @@ def test_a_decoder_that_dies_is_a_bad_image(folder, tmp_path, monkeypatch):
         return decode(data, size)
     monkeypatch.setattr(module, "decode", deadly)
     array, faults = pack(find_images(folder), 8, tmp_path / "cache", 2)
-    assert faults == {8: f"its decoder died with exit code {-signal.SIGKILL}"}
+    assert faults == {8: f"its decoder died twice, with exit code {-signal.SIGKILL}"}
     assert (array[9] == (0, 30, 0)).all() and (array[10] == (0, 40, 0)).all()
+
+
+def test_an_image_may_not_take_all_time_or_memory(folder, tmp_path, monkeypatch):
+    from mixer.data import images as module
+    decode, hanging = module.decode, (folder / "dog.2.png").read_bytes()
+
+    def slow(data, size):
+        if data == hanging:
+            time.sleep(30)
+        return decode(data, size)
+    monkeypatch.setattr(module, "decode", slow)
+    monkeypatch.setattr(packed, "MAX_DECODING_SECONDS", 5)
+    monkeypatch.setattr(packed, "MAX_DECODING_BYTES", 2**27)
+    Image.new("L", (10_000, 6_000)).save(folder / "dog.3.png")  # 60 MB, and 180 more as RGB
+    _, faults = pack(find_images(folder), 8, tmp_path / "cache", 2)
+    assert faults == {8: "its decoder took more than 5 s", 9: "MemoryError"}
 
 
 def test_a_full_disk_leaves_nothing_behind(folder, tmp_path):

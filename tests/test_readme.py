@@ -16,14 +16,14 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.M | re.S)
 COMMANDS = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines() if line and line[0] != "#"]
 BENCH = [match[0] for match in re.finditer(r"python bench\.py[^`|&#\n]*", README)]
-TRAIN = [match[0] for match in re.finditer(r"python train\.py[^`|&#\n]*", README)]
+TRAIN = ["python " + match[1] for match in re.finditer(r"(?:python|torchrun.*) (train\.py[^`|&#\n]*)", README)]
 
 
 def test_the_first_two_commands_set_everything_up():
     first, second = COMMANDS[:2]
     for command in (first, second):
         assert command.startswith("python3 -m venv .venv && . .venv/bin/activate && pip install -e ")
-    assert first.endswith("&& python train.py --arch vit_cnn --patch 24") and second.endswith("&& python -m pytest -q")
+    assert first.endswith("&& python train.py --arch vit_cnn --patch 24") and second.endswith("&& python -m pytest -q -n 2")
     assert '".[test]"' in second
 
 

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import InputError, listed
+from ..errors import InputError, listed, printable
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 MAX_PIXELS = 64_000_000   # a larger picture counts as damaged; 64 MP decode to 192 MB
 MAX_BYTES = 64 * 2**20    # and so does a larger file
+MAX_NESTED_BYTES = 2 * 2**30  # of a train.zip inside a zip, which is held in memory; Kaggle's has 0.57e9
 DECODING = 1              # raise when `decode` changes what it returns: packed images are then made anew
 VAL_FOLDERS = ("val", "valid", "validation")
 TEST_FOLDERS = ("test", "test1")  # unlabelled in Kaggle's copy, so left alone
@@ -65,8 +66,15 @@ class Folder:
 
     def entries(self):
         """{name relative to the folder: (bytes, modification time in ns)}; names with forward slashes."""
-        found = {}
-        for folder, _, files in os.walk(self.path, followlinks=True):
+        found, seen = {}, set()
+
+        def unreadable(e):
+            raise InputError(f"--data: {e.filename} cannot be read: {e.strerror}") from e
+        for folder, _, files in os.walk(self.path, followlinks=True, onerror=unreadable):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                raise InputError(f"--data: {folder} is a link to a folder that is there already: its images would count twice")
+            seen.add((status.st_dev, status.st_ino))
             for file in files:
                 full = Path(folder, file)
                 try:
@@ -95,18 +103,26 @@ class Zip:
         if not any(is_image(name) for name in self.zip.namelist()):
             nested = [name for name in self.zip.namelist() if Path(name).name.lower() == "train.zip"]
             if nested:
-                self._check(self.zip.getinfo(nested[0]))
-                self.inner = self.zip.read(nested[0])
+                self._read_inner(self.zip.getinfo(nested[0]))
                 self._open()
 
     def _open(self):
         try:
             self.zip = zipfile.ZipFile(self.path if self.inner is None else io.BytesIO(self.inner))
-        except zipfile.BadZipFile:
-            raise InputError(f"--data: {self.path} is not a zip file, or is cut short") from None
         except OSError as e:
-            raise InputError(f"--data: {self.path} cannot be read: {e.strerror}") from None
+            raise InputError(f"--data: {self.path} cannot be read: {e.strerror or e}") from None
+        except Exception as e:  # of hostile bytes zipfile makes nearly every type there is
+            raise InputError(f"--data: {self.path} is not a zip file, or is cut short ({e or type(e).__name__})") from e
         self.opened_by = os.getpid()
+
+    def _read_inner(self, info):
+        self._check(info)
+        if info.file_size > MAX_NESTED_BYTES:
+            raise InputError(f"--data: {info.filename} in {self.path} has {info.file_size:,} bytes; unpack it, and give its own path")
+        try:
+            self.inner = self.zip.read(info)
+        except Exception as e:
+            raise InputError(f"--data: {info.filename} in {self.path} is damaged: {e or type(e).__name__}") from e
 
     def _check(self, info):
         if info.flag_bits & 1:
@@ -116,7 +132,7 @@ class Zip:
         """{member name: (bytes, CRC-32)}"""
         for info in self.zip.infolist():
             self._check(info)
-        return {info.filename: (info.file_size, info.CRC) for info in self.zip.infolist() if not info.is_dir()}
+        return {info.filename: (info.file_size, info.CRC) for info in self.zip.infolist() if not info.filename.endswith("/")}
 
     def read(self, name):
         if self.opened_by != os.getpid():
@@ -165,12 +181,12 @@ class ImageSet:
         counts = Counter(self.labels)
         per_class = listed(f"{name} {counts[label]:,}" for label, name in enumerate(self.classes))
         split = Counter(part for part in self.parts if part)
-        line = f"{len(self):,} images in {self.path.name} ({self.layout}), {len(self.classes)} classes: {per_class}"
+        line = f"{len(self):,} images in {printable(self.path.name)} ({self.layout}), {len(self.classes)} classes: {per_class}"
         if split["val"]:
             line += f"; {split['train']:,} train, {split['val']:,} val"
         most = max(counts.values()) / len(self)
         if most > 1.2 / len(self.classes):
-            line += f"; always answering {self.classes[counts.most_common(1)[0][0]]} would score {most:.1%}"
+            line += f"; always answering {printable(self.classes[counts.most_common(1)[0][0]])} would score {most:.1%}"
         return line + self.ignored
 
 
@@ -184,8 +200,10 @@ def is_image(name):
 def find_images(path):
     """The ImageSet at `path`, a folder or a zip file. Raises InputError saying what was found instead."""
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"--data: there is no {path}")
+    if not path.is_dir() and not path.is_file():  # opening a named pipe would wait for ever
+        raise InputError(f"--data: {path} is neither a folder nor a file")
     source = Folder(path) if path.is_dir() else Zip(path)
     entries = source.entries()
     files = sorted(name for name in entries if is_image(name))

@@ -9,8 +9,10 @@ import math
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import time
+import warnings
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -19,13 +21,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from .. import signals
 from ..errors import InputError, listed
-from ..files import locked, write_csv
+from ..files import locked, writable_folder, write_csv, write_json
 from .images import DECODING
 
+MAX_DECODING_BYTES = 4 * 2**30  # that a decoder may take beside what the command has; the largest picture allowed needs 1.2 GB
+MAX_DECODING_SECONDS = 60       # an image
 
-def default_cache():
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit-convmixer"
+
+def cache_folder(name=None):
+    """The folder of --cache, or the user's own. Raises InputError where it cannot be written to."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return writable_folder(name or Path(home, "vit-convmixer"), "--cache")
 
 
 def pack(images, size, cache=None, workers=None):
@@ -34,13 +42,12 @@ def pack(images, size, cache=None, workers=None):
     The array is memory-mapped from a file in `cache` that is made anew when the source, the size or the decoding rule
     changes. A second process waits for the first to make it. Rows of damaged images are zero and listed in the dict.
     """
-    cache = Path(cache or default_cache())
-    where = hashlib.sha256(str(Path(images.path).absolute()).encode()).hexdigest()[:10]
+    cache = cache_folder(cache)
+    where = hashlib.sha256(os.fsencode(Path(images.path).absolute())).hexdigest()[:10]
     base = re.sub(r"\W+", "-", Path(images.path).stem) + f"-{where}-{size}px"
     array_path, meta_path = cache / f"{base}.npy", cache / f"{base}.json"
     want = {"fingerprint": images.fingerprint, "count": len(images), "size": size, "decoding": DECODING}
     try:
-        cache.mkdir(parents=True, exist_ok=True)
         with locked(cache / f"{base}.lock", lambda: print("another process decodes these images: waiting", flush=True)):
             packed = _open_packed(array_path, meta_path, want)
             if packed is None:
@@ -49,7 +56,10 @@ def pack(images, size, cache=None, workers=None):
                     faults = _decode_all(images, size, temporary, workers or len(os.sched_getaffinity(0)))
                     meta_path.unlink(missing_ok=True)  # so that an old description never meets a new array
                     os.replace(temporary, array_path)
-                    meta_path.write_text(json.dumps({**want, "faults": faults}))
+                    write_json(meta_path, {**want, "faults": faults})
+                except OSError:
+                    array_path.unlink(missing_ok=True)  # of no use without its description
+                    raise
                 finally:
                     temporary.unlink(missing_ok=True)
                 packed = _open_packed(array_path, meta_path, want)
@@ -63,27 +73,32 @@ def _open_packed(array_path, meta_path, want):
     """What `pack` returns, or None where there is nothing, something else or something damaged."""
     try:
         meta = json.loads(meta_path.read_text())
+        faults = {int(index): fault for index, fault in meta.pop("faults").items()}
         array = np.load(array_path, mmap_mode="c")  # copy-on-write: the file is safe from whatever is done to the array
-    except (OSError, ValueError):
+    except Exception:  # damaged bytes make json and numpy raise nearly every type there is
         return None
-    faults = meta.pop("faults", {})
-    if meta != want or array.shape != (want["count"], want["size"], want["size"], 3) or array.dtype != np.uint8:
-        return None
-    return array, {int(index): fault for index, fault in faults.items()}
+    fits = meta == want and array.shape == (want["count"], want["size"], want["size"], 3) and array.dtype == np.uint8
+    return (array, faults) if fits else None
 
 
 def _decode_all(images, size, path, workers):
-    """Write the array with `workers` processes; returns {index: what is wrong with that image}."""
+    """Write the array with `workers` processes; returns {index: what is wrong with that image}.
+
+    An image may kill its decoder (it is tried twice, for the system may have been short of memory), or take too much time or memory.
+    """
+    path.unlink(missing_ok=True)  # a decoder that outlived its command may still write to what that had begun
     array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(images), size, size, 3))
     with open(path, "r+b") as f:  # take the room now: a full disk met through a memory map would kill the process
         os.posix_fallocate(f.fileno(), 0, os.path.getsize(path))
     context = multiprocessing.get_context("fork")  # the workers need Pillow alone, and start in milliseconds
-    faults, left, running = {}, {}, {}
+    faults, left, running, died = {}, {}, {}, set()
+    parent = os.getpid()
 
     def start(indices):
         receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=_decode_some, args=(images, size, array, indices, send), daemon=True)
-        process.start()
+        process = context.Process(target=_decode_some, args=(images, size, array, indices, send, parent), daemon=True)
+        with signals.blocked():
+            process.start()
         send.close()
         left[receive], running[receive] = list(reversed(indices)), process
 
@@ -102,11 +117,14 @@ def _decode_all(images, size, path, workers):
                     except EOFError:  # done, or killed by the image it was at
                         process, rest = running.pop(receive), left.pop(receive)
                         process.join()
-                        if rest:
-                            faults[rest.pop()] = f"its decoder died with exit code {process.exitcode}"
+                        if rest and (rest[-1] in died or process.exitcode == -signal.SIGALRM):
+                            faults[rest.pop()] = _of_what(process.exitcode)
                             bar.update()
+                        elif rest:
+                            died.add(rest[-1])
                         if rest:
                             start(rest[::-1])
+                signals.check()
                 time.sleep(0.02)  # a core is worth more to a decoder than to a parent woken for every image
     finally:
         for process in running.values():
@@ -116,12 +134,18 @@ def _decode_all(images, size, path, workers):
     return dict(sorted(faults.items()))
 
 
-def _decode_some(images, size, array, indices, send):
+def _decode_some(images, size, array, indices, send, parent):
     """One worker: fill the rows `indices`, in that order, and send for each None or what is wrong with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with contextlib.suppress(BrokenPipeError):  # the parent was killed
+    signals.die_with_parent(parent)
+    warnings.simplefilter("ignore")  # Pillow's: an image decodes or it does not
+    with open("/proc/self/statm") as f:
+        most = int(f.read().split()[0]) * resource.getpagesize() + MAX_DECODING_BYTES
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = min(limit for limit in (most, soft, hard) if limit != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))  # beyond it, MemoryError
+    with contextlib.suppress(BrokenPipeError):  # the parent is gone
         for index in indices:
+            signal.alarm(MAX_DECODING_SECONDS)  # unhandled, SIGALRM kills, in whatever library the time is spent
             try:
                 array[index] = images.load(index, size)
             except ValueError as e:
@@ -130,22 +154,30 @@ def _decode_some(images, size, array, indices, send):
                 send.send(None)
 
 
+def _of_what(exitcode):
+    if exitcode == -signal.SIGALRM:
+        return f"its decoder took more than {MAX_DECODING_SECONDS} s"
+    return f"its decoder died twice, with exit code {exitcode}"
+
+
 def usable(images, faults, policy, report):
-    """Indices of the images that decode, int64. Damaged ones are written to the csv file `report`.
+    """Indices of the images that decode, int64. Damaged ones are written to the csv file `report`, unless that is None.
 
     policy "report": any damaged image raises InputError that names them; "skip": they are left out, and counted.
     """
     if not faults:
         return np.arange(len(images))
     rows = [{"image": images.files[index], "fault": fault} for index, fault in faults.items()]
-    write_csv(report, rows)
+    if report:
+        write_csv(report, rows)
     said = listed((f"{row['image']} ({row['fault']})" for row in rows), 8)
     if policy == "report":
         raise InputError(f"--data: {len(faults):,} of {len(images):,} images do not decode: {said}. The whole list is in "
                          f"{report}; mend or remove them, or leave them out with --bad-images skip")
     print(f"left out {len(faults):,} of {len(images):,} images that do not decode: {said}; the list is in {report}", flush=True)
     good = np.setdiff1d(np.arange(len(images)), list(faults))
-    empty = [name for label, name in enumerate(images.classes) if label not in {images.labels[i] for i in good}]
+    there = {images.labels[i] for i in good}
+    empty = [name for label, name in enumerate(images.classes) if label not in there]
     if empty:
         raise InputError(f"--data: no image of class {listed(empty)} decodes")
     return good
@@ -168,7 +200,7 @@ def split(images, good, val_fraction, seed):
             raise InputError(f"--data: class {name} has a single image, which cannot be both in training and in validation: "
                              "add images, or take --val-fraction 0")
         count = min(max(1, round(val_fraction * len(members))), len(members) - 1)
-        val += sorted(members, key=lambda i: hashlib.sha256(f"{seed}/{images.names[i]}".encode()).digest())[:count]
+        val += sorted(members, key=lambda i: hashlib.sha256(f"{seed}/{images.names[i]}".encode(errors="surrogateescape")).digest())[:count]
     val = np.array(sorted(val), dtype=np.int64)
     return np.setdiff1d(good, val), val
 

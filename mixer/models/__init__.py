@@ -20,7 +20,7 @@ MODELS = {
 
 def did_you_mean(word, choices):
     """` (did you mean X?)`, or nothing where no choice is near."""
-    near = difflib.get_close_matches(word, choices, n=1)
+    near = [choice for choice in choices if len(word) > 2 and choice.startswith(word)] or difflib.get_close_matches(word, choices, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
@@ -40,7 +40,7 @@ def model_options(name, image_size=192, num_classes=2, **options):
     wrong += [f"{key} must be a positive whole number, not {value!r}" for key, value in bad.items()]
     ok = {key: value for key, value in numbers.items() if key in (*defaults, "image_size") and key not in bad}
     if {"patch", "image_size"} <= ok.keys() and image_size % ok["patch"]:
-        sides = ", ".join(str(side) for side in range(2, image_size + 1) if image_size % side == 0)
+        sides = ", ".join(str(side) for side in range(2, min(image_size, 1024) + 1) if image_size % side == 0)
         wrong.append(f"patch {ok['patch']} does not divide a {image_size}x{image_size} image (these do: {sides})")
     if {"dim", "heads"} <= ok.keys() and ok["dim"] % ok["heads"]:
         wrong.append(f"dim {ok['dim']} does not divide into {ok['heads']} heads")

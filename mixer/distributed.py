@@ -1,0 +1,85 @@
+"""One run in several processes, as torchrun starts them: who we are, what we share out, what we agree on.
+
+Every process has all images, takes its part of each batch, and comes to the same decisions at the same step. The first
+(rank 0) speaks and writes. What processes tell each other beside gradients are a few numbers, over gloo, on the CPU.
+"""
+import contextlib
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from .errors import InputError
+
+
+def rank_and_size():
+    """Of this process, as torchrun says in RANK and WORLD_SIZE; (0, 1) where it runs by itself."""
+    words = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    return tuple(map(int, words)) if all(word.isdecimal() for word in words) else (0, 1)
+
+
+@dataclass(frozen=True)
+class World:
+    """All processes of a run, and which of them this is. With one process nothing is sent anywhere."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, samples):
+        """This process's part of the (B,) samples of a batch; parts differ by one at most."""
+        return np.array_split(samples, self.size)[self.rank]
+
+    def total(self, tensor):
+        """The sum of a tensor over all processes, in each of them."""
+        if self.size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
+    def largest(self, number):
+        """The largest of one whole number a process."""
+        if self.size == 1:
+            return number
+        number = torch.tensor(number)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return number.item()
+
+    def from_first(self, value):
+        """What the first process holds, plain values and CPU tensors, in all of them."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, device=torch.device("cpu"))
+        return values[0]
+
+    def copy_buffers(self, model):
+        """Give all processes the first one's BatchNorm statistics: each takes its own where they are not synchronised."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+
+@contextlib.contextmanager
+def joined(device, name):
+    """Inside, the processes that torchrun started are one World; alone, a World of one. `name` keeps runs apart that one
+    torchrun starts one after another. Raises InputError where the others are not to be found."""
+    rank, size = rank_and_size()
+    if size == 1:
+        yield World()
+        return
+    try:
+        store, rank, size = next(dist.rendezvous("env://"))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                                store=dist.PrefixStore(name, store), rank=rank, world_size=size)
+    except (ValueError, RuntimeError) as e:
+        raise InputError(f"RANK and WORLD_SIZE say that this is process {rank} of {size}, but the others are not to be found "
+                         f"({str(e).splitlines()[0]}): start with torchrun, or unset them") from e
+    yield World(rank, size)
+    dist.destroy_process_group()  # not after a failure, where it could wait for those that are gone
+
+
+def lost_another(e):
+    """Whether an exception says that another process of the run is gone."""
+    return isinstance(e, dist.DistError) or "gloo/transport" in str(e)

@@ -1,0 +1,170 @@
+"""train.py and bench.py as a user starts them, hundreds of times.
+
+Each command is a process of its own with its own arguments, environment, streams and exit code. Most are forked from a
+server that has imported torch already, which saves three seconds each; `fresh=True` starts Python anew, as a shell does.
+"""
+import contextlib
+import importlib
+import multiprocessing
+import os
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixer.checkpoint import load_checkpoint
+from mixer.files import read_csv
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--arch", "convmixer", "--patch", "8", "--dim", "16", "--depth", "1", "--kernel-size", "3",
+        "--image-size", "32", "--batch-size", "8", "--device", "cpu"]
+TIMING = {"images_per_s", "data_wait", "memory_mib"}
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["train", "bench", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.pyplot"])
+
+
+@dataclass
+class Plant:
+    """Something that happens inside a command: before call number `call` of the function `where`, its process gets `signum`."""
+    where: str                # module.function, as the command's code looks it up
+    signum: int
+    call: int = 1
+
+    def set(self):
+        module, name = self.where.rsplit(".", 1)
+        module = importlib.import_module(module)
+        original, calls = getattr(module, name), 0
+
+        def planted(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == self.call:
+                os.kill(os.getpid(), self.signum)
+            return original(*args, **kwargs)
+        setattr(module, name, planted)
+
+
+class Command:
+    """A command that has been started. stdout and stderr go to files in `folder`, unless `streams` {0, 1, 2: a path to open, or
+    None for closed} says otherwise; `limits` {resource.RLIMIT_...: bytes} hold for it; `ignored` signals are so from the start."""
+
+    def __init__(self, script, arguments, folder, env=None, *, streams=None, limits=None, plants=(), ignored=(), fresh=False):
+        folder.mkdir(exist_ok=True)
+        stamp = f"{time.time_ns()}"
+        streams = {0: os.devnull, 1: folder / f"{stamp}.out", 2: folder / f"{stamp}.err", **(streams or {})}
+        self.files = [streams[1], streams[2]]
+        arguments, env = [str(ROOT / script), *map(str, arguments)], {**os.environ, **(env or {})}
+        if fresh:
+            self.process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env, start_new_session=True,
+                                            preexec_fn=lambda: _prepare(streams, limits))
+        else:
+            self.process = SERVER.Process(target=_enter, args=(arguments, env, streams, limits, plants, ignored))
+            with _importable():
+                self.process.start()
+        self.pid = self.process.pid
+
+    def send(self, signum):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signum)
+
+    def code(self):
+        """The exit code, negative for a signal that killed it; None while it runs."""
+        return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
+
+    def said(self, stream=1):
+        path = self.files[stream - 1]
+        return Path(path).read_text(errors="replace") if path and Path(path).is_file() else ""
+
+    def wait_for(self, text, timeout=60):
+        """Until stdout holds `text`, or the command has ended."""
+        until = time.monotonic() + timeout
+        while text not in self.said() and self.code() is None:
+            assert time.monotonic() < until, f"no {text!r} after {timeout} s: {self.said()}{self.said(2)}"
+            time.sleep(0.005)
+        return self
+
+    def wait(self, timeout=300):
+        """To its end: CompletedProcess with returncode, stdout and stderr. One that takes longer is killed, and fails the test."""
+        until = time.monotonic() + timeout
+        while self.code() is None:
+            if time.monotonic() > until:
+                os.kill(self.pid, signal.SIGKILL)
+                raise AssertionError(f"still running after {timeout} s: {self.said()}{self.said(2)}")
+            time.sleep(0.01)
+        return subprocess.CompletedProcess(None, self.code(), self.said(1), self.said(2))
+
+
+@contextlib.contextmanager
+def _importable():
+    """The server, started with the first command, finds train.py by PYTHONPATH."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
+    yield
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+def _prepare(streams, limits):
+    for number, path in streams.items():
+        if path is None:
+            os.close(number)
+        else:
+            opened = os.open(path, os.O_RDWR | os.O_CREAT if number == 0 or str(path).startswith("/dev/") else os.O_WRONLY | os.O_CREAT)
+            os.dup2(opened, number)
+            os.close(opened)
+    for what, size in (limits or {}).items():
+        resource.setrlimit(what, (size, size))
+
+
+def _enter(arguments, env, streams, limits, plants, ignored):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # not what the server took over when it imported train.py
+        signal.signal(signum, signal.SIG_IGN if signum in ignored else signal.SIG_DFL)
+    os.setsid()
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(env)
+    for plant in plants:
+        plant.set()
+    _prepare(streams, limits)
+    sys.argv = arguments
+    sys.stdin, sys.stdout, sys.stderr = (None if streams[n] is None else open(n, mode, closefd=False)
+                                         for n, mode in ((0, "r"), (1, "w"), (2, "w")))
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def session_members(session):
+    """Processes of a command's session that are still there, zombies left out."""
+    members = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, theirs = path.read_text().rsplit(")", 1)[1].split()[:4]
+            if int(theirs) == session and state != "Z":
+                members.append(int(path.parent.name))
+    return members
+
+
+def same_run(a, b):
+    """Two folders hold one run: weights, optimizer, log and best checkpoint, but for timing."""
+    one, other = load_checkpoint(a / "last.pt", whole=True), load_checkpoint(b / "last.pt", whole=True)
+    assert all(one["state_dict"][k].equal(other["state_dict"][k]) for k in one["state_dict"])
+    for s, t in zip(one["optimizer"]["state"].values(), other["optimizer"]["state"].values(), strict=True):
+        assert all(s[k].equal(t[k]) for k in s)
+    assert one["state"]["confusion"] == other["state"]["confusion"] and one["scaler"] == other["scaler"]
+    assert without_timing(one["state"]["rows"]) == without_timing(other["state"]["rows"])
+    assert without_timing(read_csv(a / "log.csv")) == without_timing(read_csv(b / "log.csv"))
+    assert len(read_csv(a / "log.csv")) == len(one["state"]["rows"])
+    if (a / "best.pt").exists():
+        one, other = load_checkpoint(a / "best.pt", whole=True), load_checkpoint(b / "best.pt", whole=True)
+        assert all(one["state_dict"][k].equal(other["state_dict"][k]) for k in one["state_dict"])
+        assert without_timing([one["row"]]) == without_timing([other["row"]])
+    assert (a / "summary.json").exists() == (b / "summary.json").exists()
+
+
+def without_timing(rows):
+    return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
