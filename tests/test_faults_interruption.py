@@ -1,0 +1,224 @@
+"""Signals, Ctrl-C and kill -9 at chosen and at random moments: nothing is lost, and the finished run is the same run."""
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+from commands import TINY, Plant, same_run, session_members
+
+from mixer.checkpoint import load_checkpoint
+from mixer.files import read_csv
+
+SHORT = [*TINY, "--steps", 60, "--log-every", 5, "--lr", 0.003, "--schedule", "cosine", "--warmup", 5]
+SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
+
+
+@pytest.fixture(scope="module")
+def whole(pictures, tmp_path_factory):
+    """The folder of the uninterrupted run of SHORT."""
+    from commands import Command
+    root = tmp_path_factory.mktemp("whole")
+    result = Command("train.py", [*SHORT, "--data", pictures, "--cache", root, "--out", root / "run"], root / "streams").wait()
+    assert result.returncode == 0, result.stderr
+    return root / "run"
+
+
+def assert_whole_files(folder):
+    """Every file under its final name is whole: checkpoints by their checksums, json and csv by their grammar."""
+    if not folder.exists():
+        return
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.suffix == ".pt":
+            load_checkpoint(path, whole=True)
+        elif path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.name == "log.csv":
+            assert path.read_text().count("step") == 1
+            steps = [row["step"] for row in read_csv(path)]
+            assert steps == sorted(set(steps))
+        elif path.suffix == ".png":
+            assert path.read_bytes().endswith(b"IEND\xaeB`\x82")
+
+
+# what happens, and the function that is called then
+MOMENTS = {
+    "claiming the folder": "train.find_checkpoint", "looking for images": "train.find_images", "making the model": "train.create_model",
+    "decoding": "mixer.data.packed.wait", "keeping what was decoded": "mixer.data.packed.write_json", "splitting": "train.split",
+    "a step": "mixer.training.train_step", "evaluating": "mixer.training.to_float", "saving": "os.fsync",
+    "renaming": "os.replace", "between checkpoint and log": "mixer.training.write_csv", "drawing": "train.draw_curves",
+    "the summary": "train.summarise",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_a_chosen_moment(train, pictures, tmp_path, whole, moment, signum):
+    """Exit code 143 or 130, one line that says so, nothing half-written, nobody left behind; and the resumed run is the whole run."""
+    arguments = [*SHORT, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto"]
+    call = {"mixer.training.train_step": 8, "mixer.training.to_float": 3, "os.fsync": 8, "os.replace": 9}
+    where = MOMENTS[moment]
+    process = train.start(*arguments, plants=[Plant(_looked_up(where), signum, call.get(where, 1))])
+    result = process.wait(60)
+    assert result.returncode == SIGNALS[signum], (result.stdout, result.stderr)
+    assert result.stderr.startswith(f"stopped by {signum.name}") and result.stderr.count("\n") == 1, result.stderr
+    if moment in ("a step", "evaluating"):
+        assert "--resume auto" in result.stderr and (tmp_path / "run" / "last.pt").exists()
+    assert not session_members(process.pid)
+    assert_whole_files(tmp_path / "run")
+    assert not list((tmp_path / "cache").rglob("*.tmp*"))
+    assert train(*arguments).returncode == 0
+    same_run(whole, tmp_path / "run")
+
+
+def _looked_up(where):
+    """train.py is run as a script, so what it imported by name is planted where it comes from."""
+    homes = {"find_checkpoint": "mixer.training", "find_images": "mixer.data.images", "create_model": "mixer.models", "split": "mixer.data.packed",
+             "draw_curves": "mixer.report", "summarise": "mixer.report"}
+    module, name = where.rsplit(".", 1)
+    return f"{homes[name]}.{name}" if module == "train" else where
+
+
+def test_a_signal_while_python_imports(train, tmp_path):
+    """In a fresh Python, from our first line on; before it, Python itself is killed by the signal, as any program is."""
+    for signum, code in SIGNALS.items():
+        process = train.start("--data", tmp_path, "--out", tmp_path / "run", fresh=True)
+        wait_until(lambda: heard_by(process.pid))
+        time.sleep(random.Random(code).uniform(0, 0.8))
+        process.send(signum)
+        result = process.wait(20)
+        assert (result.returncode, result.stdout) == (code, "") and result.stderr == f"stopped by {signum.name}\n"
+    assert not (tmp_path / "run").exists()
+
+
+def wait_until(true, timeout=30):
+    until = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def heard_by(pid):
+    """Whether a command has run its first line: it leads a session of its own and handles SIGHUP, as Python does not by itself."""
+    try:
+        with open(f"/proc/{pid}/status") as f:
+            caught = next(int(line.split()[1], 16) for line in f if line.startswith("SigCgt"))
+        return os.getsid(pid) == pid and caught >> (signal.SIGHUP - 1) & 1
+    except (OSError, StopIteration):  # it has ended meanwhile
+        return False
+
+
+def state_of(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            return f.read().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return None
+
+
+def test_a_second_ctrl_c_leaves_at_once(train, pictures, tmp_path, whole):
+    """The first is being waited for, in a step that hangs."""
+    arguments = [*SHORT, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto"]
+    process = train.start(*arguments, plants=[Plant("mixer.training.augment", signal.SIGSTOP, 30)]).wait_for("into")
+    wait_until(lambda: state_of(process.pid) == "T")
+    process.send(signal.SIGINT)
+    process.send(signal.SIGCONT)
+    time.sleep(0.05)
+    process.send(signal.SIGINT)
+    assert process.wait(10).returncode == 130
+    assert_whole_files(tmp_path / "run")
+    assert train(*arguments).returncode == 0
+    same_run(whole, tmp_path / "run")
+
+
+def test_ignored_signals_stay_ignored(train, pictures, tmp_path):
+    """As nohup and a shell's background jobs ask for."""
+    process = train.start(*SHORT, "--data", pictures, "--out", tmp_path / "run", plants=[Plant("mixer.training.train_step", signal.SIGHUP, 3)],
+                          ignored=[signal.SIGHUP])
+    assert process.wait(60).returncode == 0
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.campaign)])
+def test_killed_at_random_moments(train, pictures, tmp_path, whole, tally, count):
+    """kill -9, resume, kill -9, ...: at every death all files are whole, and each run that gets to its end is the whole run."""
+    rng, kills, finished = random.Random(5), 0, 0
+    while kills < count or not finished:
+        out = tmp_path / f"run{finished}"
+        arguments = [*SHORT, "--data", pictures, "--out", out, "--cache", tmp_path / f"cache{finished}", "--resume", "auto"]
+        while True:
+            process = train.start(*arguments)
+            pause = rng.choice([rng.uniform(0, 0.2), rng.uniform(0, 0.6), 60]) if kills < count else 60
+            until = time.monotonic() + pause
+            while process.code() is None and time.monotonic() < until:
+                time.sleep(0.002)
+            if process.code() is not None:
+                break
+            process.send(signal.SIGKILL)
+            process.wait(10)
+            kills += 1
+            assert_whole_files(out)
+        result = process.wait()
+        assert result.returncode == 0, result.stderr
+        same_run(whole, out)
+        finished += 1
+    tally("kill -9 at a random moment of a run", kills, kills)
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(400, marks=pytest.mark.campaign)])
+def test_signals_at_random_moments(train, pictures, tmp_path, whole, tally, count):
+    rng, sent, finished, left_behind = random.Random(6), 0, 0, []
+    while sent < count:
+        out = tmp_path / f"run{finished}"
+        arguments = [*SHORT, "--data", pictures, "--out", out, "--cache", tmp_path / f"cache{finished}", "--resume", "auto"]
+        while True:
+            process, signum = train.start(*arguments), rng.choice(list(SIGNALS))
+            wait_until(lambda: process.code() is not None or heard_by(process.pid))
+            time.sleep(rng.uniform(0, 0.5))
+            process.send(signum)
+            result = process.wait(30)
+            left_behind += session_members(process.pid)
+            if result.returncode == 0:  # it was done already
+                break
+            sent += 1
+            assert result.returncode == SIGNALS[signum] and result.stderr.startswith(f"stopped by {signum.name}"), result.stderr
+            assert result.stderr.count("\n") == 1 and (not out.exists() or not list(out.glob(".*.tmp*")))
+            assert_whole_files(out)
+        same_run(whole, out)
+        finished += 1
+    assert not left_behind
+    tally("SIGTERM, Ctrl-C or SIGHUP at a random moment of a run", sent, sent)
+
+
+def test_killed_while_decoding_and_started_again_at_once(train, pictures, tmp_path, whole):
+    """The decoders die with their command, and neither hold its folder nor write to what the next one makes."""
+    arguments = [*SHORT, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto"]
+    for _ in range(5):
+        process = train.start(*arguments, plants=[Plant("mixer.data.images.decode", signal.SIGSTOP, 3)])  # decoders that hang
+        wait_until(lambda: sum(state_of(pid) == "T" for pid in session_members(process.pid)) == len(os.sched_getaffinity(0)))
+        process.send(signal.SIGKILL)
+        assert process.wait(30).returncode == -signal.SIGKILL
+        again = train(*arguments, plants=[Plant("mixer.training.train_step", signal.SIGKILL, 3)])
+        assert again.returncode == -signal.SIGKILL, again.stderr
+        assert not session_members(process.pid)
+        for path in (tmp_path / "cache").rglob("*.np*"):
+            path.unlink()
+    assert train(*arguments).returncode == 0
+    same_run(whole, tmp_path / "run")
+
+
+def test_arch_all_killed_and_resumed(train, pictures, tmp_path):
+    """The row that was running dies with it, so that the next one does not find its folder taken."""
+    arguments = ["--arch", "all", "--data", pictures, "--image-size", 48, "--batch-size", 4, "--steps", 2, "--device", "cpu",
+                 "--out", tmp_path / "all", "--resume", "auto"]
+    process = train.start(*arguments).wait_for("device: cpu\n40 images")
+    process.send(signal.SIGKILL)
+    process.wait(10)
+    process = train.start(*arguments).wait_for("device: cpu\n40 images")
+    assert "another process" not in process.said() + process.said(2)
+    process.send(signal.SIGINT)
+    result = process.wait(60)
+    assert result.returncode == 130 and "stopped by SIGINT in ResNet-18; go on with --arch all" in result.stderr
+    assert "failed" not in result.stderr and (tmp_path / "all" / "table.md").exists()
