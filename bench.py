@@ -23,6 +23,7 @@ from kernels import DepthwiseGELUBN, depthwise_cpu, pick_kernels, why_not_triton
 from mixer import tables
 from mixer.cli import option, parse, run, wrong_values
 from mixer.data.images import find_images
+from mixer.device import pick_amp, pick_hardware
 from mixer.distributed import rank_and_size
 from mixer.errors import InputError, UsageError
 from mixer.experiments import ROWS
@@ -33,7 +34,6 @@ from mixer.models.convmixer import depthwise_unit
 from mixer.processes import attempt
 from mixer.report import draw_memory, draw_speed, environment
 from mixer.timing import captured, copy_bandwidth, race, settle_allocator
-from mixer.training import pick_amp, pick_hardware
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,14 @@ from mixer.config import DEMO, MODEL_OPTIONS, as_arguments, read_config, resume_
 from mixer.data.demo import Demo
 from mixer.data.images import find_images
 from mixer.data.packed import Part, cache_folder, fits_on, pack, split, usable
+from mixer.device import pick_hardware
 from mixer.distributed import joined, rank_and_size
 from mixer.errors import InputError, Interrupted, printable
 from mixer.experiments import ROWS, row_name
 from mixer.files import locked, read_csv, writable_folder, write_json, write_text
 from mixer.models import create_model
 from mixer.report import comparison_table, draw_comparison, draw_curves, environment, summarise
-from mixer.training import Trainer, check_identity, find_checkpoint, pick_hardware, try_one_batch
+from mixer.training import Trainer, check_identity, find_checkpoint, try_one_batch
 
 
 def main(argv):

@@ -69,6 +69,8 @@ def joined(device, name):
     if size == 1:
         yield World()
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what NCCL and Triton take where nothing else is said
     try:
         store, rank, size = next(dist.rendezvous("env://"))
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",

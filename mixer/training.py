@@ -3,8 +3,6 @@ import contextlib
 import copy
 import dataclasses
 import math
-import os
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -19,54 +17,13 @@ from . import signals
 from .checkpoint import load_checkpoint, save_checkpoint
 from .data.augment import augment, draws_for, to_float
 from .data.packed import Stream
-from .distributed import World, rank_and_size
+from .device import explained_memory, peak_memory_mib, pick_amp
+from .distributed import World
 from .errors import Diverged, InputError, Interrupted
 from .files import write_csv
-from .processes import out_of_memory
 from .report import describe
 
 SMALLEST_SCALE = 1e-4  # of the loss in fp16; it starts at 65536 and halves with every step whose gradients overflow
-
-
-def pick_hardware(config, why_not_triton):
-    """--device, --amp and --kernels -> (torch.device, autocast dtype or None). Raises InputError for what this machine lacks.
-
-    why_not_triton(device) -> a reason or None; asked only where Triton is demanded, for it may try the kernels.
-    """
-    device = pick_device(config.device)
-    amp = pick_amp(config.amp, device)
-    if config.kernels == "triton" and (reason := why_not_triton(device)):
-        raise InputError(f"--kernels triton: {reason}; --kernels auto takes what there is")
-    return device, amp
-
-
-def pick_device(name):
-    """`auto`, `cpu`, `cuda`, `cuda:N` -> torch.device; of several processes on a machine, each takes a GPU of its own.
-
-    Raises InputError listing the devices there are.
-    """
-    count, processes = torch.cuda.device_count(), rank_and_size()[1]
-    there = ["cpu"] + [f"cuda:{i}" for i in range(count)]
-    if name == "cuda" or (name == "auto" and count):
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0) if processes > 1 else 0}"
-    elif processes > 1 and name.startswith("cuda"):
-        raise InputError(f"--device {name}: {processes} processes cannot share a GPU; --device cuda gives each its own")
-    if name == "auto":
-        name = "cpu"
-    if name not in there:
-        raise InputError(f"--device {name} is not there; this machine has {', '.join(there)}")
-    return torch.device(name)
-
-
-def pick_amp(name, device):
-    """`auto`, `fp16`, `bf16`, `off` -> torch.float16, torch.bfloat16 or None. Raises InputError where the device lacks it."""
-    if name == "auto":
-        name = "fp16" if device.type == "cuda" else "off"
-    if name == "fp16" and device.type == "cpu":
-        raise InputError("--amp fp16: no fp16 training on the CPU; take --amp off or bf16")
-    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise InputError(f"--amp bf16: {torch.cuda.get_device_name(device)} has no bf16; take --amp fp16")
-    return {"fp16": torch.float16, "bf16": torch.bfloat16, "off": None}[name]
 
 
 def make_optimizer(model, lr, weight_decay=0.0):
@@ -136,13 +93,6 @@ def evaluate(model, part, batch_size, device, *, classes, amp=None, stop=lambda:
     return loss.item() / len(part), confusion.trace().item() / len(part), confusion.tolist()
 
 
-def peak_memory_mib(device):
-    """On CUDA the peak of allocated tensors, on the CPU the peak resident size of the whole process; MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 def find_checkpoint(resume, out):
     """What --resume names, loaded: a path, or "auto" for out/last.pt; None to start afresh. Raises InputError."""
     if resume is None or (resume == "auto" and not (out / "last.pt").exists()):
@@ -161,21 +111,6 @@ def check_identity(checkpoint, identity):
     other = [f"{key} is {there.get(key)!r} there and {value!r} here" for key, value in identity.items() if there.get(key) != value]
     if other:
         raise InputError(f"--resume: the checkpoint is of another run: {', '.join(other)}")
-
-
-@contextlib.contextmanager
-def explained_memory(config, device):
-    """Memory that runs out inside is told of in one line: what it was needed for, how much there is, what to change."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as e:
-        if not out_of_memory(e):
-            raise
-        there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        raise RuntimeError(
-            f"out of memory on {device} at batch size {config.batch_size} and {config.image_size}x{config.image_size} pixels: "
-            f"{peak_memory_mib(device):,.0f} MiB were taken, of {there / 2**20:,.0f} MiB in all; a smaller --batch-size or --image-size"
-            + (", or --data-on-device no," if device.type == "cuda" else "") + " may fit") from e
 
 
 def try_one_batch(model, config, device, world=World()):

@@ -47,7 +47,7 @@ def pytest_runtest_logreport(report):
         for name, value in report.user_properties:
             if name == "fault":
                 FAULTS.append(value)
-            elif name == "slope":
+            elif name == "note":
                 NOTES.append(value)
 
 
@@ -61,11 +61,11 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("faults: tried, survived, lost")
         for kind, *numbers in sorted(FAULTS) + [["all", *total]]:
             terminalreporter.write_line(f"{numbers[0]:>7,} {numbers[1]:>7,} {numbers[2]:>5,}  {kind}")
-        for note in NOTES:
-            terminalreporter.write_line(note)
         if config.option.faults:
             rows = [dict(zip(("kind", "tried", "survived", "lost"), row)) for row in sorted(FAULTS)]
             Path(config.option.faults).write_text(json.dumps(rows, indent=1) + "\n")
+    for note in NOTES:
+        terminalreporter.write_line(note)
 
 
 @pytest.fixture(scope="session")

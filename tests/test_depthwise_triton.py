@@ -121,6 +121,12 @@ def test_a_nan_is_found_wrong(monkeypatch):
     assert "wrong on this GPU" in depthwise_launch.fails_here(torch.device(DEVICE))
 
 
+def test_kernels_of_several_launches_are_looked_at_too(monkeypatch):
+    merged = depthwise_launch.merged
+    monkeypatch.setattr(depthwise_launch, "merged", lambda count, mean, m2: merged(count, mean + 1, m2))
+    assert "wrong on this GPU" in depthwise_launch.fails_here(torch.device(DEVICE))
+
+
 @triton.jit
 def _tanh_gelu(z):
     return z * tl.sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))

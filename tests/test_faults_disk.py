@@ -185,7 +185,7 @@ def test_ten_thousand_steps_take_no_more_memory_than_some(train, pictures, tmp_p
     assert process.wait().returncode == 0 and read_csv(tmp_path / "run" / "log.csv")[-1]["step"] == steps
     later = [(step, resident) for step, resident, _ in seen if step >= steps / 4]
     slope = statistics.linear_regression(*zip(*later)).slope * 1000
-    record_property("slope", f"resident memory over {steps:,} steps: {slope:+.4f} MiB per 1,000 steps, {later[0][1]:.0f} MiB at a quarter, "
+    record_property("note", f"resident memory over {steps:,} steps: {slope:+.4f} MiB per 1,000 steps, {later[0][1]:.0f} MiB at a quarter, "
                              f"{later[-1][1]:.0f} MiB at the end, {min(files for *_, files in seen)} to {max(files for *_, files in seen)} open files")
     # the log's rows, a dict of ten numbers each 250 steps, are some KiB; one leaked batch a step would be 1.5 MiB per 1,000 steps
     assert slope < 0.2, slope

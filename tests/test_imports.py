@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 PRODUCT = sorted([*ROOT.glob("mixer/**/*.py"), *ROOT.glob("kernels/**/*.py"), ROOT / "train.py", ROOT / "bench.py"])
 # a file may import those above it
 ORDER = ["errors", "signals", "streams", "files", "experiments", "models", "distributed", "cli", "data.images", "data.augment", "data.demo", "data.packed",
-         "checkpoint", "config", "report", "tables", "timing", "processes", "training", "measure"]
+         "checkpoint", "config", "report", "tables", "timing", "processes", "device", "training", "measure"]
 KERNELS_ORDER = ["sync", "reference", "depthwise_cpu", "depthwise_triton", "depthwise_launch", "depthwise_op", "module"]
 
 

@@ -83,6 +83,12 @@ def test_numbers_of_single_runs_are_those_of_their_summaries():
                                       f"{s['images_per_s']:.0f}"], path
 
 
+def test_counts_of_faults_are_those_of_the_campaign():
+    rows = re.findall(r"^\| ([^|]+?) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", README, flags=re.M)
+    counts = json.loads((ROOT / "results" / "faults.json").read_text())
+    assert rows == [(row["kind"], *(f"{row[name]:,}" for name in ("tried", "survived", "lost"))) for row in counts] and len(rows) > 8
+
+
 def test_parameter_counts_in_the_readme():
     rows = re.findall(r"^\| .*? \| `(--arch .*?)` \| ([\d,]+) \|$", README, flags=re.M)
     assert len(rows) == 9

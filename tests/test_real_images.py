@@ -1,10 +1,15 @@
 """On real Dogs vs. Cats images: set DOGS_VS_CATS to a zip or folder of them (Kaggle's train.zip, PetImages, ...)."""
+import hashlib
 import os
+import random
+import signal
 import time
 
 import numpy as np
 import pytest
+from commands import same_run
 
+from mixer.checkpoint import load_checkpoint
 from mixer.data.images import find_images
 from mixer.data.packed import pack, usable
 
@@ -24,3 +29,37 @@ def test_real_images_are_found_decoded_and_balanced(tmp_path):
     for index in picks:
         assert (array[index] == images.load(index, 192)).all()
     assert 60 < array[picks].mean() < 180 and array[picks].std() > 30  # photographs, not blanks
+
+
+@pytest.mark.parametrize("size, steps", [(96, 60), pytest.param(192, 150, marks=pytest.mark.campaign)])
+def test_killed_and_resumed_on_real_images(train, tmp_path, record_property, size, steps):
+    """Six times, at random moments, while decoding too; the weights are those of the uninterrupted run, to the last bit."""
+    arguments = ["--arch", "convmixer", "--patch", 24, "--data", PATH, "--image-size", size, "--batch-size", 16, "--steps", steps,
+                 "--log-every", 5, "--device", "cpu", "--resume", "auto"]
+    assert train(*arguments, "--out", tmp_path / "whole").returncode == 0
+    rng, kills, at = random.Random(0), 0, []
+    while True:
+        cache = ["--cache", tmp_path / "other"] if not kills else []  # the first time, there are no decoded images
+        process = train.start(*arguments, *cache, "--out", tmp_path / "cut")
+        if kills == 6:
+            break
+        if kills:
+            process.wait_for("\nstep ")  # so that each gets some steps further than the one before
+        time.sleep(rng.uniform(0.2, 1.0))
+        process.send(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        last = tmp_path / "cut" / "last.pt"
+        at.append(load_checkpoint(last, whole=True)["state"]["step"] if last.exists() else 0)
+    assert process.wait().returncode == 0 and at == sorted(at) and 0 < max(at) < steps, at
+    same_run(tmp_path / "whole", tmp_path / "cut")
+    hashes = {sha256_of_weights(tmp_path / name / "last.pt") for name in ("whole", "cut")}
+    assert len(hashes) == 1
+    record_property("note", f"real images, {size} px, {steps} steps, killed {kills} times, last saved at steps {at}: weights {hashes.pop()[:16]} in both runs")
+
+
+def sha256_of_weights(path):
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_checkpoint(path)["state_dict"].items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()

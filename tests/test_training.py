@@ -12,8 +12,7 @@ from mixer.config import Config
 from mixer.data.packed import Part
 from mixer.errors import Diverged, InputError
 from mixer.models import create_model
-from mixer.training import (Trainer, applied_steps, evaluate, find_checkpoint, learning_rate, make_optimizer, pick_amp, pick_device,
-                            train_step)
+from mixer.training import Trainer, applied_steps, evaluate, find_checkpoint, learning_rate, make_optimizer, train_step
 
 CPU = torch.device("cpu")
 SMALL = Config(arch="convmixer", image_size=32, batch_size=8, steps=9, log_every=3, lr=1e-3, seed=1)
@@ -196,11 +195,3 @@ def test_learning_rate():
     cosine = replace(constant, schedule="cosine")
     assert learning_rate(4, cosine, 10) == 1 and abs(learning_rate(7, cosine, 10) - 0.5) < 1e-12
     assert learning_rate(9, cosine, 10) < 0.1
-
-
-def test_devices_and_dtypes_that_are_not_there():
-    with pytest.raises(InputError, match="--device cuda:9 is not there; this machine has cpu"):
-        pick_device("cuda:9")
-    with pytest.raises(InputError, match="no fp16 training on the CPU"):
-        pick_amp("fp16", CPU)
-    assert pick_amp("auto", CPU) is None and pick_amp("auto", torch.device("cuda")) is torch.float16

@@ -97,10 +97,10 @@ def _decode_all(images, size, path, workers):
     def start(indices):
         receive, send = context.Pipe(duplex=False)
         process = context.Process(target=_decode_some, args=(images, size, array, indices, send, parent), daemon=True)
-        with signals.blocked():
+        with signals.blocked():  # nor does one come between a worker's start and its place in `running`, from where it is ended
             process.start()
+            left[receive], running[receive] = list(reversed(indices)), process
         send.close()
-        left[receive], running[receive] = list(reversed(indices)), process
 
     try:
         with tqdm(total=len(images), desc="decoding", unit="image", disable=None) as bar:
