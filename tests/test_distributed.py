@@ -66,9 +66,9 @@ def assert_same_numbers(one, other):
     assert (gradients - others).norm() <= (GRADIENTS if a["state"]["step"] == 1 else WEIGHTS) * gradients.norm()
 
 
-@pytest.mark.parametrize("model, count, batch", [(VIT, 2, 8), (VIT, 3, 8), ([*TINY, "--sync-bn"], 2, 8), ([*TINY, "--sync-bn"], 2, 7),
+@pytest.mark.parametrize("model, count, batch", [(VIT, 2, 8), (VIT, 3, 8), ([*VIT, "--val-fraction", 0.25], 2, 9), ([*TINY, "--sync-bn"], 2, 8), ([*TINY, "--sync-bn"], 2, 7),
                                                  ([*TINY, "--sync-bn", "--kernels", "torch"], 3, 8)],
-                         ids=["no BatchNorm", "uneven", "sync-bn, fused", "sync-bn, fused, uneven", "sync-bn, plain, uneven"])
+                         ids=["no BatchNorm", "uneven", "last batch of one image", "sync-bn, fused", "sync-bn, fused, uneven", "sync-bn, plain, uneven"])
 def test_as_one_process_with_the_same_batch(ranks, train, pictures, tmp_path, model, count, batch):
     arguments = [*model, *STEPS, "--batch-size", batch, "--data", pictures]
     for folder, start in (("first", lambda *a: [train(*a)]), ("first of several", lambda *a: ranks(count, *a))):
@@ -81,7 +81,8 @@ def test_as_one_process_with_the_same_batch(ranks, train, pictures, tmp_path, mo
     assert_same_numbers(tmp_path / "one", tmp_path / "several")
     assert json.loads((tmp_path / "several" / "environment.json").read_text())["processes"] == count
     assert (tmp_path / "one" / "split.json").read_text() == (tmp_path / "several" / "split.json").read_text()
-    assert sum(map(sum, json.loads((tmp_path / "several" / "summary.json").read_text())["confusion"])) == 4, "each validation image once"
+    split, summary = (json.loads((tmp_path / "several" / f"{name}.json").read_text()) for name in ("split", "summary"))
+    assert sum(map(sum, summary["confusion"])) == len(split["val"]), "each validation image once"
 
 
 def test_batchnorm_of_each_process_is_another_run(ranks, train, pictures, tmp_path):
