@@ -7,7 +7,8 @@ python bench.py --kernels-table
 """
 from mixer import signals
 
-signals.listen()  # before torch, which takes seconds to import
+if __name__ == "__main__":
+    signals.listen()  # before torch, which takes seconds to import
 
 import dataclasses
 import importlib.util

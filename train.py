@@ -5,7 +5,8 @@ python train.py --arch convmixer --patch 24 --data dogs-vs-cats.zip
 """
 from mixer import signals
 
-signals.listen()  # before torch, which takes seconds to import
+if __name__ == "__main__":
+    signals.listen()  # before torch, which takes seconds to import
 
 import contextlib
 import dataclasses

@@ -16,6 +16,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from mixer.checkpoint import load_checkpoint
 from mixer.files import read_csv
 
@@ -24,7 +26,7 @@ TINY = ["--arch", "convmixer", "--patch", "8", "--dim", "16", "--depth", "1", "-
         "--image-size", "32", "--batch-size", "8", "--device", "cpu"]
 TIMING = {"images_per_s", "data_wait", "memory_mib"}
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["train", "bench", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.pyplot"])
+SERVER.set_forkserver_preload(["commands", "train", "bench", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"])
 
 
 @dataclass
@@ -62,9 +64,7 @@ class Command:
             self.process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env, start_new_session=True,
                                             preexec_fn=lambda: _prepare(streams, limits))
         else:
-            self.process = SERVER.Process(target=_enter, args=(arguments, env, streams, limits, plants, ignored))
-            with _importable():
-                self.process.start()
+            self.process = forked(_enter, arguments, env, streams, limits, plants, ignored)
         self.pid = self.process.pid
 
     def send(self, signum):
@@ -98,16 +98,13 @@ class Command:
         return subprocess.CompletedProcess(None, self.code(), self.said(1), self.said(2))
 
 
-@contextlib.contextmanager
-def _importable():
-    """The server, started with the first command, finds train.py by PYTHONPATH."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
-    yield
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
+def forked(f, *args):
+    """A process of the server's that runs f(*args). The server starts with the first one, and finds train.py by PYTHONPATH."""
+    process = SERVER.Process(target=f, args=args)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}", prepend=os.pathsep)
+        process.start()
+    return process
 
 
 def _prepare(streams, limits):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import SERVER, TINY, Plant
+from commands import TINY, Plant, forked
 from PIL import Image
 
 from mixer.data.demo import draw
@@ -131,8 +131,7 @@ def look_at_zips(seeds, folder):
 
 @pytest.mark.parametrize("count", [1000, pytest.param(50_000, marks=pytest.mark.campaign)])
 def test_damaged_zips_are_refused_or_read(train, tmp_path, tally, count):
-    process = SERVER.Process(target=look_at_zips, args=(range(count), tmp_path))
-    process.start()
+    process = forked(look_at_zips, range(count), tmp_path)
     process.join()
     outcomes = json.loads((tmp_path / "outcomes.json").read_text())
     assert process.exitcode == 0, outcomes

@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 import torch
-from commands import SERVER, TINY, same_run
+from commands import TINY, forked, same_run
 
 from mixer import training
 from mixer.checkpoint import load_checkpoint, save_checkpoint
@@ -217,8 +217,7 @@ def damage_checkpoints(path, seeds, folder):
 @pytest.mark.parametrize("count", [600, pytest.param(30_000, marks=pytest.mark.campaign)])
 def test_damaged_checkpoints_are_refused_or_unharmed(run, tmp_path, tally, count):
     assert run("--steps", 10).returncode == 0
-    process = SERVER.Process(target=damage_checkpoints, args=(tmp_path / "run" / "last.pt", range(count), tmp_path))
-    process.start()
+    process = forked(damage_checkpoints, tmp_path / "run" / "last.pt", range(count), tmp_path)
     process.join()
     outcomes = json.loads((tmp_path / "outcomes.json").read_text())
     assert process.exitcode == 0 and outcomes["refused"] > count / 2, outcomes
