@@ -95,6 +95,8 @@ def run(main, argv):
     except (Exception, Interrupted, KeyboardInterrupt) as e:
         if "--debug" in argv:
             traceback.print_exc()
+        if signals.was_raised() and not isinstance(e, Interrupted):
+            e = Interrupted(signals.pending())
         code = getattr(e, "exit_code", 130 if isinstance(e, KeyboardInterrupt) else 1)
         said = [] if rank and isinstance(e, (UsageError, Diverged, Interrupted)) else _in_lines(e)
     for line in said:

@@ -17,6 +17,7 @@ from .errors import Interrupted
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 _signum = None      # the first that came
+_raised = False
 _on_signal = "leave"  # or "raise", or what `deferred` was given
 
 
@@ -38,6 +39,11 @@ def pending():
     return _signum
 
 
+def was_raised():
+    """Whether a signal raised Interrupted: another exception may be what a library, in C++, has made of that."""
+    return _raised
+
+
 def check():
     """Raise Interrupted if a signal came: the first exception can be lost where Python ignores one, as in a `__del__`."""
     if _signum:
@@ -57,16 +63,18 @@ def deferred(then=lambda signum: None):
 
 @contextlib.contextmanager
 def blocked():
-    """Processes forked inside never hear the signals, which a terminal sends to all of a group: their parent ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    """Processes forked inside never hear the signals, which a terminal sends to all of a group: their parent ends them. And the
+    parent hears none meanwhile, not in the hooks that run around a fork, where Python ignores exceptions: `check` afterwards."""
+    with deferred():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _heard(signum, frame):
-    global _signum
+    global _signum, _raised
     first, _signum = _signum is None, _signum or signum
     if signum == signal.SIGINT and not first:
         for child in multiprocessing.active_children():
@@ -79,6 +87,7 @@ def _heard(signum, frame):
     if callable(_on_signal):
         _on_signal(signum)
     elif first and _on_signal == "raise":
+        _raised = True
         raise Interrupted(signum)
 
 

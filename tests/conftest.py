@@ -21,7 +21,7 @@ from PIL import Image
 
 
 def pytest_addoption(parser):
-    parser.addoption("--faults", metavar="FILE", help="write how many faults of each kind were tried, survived and lost, as json")
+    parser.addoption("--faults", metavar="FILE", help="keep in it how many faults of each kind were tried, survived and lost, as json")
 
 
 def pytest_configure(config):
@@ -62,8 +62,10 @@ def pytest_terminal_summary(terminalreporter, config):
         for kind, *numbers in sorted(FAULTS) + [["all", *total]]:
             terminalreporter.write_line(f"{numbers[0]:>7,} {numbers[1]:>7,} {numbers[2]:>5,}  {kind}")
         if config.option.faults:
-            rows = [dict(zip(("kind", "tried", "survived", "lost"), row)) for row in sorted(FAULTS)]
-            Path(config.option.faults).write_text(json.dumps(rows, indent=1) + "\n")
+            path = Path(config.option.faults)
+            rows = {row["kind"]: row for row in (json.loads(path.read_text()) if path.exists() else [])}  # those not tried now stay
+            rows |= {fault[0]: dict(zip(("kind", "tried", "survived", "lost"), fault)) for fault in FAULTS}
+            path.write_text(json.dumps(sorted(rows.values(), key=lambda row: row["kind"]), indent=1) + "\n")
     for note in NOTES:
         terminalreporter.write_line(note)
 
