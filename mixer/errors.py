@@ -1,6 +1,6 @@
 """What a command can say when it stops, and with which exit code.
 
-0 done, 1 failed while running, 2 wrong usage or input, 3 diverged, 130 and 143 stopped by Ctrl-C and SIGTERM.
+0 done, 1 failed while running, 2 wrong usage or input, 3 diverged; stopped by Ctrl-C 130, by SIGTERM 143, by SIGHUP 129.
 """
 import signal
 
