@@ -62,7 +62,7 @@ class Command:
         arguments, env = [str(ROOT / script), *map(str, arguments)], {**os.environ, **(env or {})}
         if fresh:
             self.process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env, start_new_session=True,
-                                            preexec_fn=lambda: _prepare(streams, limits))
+                                            preexec_fn=lambda: _prepare(streams, limits, ignored))
         else:
             self.process = forked(_enter, arguments, env, streams, limits, plants, ignored)
         self.pid = self.process.pid
@@ -107,7 +107,9 @@ def forked(f, *args):
     return process
 
 
-def _prepare(streams, limits):
+def _prepare(streams, limits, ignored):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # not what the server has taken over, nor what nohup had pytest ignore
+        signal.signal(signum, signal.SIG_IGN if signum in ignored else signal.SIG_DFL)
     for number, path in streams.items():
         if path is None:
             os.close(number)
@@ -120,15 +122,13 @@ def _prepare(streams, limits):
 
 
 def _enter(arguments, env, streams, limits, plants, ignored):
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # not what the server took over when it imported train.py
-        signal.signal(signum, signal.SIG_IGN if signum in ignored else signal.SIG_DFL)
     os.setsid()
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(env)
     for plant in plants:
         plant.set()
-    _prepare(streams, limits)
+    _prepare(streams, limits, ignored)
     sys.argv = arguments
     sys.stdin, sys.stdout, sys.stderr = (None if streams[n] is None else open(n, mode, closefd=False)
                                          for n, mode in ((0, "r"), (1, "w"), (2, "w")))

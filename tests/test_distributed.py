@@ -27,18 +27,15 @@ STEPS = ["--steps", 30, "--log-every", 10, "--lr", 0.003]
 
 @pytest.fixture
 def ranks(train):
-    """ranks(count, *arguments) -> that many processes of one run, finished; ranks.start(...) -> running."""
-    def start(count, *arguments, plants={}, env=None, **options):
+    """ranks(count, *arguments) -> that many processes of one run, finished. plants and own: {rank: its Plants}, {rank: its further arguments}."""
+    def run(count, *arguments, plants={}, own={}):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
         world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-        return [train.start(*arguments, plants=plants.get(rank, ()), env={**world, "RANK": str(rank), "LOCAL_RANK": str(rank), **(env or {})}, **options)
-                for rank in range(count)]
-
-    def run(count, *arguments, **options):
-        return [process.wait(120) for process in start(count, *arguments, **options)]
-    run.start = start
+        started = [train.start(*arguments, *own.get(rank, ()), plants=plants.get(rank, ()), env={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+                   for rank in range(count)]
+        return [process.wait(120) for process in started]
     return run
 
 
@@ -152,16 +149,12 @@ def test_an_error_is_told_once_or_by_the_rank_that_has_it(ranks, pictures, tmp_p
     assert results[0].returncode == 2 and "holds another run" in results[0].stderr and results[1].returncode == 1
 
 
-def test_ranks_that_see_other_images_are_refused(ranks, train, pictures, tmp_path):
+def test_ranks_that_see_other_images_are_refused(ranks, pictures, tmp_path):
     """As on a node whose copy of the data is not the same."""
     import shutil
     other = shutil.copytree(pictures, tmp_path / pictures.name)
     (other / "cat.1.png").unlink()
-    both = []
-    for rank, data in enumerate((pictures, other)):
-        env = {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29541", "GLOO_SOCKET_IFNAME": "lo"}
-        both.append(train.start(*TINY, "--steps", 1, "--data", data, "--out", tmp_path / "run", env=env))
-    first, second = (process.wait(60) for process in both)
+    first, second = ranks(2, *TINY, "--steps", 1, "--out", tmp_path / "run", own={0: ["--data", pictures], 1: ["--data", other]})
     assert second.returncode == 2 and "process 1 finds other images" in second.stderr and first.returncode == 1
 
 

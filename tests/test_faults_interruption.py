@@ -87,7 +87,7 @@ def test_a_signal_while_python_imports(train, tmp_path):
     for signum, code in SIGNALS.items():
         process = train.start("--data", tmp_path, "--out", tmp_path / "run", fresh=True)
         wait_until(lambda: heard_by(process.pid))
-        time.sleep(random.Random(code).uniform(0, 0.8))
+        time.sleep(random.Random(code).uniform(0, 0.5))
         process.send(signum)
         result = process.wait(20)
         assert (result.returncode, result.stdout) == (code, "") and result.stderr == f"stopped by {signum.name}\n"
