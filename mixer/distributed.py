@@ -3,14 +3,19 @@
 Every process has all images, takes its part of each batch, and comes to the same decisions at the same step. The first
 (rank 0) speaks and writes. What processes tell each other beside gradients are a few numbers, over gloo, on the CPU.
 """
+import concurrent.futures
 import contextlib
 import os
+import threading
+import time
+import uuid
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from . import signals
 from .errors import InputError
 
 
@@ -72,14 +77,63 @@ def joined(device, name):
     if device.type == "cuda":
         torch.cuda.set_device(device)  # what NCCL and Triton take where nothing else is said
     try:
-        store, rank, size = next(dist.rendezvous("env://"))
+        store, rank, size = _heeding_signals(lambda: next(dist.rendezvous("env://")))
+        store = dist.PrefixStore(name, store)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                                store=dist.PrefixStore(name, store), rank=rank, world_size=size)
+                                store=dist.PrefixStore(_common_word(store, rank, size), store), rank=rank, world_size=size)
     except (ValueError, RuntimeError) as e:
         raise InputError(f"RANK and WORLD_SIZE say that this is process {rank} of {size}, but the others are not to be found "
                          f"({str(e).splitlines()[0]}): start with torchrun, or unset them") from e
     yield World(rank, size)
     dist.destroy_process_group()  # not after a failure, where it could wait for those that are gone
+
+
+def _heeding_signals(f):
+    """f(), in a thread: in C++ it would wait for processes that may never come, and no signal would be heard."""
+    future = concurrent.futures.Future()
+
+    def work():
+        try:
+            future.set_result(f())
+        except Exception as e:
+            future.set_exception(e)
+    threading.Thread(target=work, daemon=True).start()
+    while not future.done():
+        signals.check()
+        time.sleep(0.01)
+    return future.result()
+
+
+def _common_word(store, rank, size):
+    """A word that the living processes of a run share, and those before them did not.
+
+    torchrun keeps its store when it starts processes again, and with it the addresses of those that are gone (pytorch issue
+    135712); nor does it count the attempts alike on all machines. So each process greets with a word of its own until the
+    first one answers it with its word, and that waits until all have taken this up: an old greeting is answered in vain.
+    """
+    own, until = uuid.uuid4().hex, time.monotonic() + store.timeout.total_seconds()
+
+    def pause():
+        signals.check()
+        if time.monotonic() > until:
+            raise RuntimeError(f"nothing of them for {store.timeout}")
+        time.sleep(0.01)
+
+    if rank:
+        store.set(f"greeting {rank}", own)
+        while not store.check([own]):
+            pause()
+        word = store.get(own).decode()
+        store.set(f"{word} {rank}", "taken up")
+        return word
+    missing = set(range(1, size))
+    while missing:
+        missing -= {other for other in missing if store.check([f"{own} {other}"])}
+        for other in missing:
+            if store.check([f"greeting {other}"]):
+                store.set(store.get(f"greeting {other}").decode(), own)
+        pause()
+    return own
 
 
 def lost_another(e):

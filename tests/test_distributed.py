@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,23 +26,28 @@ VIT = ["--arch", "vit_linear", "--patch", 8, "--dim", 16, "--heads", 2, "--depth
 STEPS = ["--steps", 30, "--log-every", 10, "--lr", 0.003]
 
 
+def environments(count):
+    """What torchrun puts into the environment of each of `count` processes."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    return [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
 @pytest.fixture
 def ranks(train):
     """ranks(count, *arguments) -> that many processes of one run, finished. plants and own: {rank: its Plants}, {rank: its further arguments}."""
     def run(count, *arguments, plants={}, own={}):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-        started = [train.start(*arguments, *own.get(rank, ()), plants=plants.get(rank, ()), env={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-                   for rank in range(count)]
+        started = [train.start(*arguments, *own.get(rank, ()), plants=plants.get(rank, ()), env=env)
+                   for rank, env in enumerate(environments(count))]
         return [process.wait(120) for process in started]
     return run
 
 
-def torchrun(count, *arguments, **options):
-    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", "0", "--standalone",
-                             "train.py", *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+def torchrun(count, *arguments, options=()):
+    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone", *options,
+                             "train.py", *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 # What one process and several may differ by, relative, measured over three seeds and five settings: losses up to 8e-7, the first
@@ -158,6 +164,14 @@ def test_ranks_that_see_other_images_are_refused(ranks, pictures, tmp_path):
     assert second.returncode == 2 and "process 1 finds other images" in second.stderr and first.returncode == 1
 
 
+def test_a_signal_while_the_others_have_not_come(train, pictures, tmp_path):
+    process = train.start(*TINY, "--data", pictures, "--out", tmp_path / "run", env=environments(2)[0]).wait_for("device: cpu")
+    time.sleep(0.5)
+    process.send(signal.SIGTERM)
+    result = process.wait(10)
+    assert (result.returncode, result.stderr) == (143, "stopped by SIGTERM\n") and not (tmp_path / "run").exists()
+
+
 def test_half_a_torchrun_is_refused(train, pictures, tmp_path):
     result = train(*TINY, "--data", pictures, "--out", tmp_path / "run", env={"RANK": "0", "WORLD_SIZE": "2"})
     assert result.returncode == 2 and "start with torchrun, or unset them" in result.stderr and result.stderr.count("\n") == 1
@@ -166,9 +180,8 @@ def test_half_a_torchrun_is_refused(train, pictures, tmp_path):
 
 def test_torchrun_trains(pictures, tmp_path):
     """The README's command, on two processes; then a SIGTERM to torchrun itself, which passes it on, and the rest."""
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    arguments = [*TINY, "--log-every", 100, "--lr", 0.003, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto"]
-    process = torchrun(2, *arguments, "--steps", 100_000, env=env)
+    arguments = [*TINY, "--log-every", 100, "--lr", 0.003, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto", "--cache", tmp_path / "cache"]
+    process = torchrun(2, *arguments, "--steps", 100_000)
     for line in process.stdout:
         if line.startswith("step   100"):
             break
@@ -177,10 +190,26 @@ def test_torchrun_trains(pictures, tmp_path):
     assert err.count("stopped by SIGTERM at step") == 1, err
     step = load_checkpoint(tmp_path / "run" / "last.pt", whole=True)["state"]["step"]
     assert step >= 100
-    process = torchrun(2, *arguments, "--steps", step + 5, env=env)
+    process = torchrun(2, *arguments, "--steps", step + 5)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0 and f"resumed at step {step}" in out.replace(",", "") and "in 2 processes" in out, err
     assert out.count("final val accuracy") == 1
+
+
+def test_torchrun_starts_again_what_died(ranks, pictures, tmp_path):
+    """--max-restarts: each process in turn is killed, the others end, and all find each other again, not those that are gone."""
+    arguments = [*TINY, "--steps", 600, "--log-every", 100, "--lr", 0.003, "--data", pictures, "--resume", "auto", "--cache", tmp_path / "cache"]
+    assert [r.returncode for r in ranks(2, *arguments, "--out", tmp_path / "whole")] == [0, 0]
+    process = torchrun(2, *arguments, "--out", tmp_path / "run", options=["--max-restarts", "2", "--monitor-interval", "0.1"])
+    left = [1, 0]
+    for line in process.stdout:
+        if line.startswith("step") and left:
+            workers = [pid for pid in map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+                       if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            os.kill(sorted(workers)[left.pop()], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and not left, err
+    same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_bench_is_for_one_process(command):
