@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -14,6 +15,8 @@ from .distributed import lost_another, rank_and_size
 from .errors import Diverged, InputError, Interrupted, UsageError, printable
 from .models import did_you_mean
 from .streams import make_lasting
+
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # which it sets for the processes that it starts
 
 
 def option(default, help, *, choices=None, least=None, above=None, below=None):
@@ -89,6 +92,8 @@ def run(main, argv):
     rank = rank_and_size()[0]
     make_lasting(silent=rank > 0)
     signals.start_raising()
+    if TORCHRUN in os.environ:  # killed, it shall leave no processes behind that hold GPUs and folder
+        signals.die_with_parent(os.getppid(), signal.SIGTERM)
     code, said = 0, []
     try:
         main(argv)
@@ -120,7 +125,8 @@ def _in_lines(e):
 def call(command):
     """Run a command to its end and return its exit code, as a shell does where a signal ended it. Signals sent to us are passed
     on, for it to stop in order."""
-    child = subprocess.Popen([str(word) for word in command], start_new_session=True,
+    env = {name: value for name, value in os.environ.items() if name != TORCHRUN}  # this is its parent, not torchrun
+    child = subprocess.Popen([str(word) for word in command], start_new_session=True, env=env,
                              preexec_fn=functools.partial(signals.die_with_parent, os.getpid()))
     with signals.deferred(child.send_signal):
         code = child.wait()

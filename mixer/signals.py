@@ -91,8 +91,8 @@ def _heard(signum, frame):
         raise Interrupted(signum)
 
 
-def die_with_parent(parent):
-    """Called in a child of process `parent`: it is killed when that ends, by whatever (Linux, prctl(2))."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(parent, signum=signal.SIGKILL):
+    """Called in a child of process `parent`: it gets `signum` when that ends, by whatever (Linux, prctl(2))."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:
         os._exit(1)

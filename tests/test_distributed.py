@@ -196,6 +196,24 @@ def test_torchrun_trains(pictures, tmp_path):
     assert out.count("final val accuracy") == 1
 
 
+def workers_of(torchrun):
+    return sorted(pid for pid in map(int, Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split())
+                  if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def test_torchrun_killed_leaves_none_behind(pictures, tmp_path):
+    """Its processes stop, saved; else they would go on unseen, and hold GPUs and folder."""
+    process = torchrun(2, *TINY, "--steps", 100_000, "--data", pictures, "--out", tmp_path / "run", "--cache", tmp_path / "cache")
+    for line in process.stdout:
+        if line.startswith("step   100"):
+            break
+    workers = workers_of(process)
+    process.kill()
+    _, err = process.communicate(timeout=60)  # until all that hold its stdout are gone
+    assert len(workers) == 2 and err.count("stopped by SIGTERM at step") == 1
+    assert load_checkpoint(tmp_path / "run" / "last.pt", whole=True)["state"]["step"] >= 100
+
+
 def test_torchrun_starts_again_what_died(ranks, pictures, tmp_path):
     """--max-restarts: each process in turn is killed, the others end, and all find each other again, not those that are gone."""
     arguments = [*TINY, "--steps", 600, "--log-every", 100, "--lr", 0.003, "--data", pictures, "--resume", "auto", "--cache", tmp_path / "cache"]
@@ -204,9 +222,7 @@ def test_torchrun_starts_again_what_died(ranks, pictures, tmp_path):
     left = [1, 0]
     for line in process.stdout:
         if line.startswith("step") and left:
-            workers = [pid for pid in map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
-                       if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-            os.kill(sorted(workers)[left.pop()], signal.SIGKILL)
+            os.kill(workers_of(process)[left.pop()], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0 and not left, err
     same_run(tmp_path / "whole", tmp_path / "run")
