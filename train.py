@@ -25,7 +25,7 @@ from mixer.config import DEMO, MODEL_OPTIONS, as_arguments, read_config, resume_
 from mixer.data.demo import Demo
 from mixer.data.images import find_images
 from mixer.data.packed import Part, cache_folder, fits_on, pack, split, usable
-from mixer.device import pick_hardware
+from mixer.device import explained_memory, pick_hardware
 from mixer.distributed import joined, rank_and_size
 from mixer.errors import InputError, Interrupted, printable
 from mixer.experiments import ROWS, row_name
@@ -102,8 +102,9 @@ def train_one(config, out, device, world):
         check_identity(checkpoint, identity)
     print(images, flush=True)
     torch.manual_seed(config.seed)
-    model = create_model(config.arch, image_size=config.image_size, num_classes=len(images.classes),
-                         **{option: getattr(config, option) for option in MODEL_OPTIONS}).to(device)
+    with explained_memory(config, device):
+        model = create_model(config.arch, image_size=config.image_size, num_classes=len(images.classes),
+                             **{option: getattr(config, option) for option in MODEL_OPTIONS}).to(device)
     kernels = pick_kernels(config.kernels, model, device)
     if config.sync_bn and world.size > 1:
         sync_batch_norm(model)

@@ -3,6 +3,7 @@ import argparse
 import dataclasses
 import functools
 import math
+import operator
 import os
 import signal
 import subprocess
@@ -19,9 +20,9 @@ from .streams import make_lasting
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # which it sets for the processes that it starts
 
 
-def option(default, help, *, choices=None, least=None, above=None, below=None):
+def option(default, help, *, choices=None, least=None, most=None, above=None, below=None):
     """A dataclass field with what the command line must know about it; bounds are checked by `wrong_values`."""
-    return dataclasses.field(default=default, metadata=dict(help=help, choices=choices, least=least, above=above, below=below))
+    return dataclasses.field(default=default, metadata=dict(help=help, choices=choices, least=least, most=most, above=above, below=below))
 
 
 def _flag(field):
@@ -41,13 +42,17 @@ def wrong_values(config):
         value, rule = getattr(config, field.name), field.metadata
         if value is None:
             continue
+        if value == "":  # as of a variable that a shell does not know
+            wrong.append(f"{_flag(field)} is empty")
+        elif isinstance(value, int) and value >= 2**63:
+            wrong.append(f"{_flag(field)} must be below 2^63, not {value}")
         if rule["choices"] and value not in rule["choices"]:
             wrong.append(f"{_flag(field)} {value}: there are {', '.join(rule['choices'])}"
                          + did_you_mean(str(value), rule["choices"]))
-        for bound, text, fits in (("least", "at least", lambda v, b: v >= b), ("above", "above", lambda v, b: v > b),
-                                  ("below", "below", lambda v, b: v < b)):
+        for bound, text, fits in (("least", "at least", operator.ge), ("most", "at most", operator.le), ("above", "above", operator.gt),
+                                  ("below", "below", operator.lt)):
             if rule[bound] is not None and not (math.isfinite(value) and fits(value, rule[bound])):
-                wrong.append(f"{_flag(field)} must be {text} {rule[bound]}, not {value}")
+                wrong.append(f"{_flag(field)} must be {text} {rule[bound]:g}, not {value}")
                 break
     return wrong
 

@@ -69,5 +69,5 @@ def explained_memory(config, device):
         there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         raise RuntimeError(
             f"out of memory on {device} at batch size {config.batch_size} and {config.image_size}x{config.image_size} pixels: "
-            f"{peak_memory_mib(device):,.0f} MiB were taken, of {there / 2**20:,.0f} MiB in all; a smaller --batch-size or --image-size"
+            f"{peak_memory_mib(device):,.0f} MiB were taken, of {there / 2**20:,.0f} MiB in all; a smaller --batch-size, --image-size or model"
             + (", or --data-on-device no," if device.type == "cuda" else "") + " may fit") from e

@@ -20,7 +20,8 @@ class ChildFailed(RuntimeError):
 
 def out_of_memory(e):
     """Whether an exception says that memory ran out, the GPU's or the machine's."""
-    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
+    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in str(e) for words in ("can't allocate memory", "size calculation overflowed"))
 
 
 def in_one_line(e):

@@ -146,7 +146,7 @@ def test_a_loss_that_explodes_exits_with_3(train, pictures, tmp_path):
 
 
 def test_require_acc(train, pictures, tmp_path):
-    result = train(*TINY, "--data", pictures, "--steps", 2, "--require-acc", 1.01, "--out", tmp_path / "run")
+    result = train(*TINY, "--data", pictures, "--steps", 2, "--require-acc", 1, "--out", tmp_path / "run")
     assert result.returncode == 1 and "below --require-acc" in result.stderr
 
 

@@ -41,7 +41,7 @@ def model_options(name, image_size=192, num_classes=2, **options):
     ok = {key: value for key, value in numbers.items() if key in (*defaults, "image_size") and key not in bad}
     if {"patch", "image_size"} <= ok.keys() and image_size % ok["patch"]:
         sides = ", ".join(str(side) for side in range(2, min(image_size, 1024) + 1) if image_size % side == 0)
-        wrong.append(f"patch {ok['patch']} does not divide a {image_size}x{image_size} image (these do: {sides})")
+        wrong.append(f"patch {ok['patch']} does not divide a {image_size}x{image_size} image (these do: {sides or 'only 1'})")
     if {"dim", "heads"} <= ok.keys() and ok["dim"] % ok["heads"]:
         wrong.append(f"dim {ok['dim']} does not divide into {ok['heads']} heads")
     if ok.get("kernel_size", 1) % 2 == 0:
