@@ -96,7 +96,7 @@ def read_config(argv):
     config = Config(**given)
     wrong += wrong_values(config)
     names = {row.name: row for row in ROWS}
-    asked = list(names) if config.rows is None else config.rows.split(",")
+    asked = config.rows.split(",") if config.rows else list(names)
     wrong += [f"--rows: there is no {name}{did_you_mean(name, names)}; there are {', '.join(names)}" for name in asked if name not in names]
     rows = [names[name] for name in asked if name in names]
     for row in [] if wrong else rows:

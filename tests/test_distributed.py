@@ -69,9 +69,14 @@ def assert_same_numbers(one, other):
     assert (gradients - others).norm() <= (GRADIENTS if a["state"]["step"] == 1 else WEIGHTS) * gradients.norm()
 
 
-@pytest.mark.parametrize("model, count, batch", [(VIT, 2, 8), (VIT, 3, 8), ([*VIT, "--val-fraction", 0.25], 2, 9), ([*TINY, "--sync-bn"], 2, 8), ([*TINY, "--sync-bn"], 2, 7),
-                                                 ([*TINY, "--sync-bn", "--kernels", "torch"], 3, 8)],
-                         ids=["no BatchNorm", "uneven", "last batch of one image", "sync-bn, fused", "sync-bn, fused, uneven", "sync-bn, plain, uneven"])
+@pytest.mark.parametrize("model, count, batch", [
+    pytest.param(VIT, 2, 8, id="no BatchNorm"),
+    pytest.param(VIT, 3, 8, id="uneven"),
+    pytest.param([*VIT, "--val-fraction", 0.25], 2, 9, id="last batch of one image"),
+    pytest.param([*TINY, "--sync-bn"], 2, 8, id="sync-bn, fused"),
+    pytest.param([*TINY, "--sync-bn"], 2, 7, id="sync-bn, fused, uneven"),
+    pytest.param([*TINY, "--sync-bn", "--kernels", "torch"], 3, 8, id="sync-bn, plain, uneven"),
+])
 def test_as_one_process_with_the_same_batch(ranks, train, pictures, tmp_path, model, count, batch):
     arguments = [*model, *STEPS, "--batch-size", batch, "--data", pictures]
     for folder, start in (("first", lambda *a: [train(*a)]), ("first of several", lambda *a: ranks(count, *a))):
