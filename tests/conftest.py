@@ -20,10 +20,6 @@ from commands import Command
 from PIL import Image
 
 
-def pytest_addoption(parser):
-    parser.addoption("--faults", metavar="FILE", help="keep in it how many faults of each kind were tried, survived and lost, as json")
-
-
 def pytest_configure(config):
     config.addinivalue_line("markers", "campaign: the same faults by the thousand, for an hour; runs with -m campaign alone")
 
@@ -55,14 +51,14 @@ NOTES = []
 FAULTS = []  # [kind, tried, survived, lost]; with pytest-xdist, those of all workers come together in the first process
 
 
-def pytest_terminal_summary(terminalreporter, config):
+def pytest_terminal_summary(terminalreporter):
     if FAULTS:
         total = [sum(numbers) for numbers in zip(*(fault[1:] for fault in FAULTS))]
         terminalreporter.section("faults: tried, survived, lost")
         for kind, *numbers in sorted(FAULTS) + [["all", *total]]:
             terminalreporter.write_line(f"{numbers[0]:>7,} {numbers[1]:>7,} {numbers[2]:>5,}  {kind}")
-        if config.option.faults:
-            path = Path(config.option.faults)
+        if "FAULTS" in os.environ:  # the json file to keep these counts in
+            path = Path(os.environ["FAULTS"])
             rows = {row["kind"]: row for row in (json.loads(path.read_text()) if path.exists() else [])}  # those not tried now stay
             rows |= {fault[0]: dict(zip(("kind", "tried", "survived", "lost"), fault)) for fault in FAULTS}
             path.write_text(json.dumps(sorted(rows.values(), key=lambda row: row["kind"]), indent=1) + "\n")

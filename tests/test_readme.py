@@ -2,6 +2,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,12 @@ def test_train_commands_parse(command):
 def test_bench_commands_parse(command):
     given, wrong = parse(bench.Config, shlex.split(command)[2:], "")
     assert not wrong + wrong_values(bench.Config(**given))
+
+
+def test_the_campaigns_command_finds_its_tests():
+    command = re.search(r"`FAULTS=\S+ DOGS_VS_CATS=\S+ (python -m pytest .*?)`", README)[1]
+    result = subprocess.run([sys.executable, *command.split()[1:], "--collect-only", "-q"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and len(re.findall("^tests/", result.stdout, flags=re.M)) >= 12, result.stdout + result.stderr
 
 
 def test_python_examples_run():

@@ -55,7 +55,7 @@ def test_killed_and_resumed_on_real_images(train, tmp_path, record_property, siz
     same_run(tmp_path / "whole", tmp_path / "cut")
     hashes = {sha256_of_weights(tmp_path / name / "last.pt") for name in ("whole", "cut")}
     assert len(hashes) == 1
-    record_property("note", f"real images, {size} px, {steps} steps, killed {kills} times, last saved at steps {at}: weights {hashes.pop()[:16]} in both runs")
+    record_property("note", f"real images, {size} px, {steps} steps, killed {kills} times, last saved at steps {at}: weights sha256 {hashes.pop()} in both runs")
 
 
 def sha256_of_weights(path):
