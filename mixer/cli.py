@@ -29,7 +29,7 @@ def _flag(field):
     return "--" + field.name.replace("_", "-")
 
 
-def _types(config_class):
+def option_types(config_class):
     """{field name: int, float, str or bool}; `int | None` counts as int."""
     hints = typing.get_type_hints(config_class)
     return {name: (typing.get_args(hint) or (hint,))[0] for name, hint in hints.items()}
@@ -61,7 +61,7 @@ def parse(config_class, argv, description):
     """argv -> {option: value} of those given, and what is wrong with the rest, one sentence each."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False, add_help=True)
     parser.error = _raise_usage_error
-    types = _types(config_class)
+    types = option_types(config_class)
     for field in dataclasses.fields(config_class):
         rule = field.metadata
         if types[field.name] is bool:

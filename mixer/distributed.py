@@ -77,10 +77,8 @@ def joined(device, name):
     if device.type == "cuda":
         torch.cuda.set_device(device)  # what NCCL and Triton take where nothing else is said
     try:
-        store, rank, size = _heeding_signals(lambda: next(dist.rendezvous("env://")))
-        store = dist.PrefixStore(name, store)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                                store=dist.PrefixStore(_common_word(store, rank, size), store), rank=rank, world_size=size)
+        store, rank, size = _heeding_signals(_meet, name)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     except (ValueError, RuntimeError) as e:
         raise InputError(f"RANK and WORLD_SIZE say that this is process {rank} of {size}, but the others are not to be found "
                          f"({str(e).splitlines()[0]}): start with torchrun, or unset them") from e
@@ -88,13 +86,13 @@ def joined(device, name):
     dist.destroy_process_group()  # not after a failure, where it could wait for those that are gone
 
 
-def _heeding_signals(f):
-    """f(), in a thread: in C++ it would wait for processes that may never come, and no signal would be heard."""
+def _heeding_signals(f, *args):
+    """f(*args), in a thread: in C++ it would wait for processes that may never come, and no signal would be heard."""
     future = concurrent.futures.Future()
 
     def work():
         try:
-            future.set_result(f())
+            future.set_result(f(*args))
         except Exception as e:
             future.set_exception(e)
     threading.Thread(target=work, daemon=True).start()
@@ -104,36 +102,30 @@ def _heeding_signals(f):
     return future.result()
 
 
-def _common_word(store, rank, size):
-    """A word that the living processes of a run share, and those before them did not.
+def _meet(name):
+    """(store, rank, size) of the processes that torchrun started, once all are there; the store is theirs alone.
 
     torchrun keeps its store when it starts processes again, and with it the addresses of those that are gone (pytorch issue
     135712); nor does it count the attempts alike on all machines. So each process greets with a word of its own until the
     first one answers it with its word, and that waits until all have taken this up: an old greeting is answered in vain.
     """
-    own, until = uuid.uuid4().hex, time.monotonic() + store.timeout.total_seconds()
-
-    def pause():
-        signals.check()
-        if time.monotonic() > until:
-            raise RuntimeError(f"nothing of them for {store.timeout}")
-        time.sleep(0.01)
-
+    store, rank, size = next(dist.rendezvous("env://"))
+    store, word = dist.PrefixStore(name, store), uuid.uuid4().hex
     if rank:
-        store.set(f"greeting {rank}", own)
-        while not store.check([own]):
-            pause()
-        word = store.get(own).decode()
+        store.set(f"greeting {rank}", word)
+        word = store.get(word).decode()  # waits
         store.set(f"{word} {rank}", "taken up")
-        return word
-    missing = set(range(1, size))
+        return dist.PrefixStore(word, store), rank, size
+    missing, until = set(range(1, size)), time.monotonic() + store.timeout.total_seconds()
     while missing:
-        missing -= {other for other in missing if store.check([f"{own} {other}"])}
+        if time.monotonic() > until:
+            raise RuntimeError(f"nothing of {len(missing)} of them for {store.timeout}")
+        missing -= {other for other in missing if store.check([f"{word} {other}"])}
         for other in missing:
             if store.check([f"greeting {other}"]):
-                store.set(store.get(f"greeting {other}").decode(), own)
-        pause()
-    return own
+                store.set(store.get(f"greeting {other}").decode(), word)
+        time.sleep(0.01)
+    return dist.PrefixStore(word, store), rank, size
 
 
 def lost_another(e):

@@ -20,6 +20,7 @@ import pytest
 
 from mixer.checkpoint import load_checkpoint
 from mixer.files import read_csv
+from mixer.signals import STOPPING
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--arch", "convmixer", "--patch", "8", "--dim", "16", "--depth", "1", "--kernel-size", "3",
@@ -108,7 +109,7 @@ def forked(f, *args):
 
 
 def _prepare(streams, limits, ignored):
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # not what the server has taken over, nor what nohup had pytest ignore
+    for signum in STOPPING:  # not what the server has taken over, nor what nohup had pytest ignore
         signal.signal(signum, signal.SIG_IGN if signum in ignored else signal.SIG_DFL)
     for number, path in streams.items():
         if path is None:

@@ -21,7 +21,7 @@ from PIL import Image
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "campaign: the same faults by the thousand, for an hour; runs with -m campaign alone")
+    config.addinivalue_line("markers", "campaign: the same faults by the thousand, for a quarter of an hour; runs with -m campaign alone")
 
 
 def pytest_collection_modifyitems(config, items):

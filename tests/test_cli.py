@@ -13,7 +13,6 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from commands import ROOT, TINY, same_run
 from PIL import Image
 

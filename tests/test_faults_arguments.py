@@ -6,7 +6,7 @@ import pytest
 from commands import TINY
 
 import bench
-from mixer.cli import _types
+from mixer.cli import option_types
 from mixer.config import Config, read_config
 from mixer.errors import UsageError
 
@@ -66,7 +66,7 @@ def test_any_arguments_to_the_command_itself(command, tmp_path, tally, script, c
 WHOLE = ["0", "1", "2", "7", "9", str(2**63 - 1), str(2**63)]
 REAL = ["0", "-0.0", "5e-324", "1e-30", "0.9999999999999999", "1", "1e30", "1.7e308"]
 EXTREMES = [(field.name, value) for field in dataclasses.fields(Config) if field.name not in ("steps", "depth")  # which would take for ever
-            for value in {int: WHOLE, float: REAL}.get(_types(Config)[field.name], [""]) if (field.name, value) != ("epochs", "1e30")]
+            for value in {int: WHOLE, float: REAL}.get(option_types(Config)[field.name], [""]) if (field.name, value) != ("epochs", "1e30")]
 
 
 @pytest.mark.parametrize("count", [24, pytest.param(len(EXTREMES), marks=pytest.mark.campaign)])

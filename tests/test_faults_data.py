@@ -13,7 +13,6 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 from commands import TINY, Plant, forked
 from PIL import Image
