@@ -37,9 +37,11 @@ def in_fresh_process(f, *args):
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(send, os.getpid(), f, args))  # no daemon: it may have decoders of its own
-    process.start()
+    with signals.deferred():  # none comes between its start and the `try` that ends it
+        process.start()
     send.close()
     try:
+        signals.check()
         result, failure = receive.recv()
     except EOFError:
         process.join()

@@ -25,6 +25,7 @@ from mixer.signals import STOPPING
 ROOT = Path(__file__).parent.parent
 TINY = ["--arch", "convmixer", "--patch", "8", "--dim", "16", "--depth", "1", "--kernel-size", "3",
         "--image-size", "32", "--batch-size", "8", "--device", "cpu"]
+HANGS = 300  # seconds
 TIMING = {"images_per_s", "data_wait", "memory_mib"}
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["commands", "train", "bench", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"])
@@ -80,23 +81,27 @@ class Command:
         path = self.files[stream - 1]
         return Path(path).read_text(errors="replace") if path and Path(path).is_file() else ""
 
-    def wait_for(self, text, timeout=60):
-        """Until stdout holds `text`, or the command has ended."""
-        until = time.monotonic() + timeout
-        while text not in self.said() and self.code() is None:
-            assert time.monotonic() < until, f"no {text!r} after {timeout} s: {self.said()}{self.said(2)}"
-            time.sleep(0.005)
+    def wait_for(self, text, stream=1):
+        """Until stdout (or stderr, 2) holds `text`, or the command has ended."""
+        wait_until(lambda: text in self.said(stream) or self.code() is not None, self)
         return self
 
-    def wait(self, timeout=300):
-        """To its end: CompletedProcess with returncode, stdout and stderr. One that takes longer is killed, and fails the test."""
-        until = time.monotonic() + timeout
-        while self.code() is None:
-            if time.monotonic() > until:
-                os.kill(self.pid, signal.SIGKILL)
-                raise AssertionError(f"still running after {timeout} s: {self.said()}{self.said(2)}")
-            time.sleep(0.01)
+    def wait(self):
+        """To its end: CompletedProcess with returncode, stdout and stderr."""
+        wait_until(lambda: self.code() is not None, self)
         return subprocess.CompletedProcess(None, self.code(), self.said(1), self.said(2))
+
+
+def wait_until(true, command=None):
+    """Until true() is. On a machine that stands still for seconds that may take as long; five minutes mean that it never comes."""
+    until = time.monotonic() + HANGS
+    while not true():
+        if time.monotonic() > until:
+            said = command and command.said() + command.said(2)
+            if command:
+                command.send(signal.SIGKILL)
+            raise AssertionError(f"nothing for {HANGS} s{f': {said}' if said else ''}")
+        time.sleep(0.002)
 
 
 def forked(f, *args):
@@ -137,13 +142,13 @@ def _enter(arguments, env, streams, limits, plants, ignored):
 
 
 def session_members(session):
-    """Processes of a command's session that are still there, zombies left out."""
-    members = []
+    """{pid: its state, as of ps} of a command's session, zombies left out."""
+    members = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _, _, theirs = path.read_text().rsplit(")", 1)[1].split()[:4]
             if int(theirs) == session and state != "Z":
-                members.append(int(path.parent.name))
+                members[int(path.parent.name)] = state
     return members
 
 

@@ -9,7 +9,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 
 import numpy as np
 import pytest
@@ -55,25 +54,6 @@ def test_a_run_leaves_everything_it_promises(train, pictures, tmp_path):
     longer = train(*TINY, "--data", pictures, "--steps", 30, "--log-every", 10, "--out", out, "--lr", 0.003, "--resume", "auto")
     assert longer.returncode == 0, longer.stderr
     assert [row["step"] for row in read_csv(out / "log.csv")] == [10, 20, 25, 30]
-
-
-@pytest.mark.parametrize("sent, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_resumed_equals_uninterrupted_bit_for_bit(train, pictures, tmp_path, sent, code):
-    arguments = [*TINY, "--data", pictures, "--steps", 120, "--log-every", 50, "--schedule", "cosine", "--warmup", 5]
-    assert train(*arguments, "--out", tmp_path / "whole").returncode == 0
-    stopped_at = []
-    for _ in range(2):
-        process = train.start(*arguments, "--out", tmp_path / "cut", "--resume", "auto").wait_for("into")
-        time.sleep(0.15)
-        process.send(sent)
-        ended = process.wait(60)
-        if ended.returncode == 0:  # the machine was faster than the signal
-            break
-        assert ended.returncode == code and ended.stderr.startswith(f"stopped by {sent.name} at step") and ended.stderr.count("\n") == 1
-        stopped_at.append(load_checkpoint(tmp_path / "cut" / "last.pt")["state"]["step"])
-    assert stopped_at and 0 <= stopped_at[0] < 120
-    assert train(*arguments, "--out", tmp_path / "cut", "--resume", "auto").returncode == 0
-    same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_folder_and_zip_give_the_same_run(train, pictures, tmp_path):
@@ -244,7 +224,7 @@ def test_a_second_run_in_one_folder_is_refused(train, pictures, tmp_path):
     first = train.start(*arguments, "--steps", 100_000).wait_for("into")
     second = train(*arguments, "--steps", 100_000)
     first.send(signal.SIGTERM)
-    assert second.returncode == 2 and "another process is training" in second.stderr and first.wait(60).returncode == 143
+    assert second.returncode == 2 and "another process is training" in second.stderr and first.wait().returncode == 143
 
 
 def test_the_demo_takes_its_own_settings_and_the_command_line_comes_first():

@@ -2,8 +2,9 @@
 
 Ranks are started by torchrun where its own part matters, else as it would start them, by RANK, WORLD_SIZE and MASTER_PORT.
 """
+import contextlib
 import json
-import os
+import random
 import re
 import signal
 import socket
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, TINY, Plant, same_run
+from commands import HANGS, ROOT, TINY, Plant, same_run
 
 from mixer.checkpoint import load_checkpoint
 from mixer.data.packed import Stream
@@ -28,9 +29,11 @@ STEPS = ["--steps", 30, "--log-every", 10, "--lr", 0.003]
 
 def environments(count):
     """What torchrun puts into the environment of each of `count` processes."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    while True:
+        port = random.randrange(20_000, 32_000)  # below those that the system gives to whoever asks for any
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            break
     world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     return [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
@@ -41,13 +44,13 @@ def ranks(train):
     def run(count, *arguments, plants={}, own={}):
         started = [train.start(*arguments, *own.get(rank, ()), plants=plants.get(rank, ()), env=env)
                    for rank, env in enumerate(environments(count))]
-        return [process.wait(120) for process in started]
+        return [process.wait() for process in started]
     return run
 
 
-def torchrun(count, *arguments, options=()):
+def torchrun(count, *arguments, script="train.py", options=()):
     return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone", *options,
-                             "train.py", *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                             script, *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 # What one process and several may differ by, relative, measured over three seeds and five settings: losses up to 8e-7, the first
@@ -137,12 +140,11 @@ def test_resumed_with_another_number_of_processes(ranks, train, pictures, tmp_pa
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_dies_ends_the_run(ranks, pictures, tmp_path, rank):
     """With its error, not with a hang; what was saved before is whole."""
-    started = time.monotonic()
     results = ranks(2, *TINY, *STEPS, "--data", pictures, "--out", tmp_path / "run", plants={rank: [Plant("mixer.training.train_step", signal.SIGKILL, 15)]})
     assert results[rank].returncode == -signal.SIGKILL and results[1 - rank].returncode == 1
     assert re.fullmatch(r"error(?: \(rank 1\))?: another process of this run is gone, and may have said why; --resume auto .*\n",
                         results[1 - rank].stderr), results[1 - rank].stderr
-    assert time.monotonic() - started < 60 and load_checkpoint(tmp_path / "run" / "last.pt", whole=True)["state"]["step"] == 10
+    assert load_checkpoint(tmp_path / "run" / "last.pt", whole=True)["state"]["step"] == 10
 
 
 def test_an_error_is_told_once_or_by_the_rank_that_has_it(ranks, pictures, tmp_path):
@@ -173,7 +175,7 @@ def test_a_signal_while_the_others_have_not_come(train, pictures, tmp_path):
     process = train.start(*TINY, "--data", pictures, "--out", tmp_path / "run", env=environments(2)[0]).wait_for("device: cpu")
     time.sleep(0.5)
     process.send(signal.SIGTERM)
-    result = process.wait(10)
+    result = process.wait()
     assert (result.returncode, result.stderr) == (143, "stopped by SIGTERM\n") and not (tmp_path / "run").exists()
 
 
@@ -191,12 +193,12 @@ def test_torchrun_trains(pictures, tmp_path):
         if line.startswith("step   100"):
             break
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANGS)
     assert err.count("stopped by SIGTERM at step") == 1, err
     step = load_checkpoint(tmp_path / "run" / "last.pt", whole=True)["state"]["step"]
     assert step >= 100
     process = torchrun(2, *arguments, "--steps", step + 5)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=HANGS)
     assert process.returncode == 0 and f"resumed at step {step}" in out.replace(",", "") and "in 2 processes" in out, err
     assert out.count("final val accuracy") == 1
 
@@ -214,22 +216,32 @@ def test_torchrun_killed_leaves_none_behind(pictures, tmp_path):
             break
     workers = workers_of(process)
     process.kill()
-    _, err = process.communicate(timeout=60)  # until all that hold its stdout are gone
+    _, err = process.communicate(timeout=HANGS)  # until all that hold its stdout are gone
     assert len(workers) == 2 and err.count("stopped by SIGTERM at step") == 1
     assert load_checkpoint(tmp_path / "run" / "last.pt", whole=True)["state"]["step"] >= 100
 
 
+PLANTED = """
+import os, runpy, signal, sys
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+from commands import Plant
+start, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
+if (start, rank) in ((0, 1), (1, 0)):
+    Plant("mixer.training.train_step", signal.SIGKILL, 15 - 7 * start).set()
+sys.argv[0] = {root!r} + "/train.py"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_torchrun_starts_again_what_died(ranks, pictures, tmp_path):
     """--max-restarts: each process in turn is killed, the others end, and all find each other again, not those that are gone."""
-    arguments = [*TINY, "--steps", 600, "--log-every", 100, "--lr", 0.003, "--data", pictures, "--resume", "auto", "--cache", tmp_path / "cache"]
+    arguments = [*TINY, *STEPS, "--data", pictures, "--resume", "auto", "--cache", tmp_path / "cache"]
     assert [r.returncode for r in ranks(2, *arguments, "--out", tmp_path / "whole")] == [0, 0]
-    process = torchrun(2, *arguments, "--out", tmp_path / "run", options=["--max-restarts", "2", "--monitor-interval", "0.1"])
-    left = [1, 0]
-    for line in process.stdout:
-        if line.startswith("step") and left:
-            os.kill(workers_of(process)[left.pop()], signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and not left, err
+    (tmp_path / "planted.py").write_text(PLANTED.format(root=str(ROOT)))
+    process = torchrun(2, *arguments, "--out", tmp_path / "run", script=tmp_path / "planted.py",
+                       options=["--max-restarts", "2", "--monitor-interval", "0.1"])
+    out, err = process.communicate(timeout=HANGS)
+    assert process.returncode == 0 and out.count("resumed at step 10") == 2, err
     same_run(tmp_path / "whole", tmp_path / "run")
 
 

@@ -11,7 +11,7 @@ from mixer.config import Config, read_config
 from mixer.errors import UsageError
 
 hypothesis = pytest.importorskip("hypothesis")
-from hypothesis import example, given, settings  # noqa: E402
+from hypothesis import HealthCheck, example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 FLAGS = ["--" + field.name.replace("_", "-") for config in (Config, bench.Config) for field in dataclasses.fields(config)]
@@ -20,7 +20,7 @@ numbers = st.one_of(st.integers(-3, 3), st.integers(), st.floats()).map(str)
 known_words = st.sampled_from(["auto", "cpu", "cuda", "cuda:99", "fp16", "all", "convmixer", "vit_cnn", "resnet18", "cosine", "192", "24", "", "-", "--"])
 argvs = st.lists(st.one_of(st.sampled_from(FLAGS), misspelt, numbers, known_words, st.text(max_size=8)), max_size=6).filter(
     lambda words: not {"-h", "--help"} & set(words))
-quiet = dict(deadline=None, derandomize=True, database=None)
+quiet = dict(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])  # no test of speed
 
 
 def readable(message):
@@ -55,7 +55,7 @@ def test_any_arguments_to_the_command_itself(command, tmp_path, tally, script, c
         nonlocal tried
         tried += 1
         argv = [word.encode(errors="replace").decode() for word in argv if word != "--debug"]  # which asks for a traceback
-        result = command(script, "--out", tmp_path / "out", "--no-such-flag", "-1", *argv).wait(30)
+        result = command(script, "--out", tmp_path / "out", "--no-such-flag", "-1", *argv).wait()
         assert result.returncode == 2 and result.stdout == "" and readable(result.stderr), (argv, result)
         assert all(line.startswith("error: ") for line in result.stderr.splitlines())
         assert not (tmp_path / "out").exists()

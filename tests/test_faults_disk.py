@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import TINY, same_run, session_members
-from test_faults_interruption import SHORT, assert_whole_files, wait_until, whole  # noqa: F401: a fixture
+from commands import TINY, same_run, session_members, wait_until
+from test_faults_interruption import SHORT, assert_whole_files, whole  # noqa: F401: a fixture
 
 from mixer.files import read_csv
 
@@ -113,7 +113,7 @@ def test_a_pipe_whose_reader_goes(train, pictures, tmp_path, whole, stream):  # 
     with open(pipe) as reader:
         if stream == 1:
             assert reader.readline().startswith("config: ")
-    result = process.wait(60)
+    result = process.wait()
     assert result.returncode == 0
     assert result.stderr == ("standard output is gone (Broken pipe): going on without it\n" if stream == 1 else "")
     same_run(whole, tmp_path / "run")
@@ -140,22 +140,30 @@ def test_two_runs_in_one_folder(train, pictures, tmp_path, whole):  # noqa: F811
 def test_bench_stops_and_leaves_nothing(command, tmp_path):
     """SIGTERM and Ctrl-C while a row is measured: its process goes too, and no table is written."""
     for signum, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        process = command("bench.py", "--device", "cpu", "--rows", "resnet18", "--out", tmp_path / "out", fresh=True)
-        wait_until(lambda: len(session_members(process.pid)) > 1 or process.code() is not None, 60)
-        time.sleep(1.0)
+        process = command("bench.py", "--device", "cpu", "--rows", "resnet18", "--out", tmp_path / "out", "--repeats", 100_000, fresh=True)
+        wait_until(lambda: row_of(process))
         process.send(signum)
-        result = process.wait(30)
-        assert result.returncode == code and result.stderr.splitlines()[-1] == f"stopped by {signum.name}", result
-        assert "Traceback" not in result.stderr and not list((tmp_path / "out").iterdir())
+        result = process.wait()
+        assert result.returncode == code
+        assert result.stderr.splitlines() == ["measuring ResNet-18, visit 1 of 3", f"stopped by {signum.name}"]
+        assert not list((tmp_path / "out").iterdir())
         wait_until(lambda: not session_members(process.pid))
 
 
-def test_bench_killed_takes_its_rows_along(command, tmp_path):
-    process = command("bench.py", "--device", "cpu", "--rows", "resnet18", fresh=True)
-    wait_until(lambda: len(session_members(process.pid)) > 1 or process.code() is not None, 60)
+def row_of(process):
+    """The process in which bench.py measures a row, if it runs."""
+    for pid in session_members(process.pid):
+        with contextlib.suppress(OSError):
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+
+
+def test_bench_killed_takes_its_rows_along(command):
+    process = command("bench.py", "--device", "cpu", "--rows", "resnet18", "--repeats", 100_000, fresh=True)
+    wait_until(lambda: row_of(process))
     process.send(signal.SIGKILL)
-    process.wait(10)
-    wait_until(lambda: not session_members(process.pid), 10)
+    process.wait()
+    wait_until(lambda: not session_members(process.pid))
 
 
 def test_bench_cannot_write_its_results(command, tmp_path):
@@ -185,7 +193,7 @@ def test_ten_thousand_steps_take_no_more_memory_than_some(train, pictures, tmp_p
     slope = statistics.linear_regression(*zip(*later)).slope * 1000
     record_property("note", f"resident memory over {steps:,} steps: {slope:+.4f} MiB per 1,000 steps, {later[0][1]:.0f} MiB at a quarter, "
                              f"{later[-1][1]:.0f} MiB at the end, {min(files for *_, files in seen)} to {max(files for *_, files in seen)} open files")
-    # the log's rows, a dict of ten numbers each 250 steps, are some KiB; one leaked batch a step would be 1.5 MiB per 1,000 steps
-    assert slope < 0.2, slope
+    # one leaked batch a step would be 1.5 MiB per 1,000 steps; a huge page (2 MiB) that the system gives once, halfway, is 0.4
+    assert slope < 0.5, slope
     files = [files for *_, files in seen]  # one more now and then, while a checkpoint is written
     assert min(files[len(files) // 2:]) <= min(files[:len(files) // 2]), "open files grow"

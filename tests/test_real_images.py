@@ -51,7 +51,7 @@ def test_killed_and_resumed_on_real_images(train, tmp_path, record_property, siz
         kills += 1
         last = tmp_path / "cut" / "last.pt"
         at.append(load_checkpoint(last, whole=True)["state"]["step"] if last.exists() else 0)
-    assert process.wait().returncode == 0 and at == sorted(at) and 0 < max(at) < steps, at
+    assert process.wait().returncode == 0 and at == sorted(at) and any(0 < step < steps for step in at), at
     same_run(tmp_path / "whole", tmp_path / "cut")
     hashes = {sha256_of_weights(tmp_path / name / "last.pt") for name in ("whole", "cut")}
     assert len(hashes) == 1

@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from blocks import exact, make_block, run, too_far
+from commands import HANGS
 from conftest import randomise, relative_error
 from torch import distributed as dist
 from torch import nn
@@ -49,7 +50,7 @@ STEPS = {**SYNCHRONISED, "neither": [], "fuse": [fuse]}
 def rank_of(world, rank, folder, function):
     warnings.filterwarnings("error", message="DepthwiseGELUBN calls its parts")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world,
-                            timeout=datetime.timedelta(seconds=60))
+                            timeout=datetime.timedelta(seconds=HANGS))
     torch.save(function(rank, world), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
