@@ -12,6 +12,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +34,12 @@ SERVER.set_forkserver_preload(["commands", "train", "bench", "torch._dynamo", "m
 
 @dataclass
 class Plant:
-    """Something that happens inside a command: before call number `call` of the function `where`, its process gets `signum`."""
+    """Something that happens inside a command: at call number `call` of the function `where`, its process gets `signum`: before it, or
+    `delay` seconds later, whatever runs then."""
     where: str                # module.function, as the command's code looks it up
     signum: int
     call: int = 1
+    delay: float = 0
 
     def set(self):
         module, name = self.where.rsplit(".", 1)
@@ -46,7 +49,9 @@ class Plant:
         def planted(*args, **kwargs):
             nonlocal calls
             calls += 1
-            if calls == self.call:
+            if calls == self.call and self.delay:
+                threading.Timer(self.delay, os.kill, (os.getpid(), self.signum)).start()
+            elif calls == self.call:
                 os.kill(os.getpid(), self.signum)
             return original(*args, **kwargs)
         setattr(module, name, planted)
