@@ -86,9 +86,9 @@ class Command:
         path = self.files[stream - 1]
         return Path(path).read_text(errors="replace") if path and Path(path).is_file() else ""
 
-    def wait_for(self, text, stream=1):
-        """Until stdout (or stderr, 2) holds `text`, or the command has ended."""
-        wait_until(lambda: text in self.said(stream) or self.code() is not None, self)
+    def wait_for(self, text):
+        """Until stdout holds `text`, or the command has ended."""
+        wait_until(lambda: text in self.said() or self.code() is not None, self)
         return self
 
     def wait(self):
