@@ -225,9 +225,9 @@ PLANTED = """
 import os, runpy, signal, sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 from commands import Plant
-start, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
-if (start, rank) in ((0, 1), (1, 0)):
-    Plant("mixer.training.train_step", signal.SIGKILL, 15 - 7 * start).set()
+call = {{("0", "1"): 15, ("1", "0"): 8}}.get((os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]))
+if call:
+    Plant("mixer.training.train_step", signal.SIGKILL, call).set()
 sys.argv[0] = {root!r} + "/train.py"
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

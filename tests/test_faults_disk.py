@@ -193,7 +193,7 @@ def test_ten_thousand_steps_take_no_more_memory_than_some(train, pictures, tmp_p
     slope = statistics.linear_regression(*zip(*later)).slope * 1000
     record_property("note", f"resident memory over {steps:,} steps: {slope:+.4f} MiB per 1,000 steps, {later[0][1]:.0f} MiB at a quarter, "
                              f"{later[-1][1]:.0f} MiB at the end, {min(files for *_, files in seen)} to {max(files for *_, files in seen)} open files")
-    # one leaked batch a step would be 1.5 MiB per 1,000 steps; a huge page (2 MiB) that the system gives once, halfway, is 0.4
-    assert slope < 0.5, slope
+    # the log's rows, a dict of ten numbers each 250 steps, are some KiB; one leaked batch a step would be 1.5 MiB per 1,000 steps
+    assert slope < 0.2, slope
     files = [files for *_, files in seen]  # one more now and then, while a checkpoint is written
     assert min(files[len(files) // 2:]) <= min(files[:len(files) // 2]), "open files grow"

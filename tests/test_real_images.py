@@ -41,7 +41,7 @@ def test_killed_and_resumed_on_real_images(train, tmp_path, record_property, siz
     for kill in range(6):
         cache = [] if kill else ["--cache", tmp_path / "other"]  # the first time, there are no decoded images
         where = "mixer.training.train_step" if kill else "mixer.data.packed.wait"
-        plant = Plant(where, signal.SIGKILL, rng.randrange(6, 9), delay=rng.uniform(0, 0.05))  # each gets to one save more, some to two
+        plant = Plant(where, signal.SIGKILL, rng.randrange(6, 9), delay=rng.uniform(0, 0.01))  # each gets to one save more, some to two
         killed = train(*arguments, *cache, "--out", tmp_path / "cut", plants=[plant])
         assert killed.returncode == -signal.SIGKILL, killed
         last = tmp_path / "cut" / "last.pt"
