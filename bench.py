@@ -5,7 +5,7 @@ python bench.py --rows convmixer-p24,vit_cnn-p24 --peers
 python bench.py --data dogs-vs-cats.zip --out results/here
 python bench.py --kernels-table
 """
-from mixer import signals
+from mixer.runtime import signals
 
 if __name__ == "__main__":
     signals.listen()  # before torch, which takes seconds to import
@@ -21,20 +21,20 @@ import torch
 from torch import nn
 
 from kernels import DepthwiseGELUBN, depthwise_cpu, pick_kernels, why_not_triton
-from mixer import tables
-from mixer.cli import option, parse, run, wrong_values
+from mixer.report import tables
+from mixer.runtime.cli import option, parse, run, wrong_values
 from mixer.data.images import find_images
-from mixer.device import pick_amp, pick_hardware
-from mixer.distributed import rank_and_size
-from mixer.errors import InputError, UsageError
+from mixer.runtime.device import pick_amp, pick_hardware
+from mixer.runtime.distributed import rank_and_size
+from mixer.runtime.errors import InputError, UsageError
 from mixer.experiments import ROWS
-from mixer.files import writable_folder, write_csv, write_json, write_text
-from mixer.measure import Load, compare_training, largest_batch, measure_data, saved_bytes, times_and_floor, visit_model
+from mixer.runtime.files import writable_folder, write_csv, write_json, write_text
+from mixer.bench.measure import Load, compare_training, largest_batch, measure_data, saved_bytes, times_and_floor, visit_model
 from mixer.models import create_model, did_you_mean, model_options
 from mixer.models.convmixer import depthwise_unit
-from mixer.processes import attempt
-from mixer.report import draw_memory, draw_speed, environment
-from mixer.timing import captured, copy_bandwidth, race, settle_allocator
+from mixer.runtime.processes import attempt
+from mixer.report.runs import draw_memory, draw_speed, environment
+from mixer.bench.timing import captured, copy_bandwidth, race, settle_allocator
 
 
 @dataclass(frozen=True)

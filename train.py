@@ -3,7 +3,7 @@
 python train.py --arch vit_cnn --patch 24
 python train.py --arch convmixer --patch 24 --data dogs-vs-cats.zip
 """
-from mixer import signals
+from mixer.runtime import signals
 
 if __name__ == "__main__":
     signals.listen()  # before torch, which takes seconds to import
@@ -20,19 +20,19 @@ from pathlib import Path
 import torch
 
 from kernels import pick_kernels, sync_batch_norm, why_not_triton
-from mixer.cli import call, run
-from mixer.config import DEMO, MODEL_OPTIONS, as_arguments, read_config, resume_identity
+from mixer.runtime.cli import call, run
+from mixer.training.config import DEMO, MODEL_OPTIONS, as_arguments, read_config, resume_identity
 from mixer.data.demo import Demo
 from mixer.data.images import find_images
 from mixer.data.packed import Part, cache_folder, fits_on, pack, split, usable
-from mixer.device import explained_memory, pick_hardware
-from mixer.distributed import joined, rank_and_size
-from mixer.errors import InputError, Interrupted, printable
+from mixer.runtime.device import explained_memory, pick_hardware
+from mixer.runtime.distributed import joined, rank_and_size
+from mixer.runtime.errors import InputError, Interrupted, printable
 from mixer.experiments import ROWS, row_name
-from mixer.files import locked, read_csv, writable_folder, write_json, write_text
+from mixer.runtime.files import locked, read_csv, writable_folder, write_json, write_text
 from mixer.models import create_model
-from mixer.report import comparison_table, draw_comparison, draw_curves, environment, summarise
-from mixer.training import Trainer, check_identity, find_checkpoint, try_one_batch
+from mixer.report.runs import comparison_table, draw_comparison, draw_curves, environment, summarise
+from mixer.training.trainer import Trainer, check_identity, find_checkpoint, try_one_batch
 
 
 def main(argv):

@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
 from torch.nn import functional as F
 
 import numpy as np
-from commands import Command
+from tests.helpers.commands import Command
 from PIL import Image
 
 

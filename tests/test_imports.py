@@ -9,8 +9,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PRODUCT = sorted([*ROOT.glob("mixer/**/*.py"), *ROOT.glob("kernels/**/*.py"), ROOT / "train.py", ROOT / "bench.py"])
 # a file may import those above it
-ORDER = ["errors", "signals", "streams", "files", "experiments", "models", "distributed", "cli", "data.images", "data.augment", "data.demo", "data.packed",
-         "checkpoint", "config", "report", "tables", "timing", "processes", "device", "training", "measure"]
+ORDER = ["runtime.errors", "runtime.signals", "runtime.streams", "runtime.files", "experiments", "models", "runtime.distributed", "runtime.cli",
+         "data.images", "data.augment", "data.demo", "data.packed", "runtime.checkpoint", "training.config", "report.runs", "report.tables",
+         "bench.timing", "runtime.processes", "runtime.device", "training.trainer", "bench.measure"]
 KERNELS_ORDER = ["sync", "reference", "depthwise_cpu", "depthwise_triton", "depthwise_launch", "depthwise_op", "module"]
 
 
@@ -71,7 +72,7 @@ def test_a_command_listens_to_signals_before_it_imports_torch(script):
 
 
 def test_importing_prints_nothing_and_touches_no_device():
-    code = ("import torch, kernels, mixer.models, mixer.training, mixer.report\n"
+    code = ("import torch, kernels, mixer.models, mixer.training.trainer, mixer.report.runs\n"
             "assert not torch.cuda.is_initialized()\n"
             "import sys; assert not {'timm', 'torchvision', 'matplotlib'} & set(sys.modules)")
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

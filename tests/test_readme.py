@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import bench
-from mixer.cli import parse, wrong_values
-from mixer.config import MODEL_OPTIONS, read_config
+from mixer.runtime.cli import parse, wrong_values
+from mixer.training.config import MODEL_OPTIONS, read_config
 from mixer.models import create_model
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import InputError, listed, printable
+from ..runtime.errors import InputError, listed, printable
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .. import signals
-from ..errors import InputError, listed
-from ..files import locked, writable_folder, write_csv, write_json
+from ..runtime import signals
+from ..runtime.errors import InputError, listed
+from ..runtime.files import locked, writable_folder, write_csv, write_json
 from .images import DECODING
 
 MAX_DECODING_BYTES = 4 * 2**30  # that a decoder may take beside what the command has; the largest picture allowed needs 1.2 GB

@@ -1,0 +1,1 @@
+"""What a model costs: time, memory, FLOPs, measured in fresh processes."""

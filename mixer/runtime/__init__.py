@@ -1,0 +1,1 @@
+"""What keeps a command alive: devices, processes, signals, files, errors. Knows no model."""

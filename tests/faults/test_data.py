@@ -1,0 +1,328 @@
+"""Images, folders and zips that are damaged, strange or hostile, given to train.py: left out or refused by name, never a crash."""
+import csv
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tests.helpers.commands import TINY, Plant, forked
+from PIL import Image
+
+from mixer.data.demo import draw
+from mixer.data.images import find_images
+from mixer.runtime.errors import InputError
+
+RUN = [*TINY, "--steps", 1, "--lr", 1e-9]
+
+
+def jpegs(count):
+    """JPEG files to be damaged: real photographs where DOGS_VS_CATS names some, and drawings, of many sizes and kinds."""
+    found = []
+    if path := os.environ.get("DOGS_VS_CATS"):
+        images = find_images(path)
+        found = [images.source.read(images.files[i]) for i in random.Random(0).sample(range(len(images)), count // 2)]
+    for i in range(count - len(found)):
+        file, picture = io.BytesIO(), Image.fromarray(draw(i, 40 + 9 * i))
+        picture.convert(("RGB", "L", "CMYK")[i % 3]).save(file, "JPEG", quality=30 + 5 * i, progressive=i % 2 == 1)
+        found.append(file.getvalue())
+    return found
+
+
+def damaged(rng, data, others):
+    """`data` with bytes flipped, a piece cut out, doubled, overwritten or replaced by a piece of another file, a few times over."""
+    data = bytearray(data)
+    for _ in range(rng.choice([1, 1, 1, 2, 4])):
+        start = rng.randrange(len(data)) if rng.random() < 0.5 else rng.randrange(min(600, len(data)))  # headers twice as often
+        end = min(len(data), start + rng.choice([1, 2, 4, 16, 100, len(data)]))
+        kind = rng.randrange(6)
+        if kind == 0:
+            for i in range(start, min(end, start + 16)):
+                data[i] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            data[start:end] = b""
+        elif kind == 2:
+            data[start:start] = data[start:end][:4096]
+        elif kind == 3:
+            data[start:end] = rng.randbytes(min(end - start, 64))
+        elif kind == 4:
+            other = rng.choice(others)
+            at = rng.randrange(len(other))
+            data[start:end] = other[at:at + end - start]
+        else:
+            data[start:start + 4] = rng.choice([b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\x01"])
+        data = data or bytearray(b"\0")
+    return bytes(data)
+
+
+@pytest.mark.parametrize("count", [1000, pytest.param(50_000, marks=pytest.mark.campaign)])
+def test_damaged_jpegs_are_left_out_and_counted(train, tmp_path, tally, count):
+    """Beside forty good ones; the command ends with 0, and every image is either decoded or in bad_images.csv."""
+    originals, rng, folder = jpegs(12), random.Random(1), tmp_path / "jpegs"
+    folder.mkdir()
+    for i in range(count):
+        (folder / f"{('cat', 'dog')[i % 2]}.{i}.jpg").write_bytes(damaged(rng, originals[i % 12], originals))
+    for i in range(40):
+        (folder / f"{('cat', 'dog')[i % 2]}.good{i}.jpg").write_bytes(originals[i % 12])
+    result = train(*RUN, "--data", folder, "--out", tmp_path / "run", "--bad-images", "skip")
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    with open(tmp_path / "run" / "bad_images.csv", newline="") as f:
+        faults = {row["image"]: row["fault"] for row in csv.DictReader(f)}
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    decoded = {*split["train"], *split["val"]}
+    assert decoded.isdisjoint(faults) and len(decoded) + len(faults) == count + 40 and not any("good" in name for name in faults)
+    assert not any("decoder" in fault for fault in faults.values()), "no file here kills its decoder, or takes a minute"
+    assert count * 0.2 < len(faults) < count * 0.9
+    stopped = train(*RUN, "--data", folder, "--out", tmp_path / "other")
+    assert stopped.returncode == 2 and f"{len(faults):,} of {count + 40:,} images do not decode" in stopped.stderr
+    assert stopped.stderr.count("\n") == 1
+    tally("damaged JPEG decoded or left out", count, count)
+
+
+def zipped(members):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as z:
+        for i, (name, data) in enumerate(members.items()):
+            z.writestr(name, data, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[i % 2])
+    return file.getvalue()
+
+
+def look_at_zips(seeds, folder):
+    """In a process of its own: damage a zip, once for each seed, and write down what find_images and decoding say to it."""
+    resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))
+    small = [(lambda f: (Image.fromarray(draw(i, 24)).save(f, "JPEG"), f.getvalue())[1])(io.BytesIO()) for i in range(6)]
+    flat = zipped({f"train/{('cat', 'dog')[i % 2]}.{i}.jpg": data for i, data in enumerate(small)})
+    bases = [flat, zipped({f"PetImages/{('Cat', 'Dog')[i % 2]}/{i}.jpg": data for i, data in enumerate(small)}), zipped({"train.zip": flat, "x.csv": b""})]
+    outcomes = Counter()
+    for seed in seeds:
+        rng, path = random.Random(seed), folder / "damaged.zip"
+        base = rng.choice(bases)
+        if rng.random() < 0.5:  # the directory at the end is where a zip is read from
+            at = base.rindex(b"PK\x01\x02") if rng.random() < 0.5 else base.index(b"PK\x01\x02")
+            path.write_bytes(base[:at] + damaged(rng, base[at:], bases))
+        else:
+            path.write_bytes(damaged(rng, base, bases))
+        signal.alarm(30)
+        try:
+            images = find_images(path)
+        except InputError as e:
+            assert "--data: " in str(e)
+            outcomes["refused"] += 1
+            continue
+        for i in range(len(images)):
+            try:
+                assert images.load(i, 16).shape == (16, 16, 3)
+                outcomes["images decoded"] += 1
+            except ValueError:
+                outcomes["images damaged"] += 1
+        outcomes["opened"] += 1
+        (folder / "outcomes.json").write_text(json.dumps({**outcomes, "seed": seed}))
+    (folder / "outcomes.json").write_text(json.dumps(outcomes))
+
+
+@pytest.mark.parametrize("count", [1000, pytest.param(50_000, marks=pytest.mark.campaign)])
+def test_damaged_zips_are_refused_or_read(train, tmp_path, tally, count):
+    process = forked(look_at_zips, range(count), tmp_path)
+    process.join()
+    outcomes = json.loads((tmp_path / "outcomes.json").read_text())
+    assert process.exitcode == 0, outcomes
+    assert min(outcomes[kind] for kind in ("refused", "opened", "images decoded", "images damaged")) > count / 20
+    tally("damaged zip refused or read", count, outcomes["refused"] + outcomes["opened"])
+
+
+@pytest.mark.parametrize("count", [15, pytest.param(300, marks=pytest.mark.campaign)])
+def test_damaged_zips_given_to_the_command(train, tmp_path, tally, count):
+    rng, path = random.Random(2), tmp_path / "damaged.zip"
+    base = zipped({f"{('cat', 'dog')[i % 2]}.{i}.jpg": data for i, data in enumerate(jpegs(12) * 2)})
+    for i in range(count):
+        path.write_bytes(damaged(rng, base, [base]))
+        result = train(*RUN, "--data", path, "--out", tmp_path / f"run{i}", "--bad-images", "skip")
+        assert result.returncode in (0, 2) and "Traceback" not in result.stderr
+        assert result.stderr.count("\n") == (result.returncode == 2), result.stderr
+    assert {p.name for p in tmp_path.iterdir()} <= {"damaged.zip", "streams", "cache", *(f"run{i}" for i in range(count))}, "nothing is extracted"
+    tally("damaged zip given to train.py", count, count)
+
+
+def png(width, height, *chunks):
+    """A PNG that declares a size, and holds what it is given."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + b"".join(
+        chunk(*c) for c in chunks) + chunk(b"IEND", b"")
+
+
+def test_hostile_files_are_left_out_one_by_one(train, tmp_path, pictures):
+    """Each is named with its reason; nothing is decoded that the project does not name; memory stays within bounds."""
+    data = shutil.copytree(pictures, tmp_path / "data")
+    tiff = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(tiff, "TIFF")
+    bomb = zlib.compress(bytes(100_000_000), 9)
+    hostile = {
+        "empty": (b"", "empty file"), "html": (b"<html>429 Too Many Requests</html>", "not a JPEG"), "tiff": (tiff.getvalue(), "not a JPEG"),
+        "random": (random.Random(0).randbytes(5000), "not a JPEG"), "huge": (png(60_000, 60_000, (b"IDAT", bomb)), "pixels"),
+        "large": (png(9_000, 9_000, (b"IDAT", bomb)), "over the limit"), "cut": ((pictures / "cat.1.png").read_bytes()[:900], "truncated"),
+        "text": (png(8, 8, (b"zTXt", b"a\0\0" + bomb), (b"IDAT", zlib.compress(bytes(8 * 25)))), "too large"),
+        "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch hacked) (w) file\n", "not a JPEG"),
+    }
+    for name, (content, _) in hostile.items():
+        (data / f"cat.{name}.jpg").write_bytes(content)
+    (data / "dog.dangling.jpg").symlink_to("nowhere")
+    with open(data / "dog.sparse.jpg", "wb") as f:
+        f.truncate(10**11)  # a hundred gigabytes, declared
+    os.mkfifo(data / "dog.pipe.jpg")  # no file: not looked at
+    result = train(*RUN, "--data", data, "--out", tmp_path / "run", "--bad-images", "skip")
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    with open(tmp_path / "run" / "bad_images.csv", newline="") as f:
+        faults = {row["image"]: row["fault"] for row in csv.DictReader(f)}
+    for name, (_, said) in hostile.items():
+        assert said.lower() in faults.pop(f"cat.{name}.jpg").lower(), name
+    assert "cannot be read" in faults.pop("dog.dangling.jpg") and "over the limit" in faults.pop("dog.sparse.jpg") and not faults
+
+
+def test_decoders_that_die_cost_no_image(train, tmp_path, pictures):
+    """Every decoder is killed at its third image, as by a system short of memory: each image is tried again, and the run goes on."""
+    plant = Plant("mixer.data.images.decode", signal.SIGKILL, 3)
+    result = train(*RUN, "--data", pictures, "--out", tmp_path / "run", "--workers", 2, plants=[plant])
+    assert result.returncode == 0 and "36 training and 4 validation images" in result.stdout, result.stderr
+
+
+def test_hostile_zips(train, tmp_path, pictures):
+    member, out = (pictures / "cat.1.png").read_bytes(), tmp_path / "run"
+    path = tmp_path / "x.zip"
+
+    def write(names):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+            for name in names:
+                z.writestr(name, bytes(200_000_000) if "bomb" in name else member)
+    write(["../../escaped/cat.1.png", "/up/dog.1.png", "cat.2.png", "C:\\dog.2.png", "dog.3.png"])
+    result = train(*RUN, "--data", path, "--out", out)
+    assert result.returncode == 2 and "class folders and" in result.stderr
+    write([f"/up/{kind}.{i}.png" for kind in ("cat", "dog") for i in range(9)] + ["/up/dog.bomb.png", "/up/../cat.8.png", ".cat.3.png"])
+    result = train(*RUN, "--data", path, "--out", out, "--bad-images", "skip")
+    assert result.returncode == 0 and "left out 1 of 19 images that do not decode: /up/dog.bomb.png (200,000,000 bytes" in result.stdout, result
+    assert not any(Path(folder, "up").exists() for folder in (tmp_path, tmp_path.parent, "/", "."))
+    # a train.zip within that says it has 4 GB
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("train.zip", b"x" * 100)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x01\x02")
+    content[at + 24:at + 28] = struct.pack("<I", 0xFFFFFFF0)
+    path.write_bytes(content)
+    result = train(*RUN, "--data", path, "--out", out, "--resume", "auto")
+    assert result.returncode == 2 and "train.zip in" in result.stderr and "unpack it" in result.stderr
+
+
+def test_strange_folders(train, tmp_path, pictures):
+    data = shutil.copytree(pictures, tmp_path / "data" / "train", dirs_exist_ok=True).parent
+    (data / "train" / "again").symlink_to(data / "train")  # its images would come twice, or forty times
+    result = train(*RUN, "--data", data, "--out", tmp_path / "run")
+    assert result.returncode == 2 and "would count twice" in result.stderr and "again" in result.stderr
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for flag, path, said in (("--data", pipe, "neither a folder nor a file"), ("--resume", pipe, "not a file"), ("--data", "/dev/zero", "neither")):
+        result = train.start(*RUN, "--data", pictures, flag, path, "--out", tmp_path / "run").wait()
+        assert result.returncode == 2 and said in result.stderr, result.stderr
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, pictures, monkeypatch):
+    """In this process: for root, as tests often run, every folder can be read."""
+    data = tmp_path / "data"
+    for part in ("cat", "dog", "dog/more"):
+        shutil.copytree(pictures, data / part, dirs_exist_ok=True)
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "more":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match="more cannot be read: Permission denied"):
+        find_images(data)
+
+
+@pytest.mark.parametrize("names, said", [
+    (["1.jpg", "2.jpg", "3.jpg"], "only one class found"),                     # a flat folder given to a class-folder loader
+    (["all/1.jpg", "all/2.jpg"], "only one class found"),
+    (["cat.0.jpg"], "only one class found"), (["cat.0.jpg", "dog.0.jpg", "dog.1.jpg"], "class cat has a single image"),
+    (["cat.0.jpg", "cat.1.jpg", "wolf.1.jpg", "dog.1.jpg"], "neither cat.* nor dog.*: wolf.1.jpg"),
+    (["train/cat/0.jpg", "train/dog/0.jpg", "val/cat/0.jpg"], "differ: dog"), ([], "no images in"),
+])
+def test_what_would_train_on_the_wrong_labels_is_refused(train, tmp_path, pictures, names, said):
+    (tmp_path / "data").mkdir()
+    for name in names:
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(pictures / "cat.1.png", tmp_path / "data" / name)
+    result = train(*RUN, "--data", tmp_path / "data", "--out", tmp_path / "run")
+    assert result.returncode == 2 and said in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_names_of_any_bytes(train, tmp_path, pictures, tally):
+    """File and folder names from hypothesis, not all of them text: trained on, or named in a readable line."""
+    hypothesis = pytest.importorskip("hypothesis")
+    st, tried = hypothesis.strategies, 0
+    name = st.one_of(st.binary(min_size=1, max_size=60), st.text(min_size=1, max_size=20).map(lambda t: t.encode(errors="surrogatepass"))).map(
+        lambda b: b.replace(b"/", b"").replace(b"\0", b"")).filter(lambda b: b.strip(b".") and not b.startswith(b".") and len(b) < 200)
+
+    @hypothesis.settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+    @hypothesis.given(st.lists(name, min_size=2, max_size=2, unique=True), st.lists(name, min_size=4, max_size=8, unique=True), st.booleans(), st.booleans())
+    def run(classes, files, flat, spoilt):
+        nonlocal tried
+        tried += 1
+        root = os.fsencode(tmp_path / f"data{tried}")
+        for label, kind in enumerate(classes):
+            os.makedirs(root if flat else os.path.join(root, kind), exist_ok=True)
+            for file in files:
+                path = os.path.join(root, *((b"cat.", b"dog.")[label] + file + b".png",) if flat else (kind, file + b".png"))
+                shutil.copy(pictures / f"{('dog', 'cat')[label]}.{label}.png", path)
+        if spoilt:
+            with open(path, "wb"):
+                pass
+        out, env = tmp_path / f"run{tried}", {"PYTHONIOENCODING": "ascii"} if tried % 2 else {}
+        result = train(*RUN[:-4], "--batch-size", 4, "--steps", 1, "--data", os.fsdecode(root), "--out", out, env=env)
+        assert result.returncode == (2 if spoilt else 0), (result, path)
+        assert all(line.isprintable() for line in (result.stdout + result.stderr).splitlines()), result
+        assert result.stderr.count("\n") == spoilt
+        if not spoilt:
+            split = json.loads((out / "split.json").read_text())
+            assert len(split["train"]) + len(split["val"]) == 2 * len(files)
+            assert train(*RUN[:-4], "--batch-size", 4, "--steps", 1, "--data", os.fsdecode(root), "--out", out, "--resume", "auto").returncode == 0
+    run()
+    tally("names of any bytes", tried, tried)
+
+
+def test_a_cache_that_is_stale_cut_or_of_other_settings(train, tmp_path, pictures):
+    """Two runs share a cache; what is in it is never believed where it does not fit, and made anew."""
+    data, cache = shutil.copytree(pictures, tmp_path / "data"), tmp_path / "cache" / "vit-convmixer"
+
+    def losses(name, *more):
+        result = train(*TINY, "--data", data, "--steps", 3, "--log-every", 1, "--out", tmp_path / name, *more)
+        assert result.returncode == 0, result.stderr
+        return [line.split("|")[1] for line in result.stdout.splitlines() if line.startswith("step")]
+    good = losses("good")
+    array, = cache.glob("*.npy")
+    meta, = cache.glob("*.json")
+    for i, spoil in enumerate([lambda: array.write_bytes(array.read_bytes()[:-100]), lambda: array.write_bytes(b""), lambda: meta.write_text("{"),
+                               lambda: meta.write_text(meta.read_text().replace('"count": 40', '"count": 41')), lambda: meta.write_text("[]"),
+                               lambda: meta.unlink(), lambda: array.unlink(), lambda: meta.write_text(meta.read_text().replace("{}", '{"x": 1}'))]):
+        spoil()
+        assert losses(f"again{i}") == good, f"spoilt in way {i}"
+    for path in data.glob("cat.*"):
+        shutil.copy(data / "dog.0.png", path)
+    assert losses("changed") != good, "changed images are seen"
+
+
+def test_two_commands_on_one_cache(train, tmp_path, pictures):
+    """Started together: one decodes, the other waits, both end well and alike."""
+    runs = [train.start(*RUN, "--data", pictures, "--out", tmp_path / f"run{i}") for i in range(3)]
+    results = [run.wait() for run in runs]
+    assert [r.returncode for r in results] == [0, 0, 0], [r.stderr for r in results]
+    rows = {line.split("|")[1] for r in results for line in r.stdout.splitlines() if line.startswith("step")}
+    assert len(rows) == 1

@@ -1,0 +1,201 @@
+"""The operator as PyTorch sees it: gradients, registrations, autocast, compile, what it saves."""
+import pytest
+import torch
+from tests.helpers.blocks import make_block, run, too_far
+from tests.conftest import DEVICE
+from torch.utils.flop_counter import FlopCounterMode
+
+from kernels import depthwise_gelu_bn, depthwise_op, reference, why_not_triton
+
+
+def as_op(block, wrt=("x", "weight", "bias", "gamma", "beta")):
+    """The block through depthwise_gelu_bn: (y, {name: gradient})."""
+    tensors = {name: getattr(block, name) for name in ("x", "weight", "bias", "gamma", "beta")}
+    leaves = {name: t.detach().clone(memory_format=torch.preserve_format).requires_grad_(name in wrt) for name, t in tensors.items() if t is not None}
+    y, _, _ = depthwise_gelu_bn(**{**tensors, **leaves}, mean=block.mean, var=block.var, eps=block.eps, residual=block.residual)
+    y.backward(block.dy.to(y.dtype))
+    return y.detach(), {name: leaf.grad for name, leaf in leaves.items()}
+
+
+@pytest.fixture(params=["own", "triton"])
+def through(request, monkeypatch):
+    """The way that the operator takes on this device, and Triton's, interpreted where there is no GPU."""
+    if request.param == "triton":
+        pytest.importorskip("triton", reason="Triton is not installed")
+        from kernels import depthwise_launch
+        monkeypatch.setattr(depthwise_op, "implementation", lambda x, kernel_size: depthwise_launch)
+
+
+@pytest.mark.parametrize("options", [{}, dict(given=True), dict(bare=True, residual=False)], ids=["batch", "given", "bare"])
+def test_gradients_reach_every_input(through, options):
+    block = make_block(3, 2, 8, 8, 5, **options, device=DEVICE)
+    y, gradients = as_op(block)
+    want = run(reference, block)
+    torch.testing.assert_close(y, want["y"], rtol=1e-5, atol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, want["d" + name], rtol=1e-4, atol=1e-4, msg=name)
+    _, some = as_op(block, wrt=("weight",))
+    assert torch.equal(some["weight"], gradients["weight"]) and some["x"] is None
+
+
+def test_gradcheck():
+    block = make_block(2, 2, 4, 5, 3, torch.float64)
+    block = block.map(lambda t: t.double().requires_grad_())
+    for given in (False, True):
+        stats = (torch.tensor([0.1, -0.2]).double(), torch.tensor([0.7, 1.3]).double()) if given else (None, None)
+        for residual in (False, True):
+            assert torch.autograd.gradcheck(lambda *args: depthwise_gelu_bn(*args, *stats, residual=residual)[0], block[:5])
+
+
+def test_opcheck(through):
+    block = make_block(2, 2, 8, 8, 3, device=DEVICE)
+    leaves = [t.requires_grad_() for t in block[:5]]
+    torch.library.opcheck(torch.ops.vit_convmixer.depthwise_gelu_bn, (*leaves, None, None, 1e-5, True))
+    mean, var = block.bias.detach(), block.gamma.detach().abs()
+    torch.library.opcheck(torch.ops.vit_convmixer.depthwise_gelu_bn, (*leaves[:2], None, None, None, mean, var, 1e-5, False))
+    with torch.no_grad():
+        args = (block.dy, *block[:4], mean, var, 1e-5, True, True)
+        torch.library.opcheck(torch.ops.vit_convmixer.depthwise_gelu_bn_backward, args)
+
+
+def test_compiles_without_a_graph_break():
+    block = make_block(3, 2, 8, 8, 5, device=DEVICE)
+
+    def f(x, weight, bias, gamma, beta):
+        return depthwise_gelu_bn(x.sin(), weight, bias, gamma, beta, residual=True)[0].square().sum()
+    gradients = []
+    for way in (f, torch.compile(f, fullgraph=True, backend="aot_eager")):
+        leaves = [t.detach().clone().requires_grad_() for t in block[:5]]
+        gradients.append(torch.autograd.grad(way(*leaves), leaves))
+    for got, want in zip(*gradients):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_casts_as_a_conv_does(through, dtype):
+    """float32 in, low precision out; with the residual float32 again, as fn(x) + x gives, and x itself not rounded."""
+    block = make_block(3, 2, 8, 8, 5, device=DEVICE)
+    low = block._replace(x=block.x.to(dtype), weight=block.weight.to(dtype), residual=False)
+    with torch.autocast(DEVICE, dtype):
+        y, gradients = as_op(block._replace(residual=False))
+        with_residual, _ = as_op(block)
+    assert y.dtype == dtype and with_residual.dtype == torch.float32
+    assert torch.equal(with_residual, y + block.x)
+    assert all(gradient.dtype == torch.float32 for gradient in gradients.values())
+    assert torch.equal(y, as_op(low)[0])
+
+
+def test_two_backwards_and_no_second_derivative():
+    block = make_block(3, 2, 8, 8, 5, device=DEVICE)
+    leaves = [t.requires_grad_() for t in block[:5]]
+    y = depthwise_gelu_bn(*leaves)[0]
+    first, second = (torch.autograd.grad(y, leaves, block.dy, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    gradient, = torch.autograd.grad(y.square().sum(), leaves[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_one_activation_is_saved_instead_of_three(residual):
+    block = make_block(4, 8, 8, 8, 3, device=DEVICE)
+    x, weight, bias, gamma, beta = (t.requires_grad_() for t in block[:5])
+    activation = x.nbytes
+
+    def saved(f):
+        seen = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.setdefault(t.data_ptr(), t), lambda t: t):
+            f()
+        return sum(t.nbytes for t in seen.values() if t.nbytes >= activation)
+
+    assert saved(lambda: depthwise_gelu_bn(x, weight, bias, gamma, beta, residual=residual)) == activation
+    assert saved(lambda: reference.forward(x, weight, bias, gamma, beta, None, None, 1e-5, residual)) == 3 * activation
+
+
+def test_flops_are_those_of_the_convs():
+    block = make_block(3, 2, 8, 8, 5, device=DEVICE)
+    leaves = [t.detach().clone().requires_grad_() for t in block[:5]]
+    with FlopCounterMode(display=False) as plain:
+        reference.forward(*leaves, None, None, 1e-5, False)
+    with FlopCounterMode(display=False) as fused:
+        y = depthwise_gelu_bn(*leaves)[0]
+    assert fused.get_total_flops() == plain.get_total_flops() == 2 * block.x.numel() * 25
+    with FlopCounterMode(display=False) as backward:  # PyTorch's own count of a grouped conv's backward forgets the groups
+        y.sum().backward()
+    assert backward.get_total_flops() == 2 * fused.get_total_flops()
+
+
+def test_nothing_in_nothing_out():
+    shape = (0, 3, 8, 8)
+    x, weight = torch.empty(shape, device=DEVICE, requires_grad=True), torch.ones(3, 1, 3, 3, device=DEVICE, requires_grad=True)
+    y = depthwise_gelu_bn(x, weight, mean=torch.zeros(3, device=DEVICE), var=torch.ones(3, device=DEVICE))[0]
+    y.sum().backward()
+    assert y.shape == x.grad.shape == shape and not weight.grad.any()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_layout_is_kept(through, memory_format):
+    x = torch.randn(2, 3, 8, 8, device=DEVICE).to(memory_format=memory_format).requires_grad_()
+    y = depthwise_gelu_bn(x, torch.randn(3, 1, 3, 3, device=DEVICE))[0]
+    y.square().sum().backward()
+    assert y.is_contiguous(memory_format=memory_format) and x.grad.is_contiguous(memory_format=memory_format)
+
+
+def test_wrong_calls():
+    x, weight, c = torch.ones(2, 3, 4, 4), torch.ones(3, 1, 3, 3), torch.ones(3)
+    for arguments, message in (((x[0], weight), "are not"), ((x, weight[:2]), "are not"), ((x, weight.expand(3, 3, 3, 3)), "are not"),
+                               ((x, weight[..., :2]), "are not"), ((x, torch.ones(3, 1, 4, 4)), "kernel size 4 is even"),
+                               ((x, weight, c[:2]), r"bias \(2,\) is not \(3,\)"), ((x, weight, c, c, c, c), "together"),
+                               ((x[:1, :, :1, :1], weight), "one value a channel")):
+        with pytest.raises(ValueError, match=message):
+            depthwise_gelu_bn(*arguments)
+
+
+def test_without_a_gpu_the_reason_is_told():
+    assert why_not_triton(torch.device("cpu")) == "Triton kernels need a CUDA device, and this is cpu"
+
+
+def test_what_no_kernel_takes_falls_back_and_says_so_once(monkeypatch, recwarn):
+    """A CUDA tensor of a dtype or shape without a kernel: the choice is made from a stand-in, since there may be no GPU."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setattr(depthwise_op, "why_not_triton", lambda device: None)
+    depthwise_op.warn_once.cache_clear()
+
+    class OnCuda:
+        device, dtype, shape = torch.device("cuda"), torch.float32, torch.Size((2, 3, 200, 200))
+    for _ in range(2):
+        assert depthwise_op.implementation(OnCuda(), 9) is reference
+    assert ["too wide" in str(warning.message) for warning in recwarn.list] == [True]
+    OnCuda.shape = torch.Size((2, 3, 8, 8))
+    from kernels import depthwise_launch
+    assert depthwise_op.implementation(OnCuda(), 9) is depthwise_launch
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+def test_cuda_graph_and_grad_scaler():
+    block = make_block(8, 128, 8, 8, 9, device=DEVICE)
+    leaves = [t.requires_grad_() for t in block[:5]]
+    scaler = torch.amp.GradScaler(DEVICE)
+
+    def step():
+        with torch.autocast(DEVICE, torch.float16):
+            y = depthwise_gelu_bn(*leaves, residual=True)[0]
+        return y, torch.autograd.grad(scaler.scale(y.float().square().mean()), leaves)
+    want = step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = step()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(got[0], want[0]) and all(torch.equal(a, b) for a, b in zip(got[1], want[1]))
+
+
+def test_the_measure_sees_a_wrong_variance():
+    """Of n - 1 where BatchNorm divides by n."""
+    block = make_block(3, 2, 8, 8, 5)
+    n = block.x.numel() // block.x.shape[1]
+    results = run(reference, block)
+    assert not too_far(results, block)
+    results["var"] *= n / (n - 1)
+    assert too_far(results, block)

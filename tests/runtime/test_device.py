@@ -1,0 +1,28 @@
+import pytest
+import torch
+
+from mixer.runtime.device import pick_amp, pick_device
+from mixer.runtime.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+def test_devices_and_dtypes_that_are_not_there():
+    with pytest.raises(InputError, match="--device cuda:9 is not there; this machine has cpu"):
+        pick_device("cuda:9")
+    with pytest.raises(InputError, match="no fp16 training on the CPU"):
+        pick_amp("fp16", CPU)
+    assert pick_amp("auto", CPU) is None and pick_amp("auto", torch.device("cuda")) is torch.float16
+
+
+def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda:0") and pick_device("cuda:1") == torch.device("cuda:1")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda:1") and pick_device("cpu") == CPU
+    with pytest.raises(InputError, match="cannot share a GPU"):
+        pick_device("cuda:1")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="--device cuda:2 is not there; this machine has cpu, cuda:0, cuda:1"):
+        pick_device("auto")
