@@ -19,20 +19,24 @@ from pathlib import Path
 
 import torch
 
-from kernels import pick_kernels, sync_batch_norm, why_not_triton
-from mixer.runtime.cli import call, run
-from mixer.training.config import DEMO, MODEL_OPTIONS, as_arguments, read_config, resume_identity
+from kernels import fuse, sync_batch_norm, why_not_triton
+from mixer.data.batches import Part, fits_on, split
 from mixer.data.demo import Demo
 from mixer.data.images import find_images
-from mixer.data.packed import Part, cache_folder, fits_on, pack, split, usable
-from mixer.runtime.device import explained_memory, pick_hardware
+from mixer.data.packed import cache_folder, pack, usable
+from mixer.experiments import ROWS, row_name
+from mixer.models import create_model
+from mixer.report.figures import draw_comparison, draw_curves
+from mixer.report.runs import comparison_table, summarise
+from mixer.runtime.cli import run
+from mixer.runtime.device import environment, explained_memory, pick_amp, pick_device
 from mixer.runtime.distributed import joined, rank_and_size
 from mixer.runtime.errors import InputError, Interrupted, printable
-from mixer.experiments import ROWS, row_name
 from mixer.runtime.files import locked, read_csv, writable_folder, write_json, write_text
-from mixer.models import create_model
-from mixer.report.runs import comparison_table, draw_comparison, draw_curves, environment, summarise
-from mixer.training.trainer import Trainer, check_identity, find_checkpoint, try_one_batch
+from mixer.runtime.processes import call
+from mixer.training.config import DEMO, MODEL_OPTIONS, as_arguments, read_config
+from mixer.training.resume import check_identity, find_checkpoint, resume_identity
+from mixer.training.trainer import Trainer, try_one_batch
 
 
 def main(argv):
@@ -41,7 +45,10 @@ def main(argv):
     print("config:", printable(", ".join(f"{key} {value}" for key, value in options.items())))
     if config.data is None:
         print(f"no --data: training on drawn cats and dogs, with demo-sized settings ({', '.join(f'{k} {v}' for k, v in DEMO.items())})")
-    device, _ = pick_hardware(config, why_not_triton)
+    device = pick_device(config.device)
+    pick_amp(config.amp, device)
+    if config.kernels == "triton" and (reason := why_not_triton(device)):
+        raise InputError(f"--kernels triton: {reason}; --kernels auto takes what there is")
     print(f"device: {device}" + ("" if config.device != "auto" or device.type == "cuda" else " (no CUDA device here)"), flush=True)
     if config.arch == "all":
         with claimed(config, rank_and_size()[0]) as out:
@@ -139,6 +146,20 @@ def train_one(config, out, device, world):
           f"summary.json, log.csv, curves.png and last.pt are in {printable(out)}")
     if config.require_acc is not None and acc < config.require_acc:
         raise RuntimeError(f"{part} accuracy {acc:.3f} is below --require-acc {config.require_acc}")
+
+
+def pick_kernels(choice, model, device):
+    """What --kernels does: fuse what can be, unless `choice` is "torch". Returns what was done and why, in words."""
+    if choice == "torch":
+        return "plain PyTorch (--kernels torch)"
+    try:
+        count = fuse(model)
+    except ValueError:
+        return f"plain PyTorch ({type(model).__name__} has no depthwise conv + GELU + BatchNorm)"
+    why_not = why_not_triton(device)
+    if why_not is None:
+        return f"{count} depthwise units fused, in Triton"
+    return f"{count} depthwise units fused, {'on the CPU' if device.type == 'cpu' else 'in plain PyTorch'} ({why_not})"
 
 
 def train_all(config, out, device, rank):

@@ -6,7 +6,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from .depthwise_op import depthwise_gelu_bn, warn_once, why_not_triton
+from .depthwise_op import depthwise_gelu_bn, warn_once
 from .sync import SyncBatchNorm, over_ranks, update_running_stats
 
 
@@ -118,20 +118,6 @@ def unfuse(model):
             if hasattr(child, "replaced"):
                 originals[child] = parent._modules[name] = _original(child)
     return len(originals)
-
-
-def pick_kernels(choice, model, device):
-    """What --kernels does: fuse what can be, unless `choice` is "torch". Returns what was done and why, in words."""
-    if choice == "torch":
-        return "plain PyTorch (--kernels torch)"
-    try:
-        count = fuse(model)
-    except ValueError:
-        return f"plain PyTorch ({type(model).__name__} has no depthwise conv + GELU + BatchNorm)"
-    why_not = why_not_triton(device)
-    if why_not is None:
-        return f"{count} depthwise units fused, in Triton"
-    return f"{count} depthwise units fused, {'on the CPU' if device.type == 'cpu' else 'in plain PyTorch'} ({why_not})"
 
 
 def _stand_in(module):

@@ -8,10 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PRODUCT = sorted([*ROOT.glob("mixer/**/*.py"), *ROOT.glob("kernels/**/*.py"), ROOT / "train.py", ROOT / "bench.py"])
-# a file may import those above it
-ORDER = ["runtime.errors", "runtime.signals", "runtime.streams", "runtime.files", "experiments", "models", "runtime.distributed", "runtime.cli",
-         "data.images", "data.augment", "data.demo", "data.packed", "runtime.checkpoint", "training.config", "report.runs", "report.tables",
-         "bench.timing", "runtime.processes", "runtime.device", "training.trainer", "bench.measure"]
+# a room may import those with a lower number, and its own files in one direction
+ROOMS = {"runtime": 0, "experiments": 0, "models": 1, "data": 1, "report": 1, "training": 2, "bench": 3}
 KERNELS_ORDER = ["sync", "reference", "depthwise_cpu", "depthwise_triton", "depthwise_launch", "depthwise_op", "module"]
 
 
@@ -29,9 +27,10 @@ def imported(path):
 @pytest.mark.parametrize("path", PRODUCT, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_no_oracle_and_no_sibling_package(path):
     roots = {name.split(".")[0] for name in imported(path)}
-    oracles = {"timm", "torchvision"} if path.name != "bench.py" else set()  # there they are peers, imported where they are built
+    peers = path == ROOT / "mixer" / "bench" / "candidates.py"  # imported where they are built
+    oracles = {"timm", "torchvision"} if not peers else set()
     assert not roots & {*oracles, "tests", "train", "bench"}
-    if path.is_relative_to(ROOT / "mixer"):
+    if path.is_relative_to(ROOT / "mixer") and path.parent != ROOT / "mixer" / "bench":
         assert "kernels" not in roots
     if path.is_relative_to(ROOT / "kernels"):
         assert "mixer" not in roots
@@ -42,15 +41,22 @@ def test_a_model_file_imports_torch_alone(name):
     assert {n.split(".")[0] for n in imported(ROOT / "mixer" / "models" / f"{name}.py")} <= {"torch", "math"}
 
 
-def test_modules_import_downwards_only():
+def test_rooms_import_downwards_only():
     for path in ROOT.glob("mixer/**/*.py"):
-        own = ".".join(path.relative_to(ROOT / "mixer").with_suffix("").parts)
-        if own not in ORDER:
-            continue
+        room = path.relative_to(ROOT / "mixer").with_suffix("").parts[0]
         for name in imported(path):
-            other = name.removeprefix("mixer.")
-            if name.startswith("mixer.") and other in ORDER:
-                assert ORDER.index(other) < ORDER.index(own), f"{own} imports {other}"
+            other = name.split(".")[1] if name.startswith("mixer.") else room
+            assert other == room or ROOMS[other] < ROOMS[room], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "experiments"])
+def test_the_files_of_a_room_import_in_one_direction(room):
+    files = {f"mixer.{room}.{path.stem}": {n for n in imported(path) if n.startswith(f"mixer.{room}.")}
+             for path in (ROOT / "mixer" / room).glob("*.py")}
+    while files:  # take away those that import none of the rest, until none is left
+        free = {file for file, names in files.items() if not names & files.keys()}
+        assert free, f"these import each other: {sorted(files)}"
+        files = {file: names for file, names in files.items() if file not in free}
 
 
 def test_kernels_import_downwards_only_and_triton_in_two_files():

@@ -3,25 +3,19 @@
 Memory and models are measured in fresh processes, so that none inherits another's allocator, caches or cuDNN choices.
 """
 import copy
-import dataclasses
-import tempfile
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..data.augment import augment, draws_for
-from ..data.images import find_images
-from ..data.packed import Part, fits_on, pack
-from ..runtime.errors import InputError
 from ..experiments import EPOCH_IMAGES
 from ..runtime.processes import attempt, in_one_line
 from .timing import Ceiling, race, several, summary, take_in_turn
-from ..training.trainer import make_optimizer, train_step
+from ..training.recipe import make_optimizer, train_step
 
 MIB = 2**20
 
@@ -247,36 +241,5 @@ def largest_batch(make, load, budget):
     return largest(fits)
 
 
-def measure_data(path, load, repeats, most=2000):
-    """Images/s of each stage that feeds a training step, on at most `most` of the images at `path`, evenly
-    spaced: a dict for each stage. Raises InputError as `find_images` does, and where no image decodes."""
-    images = find_images(path)
-    chosen = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
-    images = dataclasses.replace(images, **{name: [getattr(images, name)[i] for i in chosen]
-                                            for name in ("files", "names", "labels", "parts", "sizes")})
-    with tempfile.TemporaryDirectory() as folder:
-        array, faults = pack(images, load.image_size, folder)
-        good = np.setdiff1d(np.arange(len(images)), list(faults))
-        if not len(good):
-            raise InputError(f"--data: none of {len(images):,} images in {path} decodes: {next(iter(faults.values()))}")
-        tensor, labels = torch.from_numpy(array), torch.tensor(images.labels)
-        if fits_on(load.device, tensor.nbytes, "auto"):
-            tensor, labels = tensor.to(load.device), labels.to(load.device)
-        part, random = Part(tensor, labels, good), np.random.default_rng(0)
-        batch, _ = part.batch(np.arange(load.batch_size) % len(good), load.device)
-        few = good[::max(1, len(good) // 64)]
-
-        def pack_anew():
-            with tempfile.TemporaryDirectory(dir=folder) as fresh:
-                pack(images, load.image_size, fresh)
-        def draw():
-            return random.integers(len(good), size=load.batch_size)
-        once = {"decoding, one process": lambda: [images.load(i, load.image_size) for i in few], "packing, all cores": pack_anew}
-        always = {"reading a batch": lambda: part.batch(draw(), load.device),
-                  "augmenting it": lambda: augment(batch, *draws_for(0, np.zeros(load.batch_size, int), draw(), len(good)))}
-        times = race(once, repeats, load.device)[0]
-        often = 16  # one batch is too short to time
-        times |= race({stage: several(way, often) for stage, way in always.items()}, repeats, load.device)[0]
-    counts = [len(few), len(images), often * load.batch_size, often * load.batch_size]
-    return [{"stage": stage, "images_per_s": 1000 * count / t.median, "p20": 1000 * count / t.p80, "p80": 1000 * count / t.p20}
-            for (stage, t), count in zip(times.items(), counts)]
+def say(text):
+    print(f"measuring {text}", file=sys.stderr, flush=True)

@@ -1,11 +1,13 @@
 """The five architectures by name: `create_model("vit_cnn", patch=16)`."""
-import difflib
 from functools import partial
 
 from .convmixer import ConvMixer
 from .efficientnet import EfficientNetV2B0
 from .resnet import ResNet18
 from .vit import ConvPatchEmbed, LinearPatchEmbed, ViT
+from .weights import load_weights
+
+__all__ = ["MODELS", "create_model", "load_weights", "model_options"]
 
 # name -> (class, {option it takes: the original experiment's value})
 _VIT = {"patch": 24, "dim": 512, "depth": 4, "heads": 8}
@@ -18,19 +20,13 @@ MODELS = {
 }
 
 
-def did_you_mean(word, choices):
-    """` (did you mean X?)`, or nothing where no choice is near."""
-    near = [choice for choice in choices if len(word) > 2 and choice.startswith(word)] or difflib.get_close_matches(word, choices, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
 def model_options(name, image_size=192, num_classes=2, **options):
     """The options `name` takes, defaults filled in, as a dict; an option that is None counts as not given.
 
     Raises ValueError naming everything that is wrong with them: one place, for every model.
     """
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}{did_you_mean(name, MODELS)}; there are {', '.join(MODELS)}")
+        raise ValueError(f"unknown model {name!r}; choose from {', '.join(MODELS)}")
     defaults = MODELS[name][1]
     given = {key: value for key, value in options.items() if value is not None}
     resolved = {**defaults, **given}

@@ -1,12 +1,11 @@
 """From a dataclass to a command line, and from exceptions to one line on stderr and an exit code."""
 import argparse
 import dataclasses
-import functools
+import difflib
 import math
 import operator
 import os
 import signal
-import subprocess
 import sys
 import traceback
 import typing
@@ -14,10 +13,8 @@ import typing
 from . import signals
 from .distributed import lost_another, rank_and_size
 from .errors import Diverged, InputError, Interrupted, UsageError, printable
-from ..models import did_you_mean
+from .processes import TORCHRUN
 from .streams import make_lasting
-
-TORCHRUN = "TORCHELASTIC_RUN_ID"  # which it sets for the processes that it starts
 
 
 def option(default, help, *, choices=None, least=None, most=None, above=None, below=None):
@@ -127,12 +124,7 @@ def _in_lines(e):
     return [printable((str(e).strip() or type(e).__name__).splitlines()[0])]
 
 
-def call(command):
-    """Run a command to its end and return its exit code, as a shell does where a signal ended it. Signals sent to us are passed
-    on, for it to stop in order."""
-    env = {name: value for name, value in os.environ.items() if name != TORCHRUN}  # this is its parent, not torchrun
-    child = subprocess.Popen([str(word) for word in command], start_new_session=True, env=env,
-                             preexec_fn=functools.partial(signals.die_with_parent, os.getpid()))
-    with signals.deferred(child.send_signal):
-        code = child.wait()
-    return code if code >= 0 else 128 - code
+def did_you_mean(word, choices):
+    """` (did you mean X?)`, or nothing where no choice is near."""
+    near = [choice for choice in choices if len(word) > 2 and choice.startswith(word)] or difflib.get_close_matches(word, choices, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""

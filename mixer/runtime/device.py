@@ -1,25 +1,16 @@
 """Where a command runs: device, autocast dtype, and the memory there."""
 import contextlib
+import datetime
 import os
+import platform
 import resource
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from .distributed import rank_and_size
 from .errors import InputError
 from .processes import out_of_memory
-
-
-def pick_hardware(config, why_not_triton):
-    """--device, --amp and --kernels -> (torch.device, autocast dtype or None). Raises InputError for what this machine lacks.
-
-    why_not_triton(device) -> a reason or None; asked only where Triton is demanded, for it may try the kernels.
-    """
-    device = pick_device(config.device)
-    amp = pick_amp(config.amp, device)
-    if config.kernels == "triton" and (reason := why_not_triton(device)):
-        raise InputError(f"--kernels triton: {reason}; --kernels auto takes what there is")
-    return device, amp
 
 
 def pick_device(name):
@@ -71,3 +62,22 @@ def explained_memory(config, device):
             f"out of memory on {device} at batch size {config.batch_size} and {config.image_size}x{config.image_size} pixels: "
             f"{peak_memory_mib(device):,.0f} MiB were taken, of {there / 2**20:,.0f} MiB in all; a smaller --batch-size, --image-size or model"
             + (", or --data-on-device no," if device.type == "cuda" else "") + " may fit") from e
+
+PACKAGES = ("torch", "triton", "numpy", "pillow")
+
+
+def environment(device):
+    """Machine and versions, as plain values."""
+    cpu = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as f:
+            cpu = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")), cpu)
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {"date": datetime.date.today().isoformat(), "system": f"{platform.system()} {platform.machine()}",
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu}, {torch.get_num_threads()} threads",
+            "cuda": torch.version.cuda if device.type == "cuda" else None, **versions}

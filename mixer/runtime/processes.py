@@ -1,7 +1,9 @@
 """Run a function in a process of its own, and hear what became of it."""
+import functools
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import traceback
 
@@ -79,3 +81,16 @@ def _answer(send, parent, f, args):
     except Exception as e:  # told by the parent, in its table
         answer = None, (in_one_line(e), traceback.format_exc())
     send.send(answer)
+
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # which it sets for the processes that it starts
+
+
+def call(command):
+    """Run a command to its end and return its exit code, as a shell does where a signal ended it. Signals sent to us are passed
+    on, for it to stop in order."""
+    env = {name: value for name, value in os.environ.items() if name != TORCHRUN}  # this is its parent, not torchrun
+    child = subprocess.Popen([str(word) for word in command], start_new_session=True, env=env,
+                             preexec_fn=functools.partial(signals.die_with_parent, os.getpid()))
+    with signals.deferred(child.send_signal):
+        code = child.wait()
+    return code if code >= 0 else 128 - code

@@ -53,10 +53,6 @@ class Config:
 # what a run without --data takes where the command line does not say otherwise
 DEMO = dict(image_size=96, batch_size=16, steps=450, lr=2e-4, schedule="cosine", warmup=40, clip_grad=1.0)
 
-# options that change no weight: a resumed run may have others
-FREE_ON_RESUME = {"data", "log_every", "cache", "workers", "bad_images", "data_on_device", "device", "kernels", "require_acc", "out",
-                  "resume", "debug"}
-
 
 def read_config(argv, description):
     """argv -> Config, checked and with the model's defaults filled in. Raises UsageError naming all that is wrong."""
@@ -88,9 +84,3 @@ def as_arguments(config, **changes):
         del options["steps"]
     return [word for name, value in options.items() if value is not None and value is not False
             for word in ([f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)]))]
-
-
-def resume_identity(config, data):
-    """What a run is, as plain values: runs with equal identities have equal weights at equal steps."""
-    free = FREE_ON_RESUME | ({"steps", "epochs"} if config.schedule == "constant" else set())
-    return {**{name: value for name, value in dataclasses.asdict(config).items() if name not in free}, "images": data}

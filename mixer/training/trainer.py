@@ -1,4 +1,4 @@
-"""The recipe: a plain AMP step, evaluation, and the loop that logs, saves and resumes."""
+"""The loop around the recipe: log, validate, save, stop."""
 import contextlib
 import copy
 import dataclasses
@@ -7,110 +7,23 @@ import sys
 import time
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..runtime import signals
-from ..runtime.checkpoint import load_checkpoint, save_checkpoint
-from ..data.augment import augment, draws_for, to_float
-from ..data.packed import Stream
+from ..runtime.checkpoint import save_checkpoint
+from ..data.augment import augment, draws_for
+from ..data.batches import Stream
 from ..runtime.device import explained_memory, peak_memory_mib, pick_amp
 from ..runtime.distributed import World
 from ..runtime.errors import Diverged, InputError, Interrupted
 from ..runtime.files import write_csv
 from ..report.runs import describe
+from .recipe import applied_steps, evaluate, learning_rate, make_optimizer, train_step
+from .resume import check_identity
 
 SMALLEST_SCALE = 1e-4  # of the loss in fp16; it starts at 65536 and halves with every step whose gradients overflow
-
-
-def make_optimizer(model, lr, weight_decay=0.0):
-    """Adam with the default betas; weight decay is decoupled and spares what has one axis: biases and norms."""
-    groups = [{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": weight_decay},
-              {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, fused=True)  # fused: with a GradScaler, no wait for the device
-
-
-def applied_steps(optimizer):
-    """How many steps the optimizer has made; a GradScaler skips those whose gradients overflowed."""
-    for state in optimizer.state.values():
-        return int(state["step"].item())
-    return 0
-
-
-def learning_rate(step, config, steps):
-    """Of step `step`, counted from 0: linear warm-up, then constant, or half a cosine down to 0 at `steps`."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    if config.schedule == "constant":
-        return config.lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, steps - config.warmup)))
-
-
-def train_step(model, x, y, optimizer, scaler, *, amp=None, label_smoothing=0.0, clip_grad=None, weight=1.0):
-    """One optimizer step on float x (B, 3, H, W) and int64 y (B,); amp is the autocast dtype or None.
-
-    weight: of this loss, where several processes average their gradients over unequal parts of a batch.
-    Returns the mean loss and the number of correct answers, both on the device: nothing here waits for it.
-    """
-    with torch.autocast(x.device.type, dtype=amp, enabled=amp is not None):
-        logits = model(x)
-        loss = F.cross_entropy(logits.float(), y, label_smoothing=label_smoothing)
-    scaler.scale(loss if weight == 1 else loss * weight).backward()
-    if clip_grad is not None:
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    return loss.detach(), (logits.argmax(1) == y).sum()
-
-
-@torch.inference_mode()
-def evaluate(model, part, batch_size, device, *, classes, amp=None, stop=lambda: False, world=World()):
-    """Over a Part, each image once: mean loss, accuracy, confusion counts [true][predicted] as nested lists.
-
-    Leaves the model in eval mode. Returns None as soon as `stop()` is true. The processes of `world` take equal shares of each
-    batch, the last ones perhaps none, and ask `stop` equally often.
-    """
-    model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-    for start in range(0, len(part), batch_size):
-        if stop():
-            return None
-        samples = world.share(np.arange(start, min(start + batch_size, len(part))))
-        if len(samples) == 0:
-            continue
-        images, y = part.batch(samples, device)
-        with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
-            logits = model(to_float(images)).float()
-        loss += F.cross_entropy(logits, y, reduction="sum")
-        confusion.index_add_(0, y * classes + logits.argmax(1), torch.ones_like(y))
-    loss, confusion = world.total(loss), world.total(confusion).view(classes, classes).cpu()
-    return loss.item() / len(part), confusion.trace().item() / len(part), confusion.tolist()
-
-
-def find_checkpoint(resume, out):
-    """What --resume names, loaded: a path, or "auto" for out/last.pt; None to start afresh. Raises InputError."""
-    if resume is None or (resume == "auto" and not (out / "last.pt").exists()):
-        return None
-    try:
-        return load_checkpoint(out / "last.pt" if resume == "auto" else resume, whole=True)
-    except ValueError as e:
-        raise InputError(f"--resume: {e}") from None
-
-
-def check_identity(checkpoint, identity):
-    """Raise InputError where a checkpoint is of another run, naming the differences."""
-    there = checkpoint.get("identity")
-    if not isinstance(there, dict) or "optimizer" not in checkpoint:
-        raise InputError("--resume: the checkpoint holds weights, not the state of a run; last.pt in the run's folder does")
-    other = [f"{key} is {there.get(key)!r} there and {value!r} here" for key, value in identity.items() if there.get(key) != value]
-    if other:
-        raise InputError(f"--resume: the checkpoint is of another run: {', '.join(other)}")
 
 
 def try_one_batch(model, config, device, world=World()):

@@ -1,4 +1,5 @@
 """bench.py: its rows from small models and shapes, its files, what it refuses, how it ends."""
+import importlib.util
 import json
 from functools import partial
 
@@ -8,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 import bench
-from mixer.bench import measure
+from mixer.bench import block, candidates, measure, rows
 from mixer.runtime import processes
 from mixer.experiments import ROWS, Row
 from mixer.runtime.processes import ChildFailed
@@ -23,11 +24,11 @@ def small(monkeypatch):
     """Two small blocks and one small model, nothing compiled in C++ and no process of its own."""
     options = dict(dim=8, depth=1, patch=12)
     monkeypatch.setattr(bench, "ROWS", [Row("ConvMixer 24", "convmixer", 2132, 11, options), Row("ViT 24 Linear", "vit_linear", 3604, 17, options)])
-    monkeypatch.setattr(bench, "SHAPES", {"cpu": [(2, 4, 8, 9), (2, 4, 6, 3)]})
+    monkeypatch.setattr(block, "SHAPES", {"cpu": [(2, 4, 8, 9), (2, 4, 6, 3)]})
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: self)
     monkeypatch.setattr(processes, "in_fresh_process", lambda f, *args: f(*args))
-    monkeypatch.setattr(bench, "copy_bandwidth", lambda device: 10.0)
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(block, "copy_bandwidth", lambda device: 10.0)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
 
 def test_the_models_table_and_its_files(small, tmp_path, capsys):
@@ -63,8 +64,8 @@ def test_a_row_that_fails_stays_in_the_table_and_the_exit_code_tells(small, tmp_
         bench.main([*SMALL, "--image-size", "24", "--batch-size", "2", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "| ViT 24 Linear | out of memory |" in printed and "ViT 24 Linear, batch 2: out of memory: all of it" in printed
-    rows = json.loads((tmp_path / "bench.json").read_text())["models"]
-    assert rows[1] == {"row": "ViT 24 Linear", "batch_size": 2, "failed": "out of memory: all of it"} and rows[0]["training_ms"] > 0
+    written = json.loads((tmp_path / "bench.json").read_text())["models"]
+    assert written[1] == {"row": "ViT 24 Linear", "batch_size": 2, "failed": "out of memory: all of it"} and written[0]["training_ms"] > 0
     assert (tmp_path / "models.csv").read_text().splitlines()[2].endswith(",out of memory: all of it")
 
 
@@ -79,7 +80,7 @@ def test_rows_are_visited_in_turn_and_a_late_failure_counts(small, monkeypatch):
     monkeypatch.setattr(processes, "in_fresh_process", visit)
     config = bench.read_config([*SMALL, "--repeats", "7", "--image-size", "24", "--batch-size", "8"])[0]
     load = measure.Load(8, 24, CPU, None)
-    models, memory = bench.measure_rows(config, {arch: partial(bench.build, arch, dict(dim=8, depth=1, patch=12), 24, CPU, "auto", False)
+    models, memory = rows.measure_rows(config, {arch: partial(candidates.build, arch, dict(dim=8, depth=1, patch=12), 24, CPU, "auto", False)
                                                  for arch in ("convmixer", "vit_cnn")}, load)
     assert visits == [("convmixer", 2, [2, 4, 8]), ("vit_cnn", 2, [2, 4, 8]), ("convmixer", 2, []), ("vit_cnn", 2, []), ("convmixer", 2, [])]
     assert "training_ms" in models[0] and models[1]["failed"] == "out of memory: all of it"
@@ -112,21 +113,21 @@ def test_the_kernels_table_and_its_files(small, tmp_path, capsys):
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.arch != "vit_linear"], ids=lambda row: row.name)
 def test_peers_are_the_same_networks(row):
-    ours = bench.build(row.arch, row.options, 192, CPU, "torch", False)
-    peer = bench.build_peer(row.arch, row.options, 192, CPU, False)
+    ours = candidates.build(row.arch, row.options, 192, CPU, "torch", False)
+    peer = candidates.build_peer(row.arch, row.options, 192, CPU, False)
     assert type(peer).__module__.split(".")[0] in ("timm", "torchvision")
     assert sum(p.numel() for p in peer.parameters()) == sum(p.numel() for p in ours.parameters())
     assert measure.forward_flops(peer, 192) == measure.forward_flops(ours, 192)
 
 
 def test_compare_with_peers_in_turn(small, monkeypatch):
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(bench, "build_peer", lambda arch, options, image_size, device, compile: bench.build(arch, options, image_size, device, "torch", False))
-    monkeypatch.setattr(measure, "training_memory", lambda make, load, batches: [{"training_mib": 200.0 if make.func is bench.build else 100.0}])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(rows, "build_peer", lambda arch, options, image_size, device, compile: candidates.build(arch, options, image_size, device, "torch", False))
+    monkeypatch.setattr(measure, "training_memory", lambda make, load, batches: [{"training_mib": 200.0 if make.func is candidates.build else 100.0}])
     config = bench.read_config([*SMALL, "--image-size", "24", "--batch-size", "2"])[0]
-    rows = bench.measure_peers(config, bench.ROWS, measure.Load(2, 24, CPU, None))
-    assert [(row["row"], row["way"]) for row in rows] == [("ConvMixer 24", way) for way in ("ours", "timm", "timm, compiled")]
-    ours, peer, _ = rows
+    measured = rows.measure_peers(config, bench.ROWS, measure.Load(2, 24, CPU, None))
+    assert [(row["row"], row["way"]) for row in measured] == [("ConvMixer 24", way) for way in ("ours", "timm", "timm, compiled")]
+    ours, peer, _ = measured
     assert "time_ratio" not in ours and peer["time_ratio"] == peer["faster"]
     assert peer["memory_ratio"] == 2.0
 

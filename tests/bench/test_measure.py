@@ -15,8 +15,8 @@ from mixer.runtime import processes
 from mixer.data.images import find_images
 from mixer.runtime.errors import InputError
 from mixer.experiments import ROWS
-from mixer.bench.measure import (Load, compare_training, count_model, forward_flops, inference_step, largest, largest_batch, measure_data,
-                           race_training, saved_bytes, time_model, times_and_floor, training_memory, training_step)
+from mixer.bench.measure import Load, compare_training, count_model, forward_flops, inference_step, largest, largest_batch, race_training, saved_bytes, time_model, times_and_floor, training_memory, training_step
+from mixer.bench.data import measure_data
 from mixer.models import create_model
 from mixer.runtime.processes import ChildFailed, in_fresh_process
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from mixer.data import packed
 from mixer.data.images import find_images
-from mixer.data.packed import Part, Stream, pack, split, usable
+from mixer.data.batches import Part, Stream, split
+from mixer.data.packed import pack, usable
 from mixer.runtime.errors import InputError
 
 

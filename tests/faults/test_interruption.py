@@ -48,7 +48,7 @@ def assert_whole_files(folder):
 MOMENTS = {
     "claiming the folder": "train.find_checkpoint", "looking for images": "train.find_images", "making the model": "train.create_model",
     "decoding": "mixer.data.packed.wait", "keeping what was decoded": "mixer.data.packed.write_json", "splitting": "train.split",
-    "a step": "mixer.training.trainer.train_step", "evaluating": "mixer.training.trainer.to_float", "saving": "os.fsync",
+    "a step": "mixer.training.trainer.train_step", "evaluating": "mixer.training.recipe.to_float", "saving": "os.fsync",
     "renaming": "os.replace", "between checkpoint and log": "mixer.training.trainer.write_csv", "drawing": "train.draw_curves",
     "the summary": "train.summarise",
 }
@@ -59,7 +59,7 @@ MOMENTS = {
 def test_a_signal_at_a_chosen_moment(train, pictures, tmp_path, whole, moment, signum):
     """Exit code 143 or 130, one line that says so, nothing half-written, nobody left behind; and the resumed run is the whole run."""
     arguments = [*SHORT, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto"]
-    call = {"mixer.training.trainer.train_step": 8, "mixer.training.trainer.to_float": 3, "os.fsync": 8, "os.replace": 9}
+    call = {"mixer.training.trainer.train_step": 8, "mixer.training.recipe.to_float": 3, "os.fsync": 8, "os.replace": 9}
     where = MOMENTS[moment]
     process = train.start(*arguments, plants=[Plant(_looked_up(where), signum, call.get(where, 1))])
     result = process.wait()
@@ -76,8 +76,8 @@ def test_a_signal_at_a_chosen_moment(train, pictures, tmp_path, whole, moment, s
 
 def _looked_up(where):
     """train.py is run as a script, so what it imported by name is planted where it comes from."""
-    homes = {"find_checkpoint": "mixer.training.trainer", "find_images": "mixer.data.images", "create_model": "mixer.models", "split": "mixer.data.packed",
-             "draw_curves": "mixer.report.runs", "summarise": "mixer.report.runs"}
+    homes = {"find_checkpoint": "mixer.training.resume", "find_images": "mixer.data.images", "create_model": "mixer.models", "split": "mixer.data.batches",
+             "draw_curves": "mixer.report.figures", "summarise": "mixer.report.runs"}
     module, name = where.rsplit(".", 1)
     return f"{homes[name]}.{name}" if module == "train" else where
 

@@ -10,7 +10,7 @@ from tests.models.test_convmixer import authors_convmixer
 
 from kernels import DepthwiseGELUBN, fuse, unfuse
 from kernels import module as kernels_module
-from mixer.runtime.checkpoint import load_weights
+from mixer.models import load_weights
 from mixer.models import create_model
 from mixer.models.convmixer import Residual, depthwise_unit
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixer.runtime.checkpoint import load_weights
+from mixer.models import load_weights
 from mixer.models import create_model
 from mixer.models.convmixer import ConvMixer, Residual, depthwise_unit
 

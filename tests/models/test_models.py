@@ -40,8 +40,8 @@ def test_options_reach_the_model(name):
 
 
 @pytest.mark.parametrize("name, options, message", [
-    ("vit_cn", {}, "did you mean vit_cnn"),
-    ("alexnet", {}, "there are resnet18, efficientnetv2_b0, vit_linear, vit_cnn, convmixer"),
+    ("vit_cn", {}, "unknown model 'vit_cn'; choose from"),
+    ("alexnet", {}, "choose from resnet18, efficientnetv2_b0, vit_linear, vit_cnn, convmixer"),
     ("vit_cnn", {"patch": 20}, "patch 20 does not divide a 192x192 image (these do: 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 192)"),
     ("convmixer", {"patch": 20}, "patch 20 does not divide"),
     ("resnet18", {"patch": 24}, "resnet18 has no patch"),

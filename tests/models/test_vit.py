@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mixer.runtime.checkpoint import load_weights
+from mixer.models import load_weights
 from mixer.models import create_model
 from mixer.models.vit import ConvPatchEmbed, LinearPatchEmbed, ViT
 

@@ -6,7 +6,9 @@ from PIL import Image
 
 from mixer.experiments import ROWS, published_curves
 from mixer.runtime.files import read_csv, write_csv
-from mixer.report.runs import comparison_table, describe, draw_comparison, draw_curves, environment
+from mixer.report.runs import comparison_table, describe
+from mixer.runtime.device import environment
+from mixer.report.figures import draw_comparison, draw_curves
 
 LOG = [{"step": s, "train_loss": 0.7 - s / 1000, "train_acc": 0.5 + s / 1000, "val_loss": 0.69, "val_acc": 0.5, "lr": 1e-4,
         "images_per_s": 100.0, "data_wait": 0.03, "memory_mib": 900.0, "skipped": 0} for s in (100, 200)]

@@ -1,7 +1,8 @@
 import torch
 import pytest
 
-from mixer.runtime.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from mixer.runtime.checkpoint import load_checkpoint, save_checkpoint
+from mixer.models import load_weights
 from mixer.models import create_model
 
 SMALL = dict(image_size=32, patch=8, dim=16, depth=2)

@@ -16,8 +16,10 @@ from tests.helpers.commands import ROOT, TINY, same_run
 from PIL import Image
 
 import train as script
-from mixer.runtime.checkpoint import load_checkpoint, load_weights
-from mixer.training.config import Config, DEMO, as_arguments, read_config, resume_identity
+from mixer.runtime.checkpoint import load_checkpoint
+from mixer.models import load_weights
+from mixer.training.config import Config, DEMO, as_arguments, read_config
+from mixer.training.resume import resume_identity
 from mixer.runtime.errors import InputError
 from mixer.experiments import ROWS
 from mixer.runtime.files import read_csv

@@ -19,7 +19,7 @@ import torch
 from tests.helpers.commands import HANGS, ROOT, TINY, Plant, same_run
 
 from mixer.runtime.checkpoint import load_checkpoint
-from mixer.data.packed import Stream
+from mixer.data.batches import Stream
 from mixer.runtime.distributed import World
 from mixer.runtime.files import read_csv
 
@@ -117,7 +117,7 @@ def test_stopped_and_resumed_in_two_processes_is_the_same_run(ranks, pictures, t
     """Bit for bit; the signal reaches one of them, and both stop at the same step. Then with other numbers of processes."""
     arguments = [*TINY, *STEPS, "--data", pictures, "--schedule", "cosine", "--resume", "auto"]
     assert [r.returncode for r in ranks(2, *arguments, "--out", tmp_path / "whole")] == [0, 0]
-    for i, (moment, call) in enumerate([("mixer.training.trainer.train_step", 14), ("mixer.training.trainer.to_float", 2), ("os.fsync", 9)]):
+    for i, (moment, call) in enumerate([("mixer.training.trainer.train_step", 14), ("mixer.training.recipe.to_float", 2), ("os.fsync", 9)]):
         rank = 0 if moment == "os.fsync" else 1
         out = tmp_path / f"cut{i}"
         results = ranks(2, *arguments, "--out", out, plants={rank: [Plant(moment, signal.SIGTERM, call)]})

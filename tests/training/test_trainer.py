@@ -9,10 +9,12 @@ from torch.nn import functional as F
 
 from mixer.runtime.checkpoint import load_checkpoint
 from mixer.training.config import Config
-from mixer.data.packed import Part
+from mixer.data.batches import Part
 from mixer.runtime.errors import Diverged, InputError
 from mixer.models import create_model
-from mixer.training.trainer import Trainer, applied_steps, evaluate, find_checkpoint, learning_rate, make_optimizer, train_step
+from mixer.training.trainer import Trainer
+from mixer.training.recipe import applied_steps, evaluate, learning_rate, make_optimizer, train_step
+from mixer.training.resume import find_checkpoint
 
 CPU = torch.device("cpu")
 SMALL = Config(arch="convmixer", image_size=32, batch_size=8, steps=9, log_every=3, lr=1e-3, seed=1)
