@@ -29,7 +29,7 @@ from mixer.experiments import ROWS
 from mixer.models import model_options
 from mixer.report import tables
 from mixer.report.figures import draw_memory, draw_speed
-from mixer.runtime.cli import did_you_mean, option, parse, run, wrong_values
+from mixer.runtime.cli import did_you_mean, option, parse, run, invalid_values
 from mixer.runtime.device import environment, pick_amp, pick_device
 from mixer.runtime.distributed import rank_and_size
 from mixer.runtime.errors import InputError, UsageError
@@ -88,7 +88,7 @@ def read_config(argv):
     """argv -> Config with its defaults filled in, the rows to measure, the device. Raises InputError naming all that is wrong."""
     given, wrong = parse(Config, argv, __doc__)
     config = Config(**given)
-    wrong += wrong_values(config)
+    wrong += invalid_values(config)
     names = {row.name: row for row in ROWS}
     asked = config.rows.split(",") if config.rows else list(names)
     wrong += [f"--rows: there is no {name}{did_you_mean(name, names)}; there are {', '.join(names)}" for name in asked if name not in names]

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from kernels import fuse, sync_batch_norm, why_not_triton
-from mixer.data.batches import Part, fits_on, split
+from mixer.data.batches import Subset, fits_on, split
 from mixer.data.demo import Demo
 from mixer.data.images import find_images
 from mixer.data.packed import cache_folder, pack, usable
@@ -29,8 +29,8 @@ from mixer.models import create_model
 from mixer.report.figures import draw_comparison, draw_curves
 from mixer.report.runs import comparison_table, summarise
 from mixer.runtime.cli import run
-from mixer.runtime.device import environment, explained_memory, pick_amp, pick_device
-from mixer.runtime.distributed import joined, rank_and_size
+from mixer.runtime.device import environment, explain_out_of_memory, pick_amp, pick_device
+from mixer.runtime.distributed import process_group, rank_and_size
 from mixer.runtime.errors import InputError, Interrupted, printable
 from mixer.runtime.files import locked, read_csv, writable_folder, write_json, write_text
 from mixer.runtime.processes import call
@@ -54,7 +54,7 @@ def main(argv):
         with claimed(config, rank_and_size()[0]) as out:
             train_all(config, out, device, rank_and_size()[0])
     else:
-        with joined(device, row_name(config.arch, config.patch, config.depth)) as world, claimed(config, world.rank) as out:
+        with process_group(device, row_name(config.arch, config.patch, config.depth)) as world, claimed(config, world.rank) as out:
             train_one(config, out, device, world)
 
 
@@ -77,19 +77,19 @@ def claimed(config, rank=0):
 
 
 def load_data(config, images, out, device, world):
-    """(training Part, validation Part, what split.json says), decoded, on `device` where they fit."""
+    """(training Subset, validation Subset, what split.json says), decoded, on `device` where they fit."""
     array, faults = pack(images, config.image_size, config.cache, config.workers)
     good = usable(images, faults, config.bad_images, out / "bad_images.csv" if world.rank == 0 else None)
     rows = split(images, good, config.val_fraction, config.seed)
     said = {"seed": config.seed, "val_fraction": config.val_fraction, "classes": images.classes,
             **{part: [images.names[i] for i in indices] for part, indices in zip(("train", "val"), rows)}}
     digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()
-    if world.from_first(digest) != digest:
+    if world.broadcast(digest) != digest:
         raise InputError(f"--data: process {world.rank} finds other images in {images.path} than process 0")
     tensor, labels = torch.from_numpy(array), torch.tensor(images.labels)
     if fits_on(device, tensor.nbytes, config.data_on_device):
         tensor, labels = tensor.to(device), labels.to(device)
-    train, val = (Part(tensor, labels, indices) for indices in rows)
+    train, val = (Subset(tensor, labels, indices) for indices in rows)
     print(f"{len(train):,} training and {len(val):,} validation images, {tensor.nbytes / 2**20:,.0f} MiB in "
           f"{'GPU memory' if tensor.device.type == 'cuda' else 'a memory-mapped file'}", flush=True)
     if len(train) < config.batch_size:
@@ -101,7 +101,7 @@ def train_one(config, out, device, world):
     """One model, from data to summary.json. What can be wrong is looked at first, what is quick before what is slow."""
     start = time.perf_counter()
     name = row_name(config.arch, config.patch, config.depth)
-    checkpoint = world.from_first(find_checkpoint(config.resume, out) if world.rank == 0 else None)
+    checkpoint = world.broadcast(find_checkpoint(config.resume, out) if world.rank == 0 else None)
     cache_folder(config.cache)
     images = Demo() if config.data is None else find_images(config.data)
     identity = resume_identity(config, images.fingerprint)
@@ -109,7 +109,7 @@ def train_one(config, out, device, world):
         check_identity(checkpoint, identity)
     print(images, flush=True)
     torch.manual_seed(config.seed)
-    with explained_memory(config, device):
+    with explain_out_of_memory(config, device):
         model = create_model(config.arch, image_size=config.image_size, num_classes=len(images.classes),
                              **{option: getattr(config, option) for option in MODEL_OPTIONS}).to(device)
     kernels = pick_kernels(config.kernels, model, device)
@@ -122,7 +122,7 @@ def train_one(config, out, device, world):
     if checkpoint:
         trainer.resume(checkpoint)
         print(f"resumed at step {trainer.state.step:,}")
-    if trainer.state.step >= trainer.steps and world.from_first((out / "summary.json").exists()):
+    if trainer.state.step >= trainer.steps and world.broadcast((out / "summary.json").exists()):
         print(f"{name} is trained already, to step {trainer.state.step:,}: nothing to do")
         return
     parameters = sum(p.numel() for p in model.parameters())

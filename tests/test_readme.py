@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import bench
-from mixer.runtime.cli import parse, wrong_values
+from mixer.runtime.cli import parse, invalid_values
 from mixer.training.config import MODEL_OPTIONS, read_config
 from mixer.models import create_model
 
@@ -42,7 +42,7 @@ def test_train_commands_parse(command):
 @pytest.mark.parametrize("command", BENCH)
 def test_bench_commands_parse(command):
     given, wrong = parse(bench.Config, shlex.split(command)[2:], "")
-    assert not wrong + wrong_values(bench.Config(**given))
+    assert not wrong + invalid_values(bench.Config(**given))
 
 
 def test_the_campaigns_command_finds_its_tests():

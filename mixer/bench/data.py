@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..data.augment import augment, draws_for
-from ..data.batches import Part, fits_on
+from ..data.batches import Subset, fits_on
 from ..data.images import find_images
 from ..data.packed import pack
 from ..runtime.errors import InputError
@@ -19,7 +19,7 @@ def measure_data(path, load, repeats, most=2000):
     images = find_images(path)
     chosen = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
     images = dataclasses.replace(images, **{name: [getattr(images, name)[i] for i in chosen]
-                                            for name in ("files", "names", "labels", "parts", "sizes")})
+                                            for name in ("files", "names", "labels", "splits", "sizes")})
     with tempfile.TemporaryDirectory() as folder:
         array, faults = pack(images, load.image_size, folder)
         good = np.setdiff1d(np.arange(len(images)), list(faults))
@@ -28,7 +28,7 @@ def measure_data(path, load, repeats, most=2000):
         tensor, labels = torch.from_numpy(array), torch.tensor(images.labels)
         if fits_on(load.device, tensor.nbytes, "auto"):
             tensor, labels = tensor.to(load.device), labels.to(load.device)
-        part, random = Part(tensor, labels, good), np.random.default_rng(0)
+        part, random = Subset(tensor, labels, good), np.random.default_rng(0)
         batch, _ = part.batch(np.arange(load.batch_size) % len(good), load.device)
         few = good[::max(1, len(good) // 64)]
 

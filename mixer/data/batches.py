@@ -19,7 +19,7 @@ def split(images, good, val_fraction, seed):
     least one, chosen by a hash of (seed, name): the split depends on names and seed only, and images that join later
     move few of those already there. Raises InputError when a class has too few images for that.
     """
-    parts, labels = np.array(images.parts)[good], np.array(images.labels)[good]
+    parts, labels = np.array(images.splits)[good], np.array(images.labels)[good]
     if "val" in parts:
         return good[parts != "val"], good[parts == "val"]
     val = []
@@ -42,19 +42,19 @@ def fits_on(device, size, choice):
 
 
 @dataclass
-class Part:
+class Subset:
     """The training or the validation images: uint8 (N, S, S, 3), int64 labels (N,), and the rows that belong to it."""
 
     images: torch.Tensor
     labels: torch.Tensor
-    rows: np.ndarray
+    indices: np.ndarray
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.indices)
 
     def batch(self, samples, device):
         """Samples (positions within this part) -> uint8 (B, S, S, 3) and int64 (B,), on `device`."""
-        rows = torch.from_numpy(self.rows[samples])
+        rows = torch.from_numpy(self.indices[samples])
         if self.images.device.type == "cpu" and device.type == "cuda":
             return (self.images.index_select(0, rows).pin_memory().to(device, non_blocking=True),
                     self.labels[rows].pin_memory().to(device, non_blocking=True))

@@ -216,7 +216,7 @@ class Demo:
         self.classes = CLASSES
         self.labels = [index % 2 for index in range(count)]
         self.names = self.files = [f"{CLASSES[label]}.{index}" for index, label in enumerate(self.labels)]
-        self.parts = [""] * count
+        self.splits = [""] * count
         self.fingerprint = hashlib.sha256(self.path.read_bytes()).hexdigest() + f"-{count}"
 
     def __len__(self):

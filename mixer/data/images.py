@@ -144,7 +144,7 @@ class Zip:
 class ImageSet:
     """Labelled images in a folder or zip, sorted by name.
 
-    names: what the split depends on, the same for a folder and for a zip of it; parts: "train" or "val" where the
+    names: what the split depends on, the same for a folder and for a zip of it; splits: "train" or "val" where the
     source says so, else "".
     """
 
@@ -154,7 +154,7 @@ class ImageSet:
     files: list
     names: list
     labels: list
-    parts: list
+    splits: list
     sizes: list
     fingerprint: str
     ignored: str = ""
@@ -180,7 +180,7 @@ class ImageSet:
         """The one line that says what was found."""
         counts = Counter(self.labels)
         per_class = listed(f"{name} {counts[label]:,}" for label, name in enumerate(self.classes))
-        split = Counter(part for part in self.parts if part)
+        split = Counter(part for part in self.splits if part)
         line = f"{len(self):,} images in {printable(self.path.name)} ({self.layout}), {len(self.classes)} classes: {per_class}"
         if split["val"]:
             line += f"; {split['train']:,} train, {split['val']:,} val"

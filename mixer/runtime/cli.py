@@ -18,7 +18,7 @@ from .streams import make_lasting
 
 
 def option(default, help, *, choices=None, least=None, most=None, above=None, below=None):
-    """A dataclass field with what the command line must know about it; bounds are checked by `wrong_values`."""
+    """A dataclass field with what the command line must know about it; bounds are checked by `invalid_values`."""
     return dataclasses.field(default=default, metadata=dict(help=help, choices=choices, least=least, most=most, above=above, below=below))
 
 
@@ -32,7 +32,7 @@ def option_types(config_class):
     return {name: (typing.get_args(hint) or (hint,))[0] for name, hint in hints.items()}
 
 
-def wrong_values(config):
+def invalid_values(config):
     """What is out of bounds in a config, one sentence each."""
     wrong = []
     for field in dataclasses.fields(config):

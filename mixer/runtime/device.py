@@ -50,7 +50,7 @@ def peak_memory_mib(device):
 
 
 @contextlib.contextmanager
-def explained_memory(config, device):
+def explain_out_of_memory(config, device):
     """Memory that runs out inside is told of in one line: what it was needed for, how much there is, what to change."""
     try:
         yield

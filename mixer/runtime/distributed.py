@@ -32,18 +32,18 @@ class World:
     rank: int = 0
     size: int = 1
 
-    def share(self, samples):
+    def batch_slice(self, samples):
         """This process's part of the (B,) samples of a batch; parts differ by one at most."""
         return np.array_split(samples, self.size)[self.rank]
 
-    def total(self, tensor):
+    def sum(self, tensor):
         """The sum of a tensor over all processes, in each of them."""
         if self.size > 1:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
         return tensor
 
-    def largest(self, number):
+    def max(self, number):
         """The largest of one whole number a process."""
         if self.size == 1:
             return number
@@ -51,7 +51,7 @@ class World:
         dist.all_reduce(number, dist.ReduceOp.MAX)
         return number.item()
 
-    def from_first(self, value):
+    def broadcast(self, value):
         """What the first process holds, plain values and CPU tensors, in all of them."""
         if self.size == 1:
             return value
@@ -59,7 +59,7 @@ class World:
         dist.broadcast_object_list(values, device=torch.device("cpu"))
         return values[0]
 
-    def copy_buffers(self, model):
+    def broadcast_buffers(self, model):
         """Give all processes the first one's BatchNorm statistics: each takes its own where they are not synchronised."""
         if self.size > 1:
             for buffer in model.buffers():
@@ -67,7 +67,7 @@ class World:
 
 
 @contextlib.contextmanager
-def joined(device, name):
+def process_group(device, name):
     """Inside, the processes that torchrun started are one World; alone, a World of one. `name` keeps runs apart that one
     torchrun starts one after another. Raises InputError where the others are not to be found."""
     rank, size = rank_and_size()

@@ -2,7 +2,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from ..runtime.cli import option, parse, wrong_values
+from ..runtime.cli import option, parse, invalid_values
 from ..runtime.errors import UsageError
 from ..models import MODELS, model_options
 
@@ -59,7 +59,7 @@ def read_config(argv, description):
     given, wrong = parse(Config, argv, description)
     demo = {} if "data" in given else DEMO
     config = Config(**{**demo, **given})
-    wrong += wrong_values(config)
+    wrong += invalid_values(config)
     if "steps" in given and "epochs" in given:
         wrong.append("--steps and --epochs exclude each other")
     if config.resume == "auto" and config.out is None:

@@ -53,7 +53,7 @@ def applied_steps(optimizer):
 
 @torch.inference_mode()
 def evaluate(model, part, batch_size, device, *, classes, amp=None, stop=lambda: False, world=World()):
-    """Over a Part, each image once: mean loss, accuracy, confusion counts [true][predicted] as nested lists.
+    """Over a Subset, each image once: mean loss, accuracy, confusion counts [true][predicted] as nested lists.
 
     Leaves the model in eval mode. Returns None as soon as `stop()` is true. The processes of `world` take equal shares of each
     batch, the last ones perhaps none, and ask `stop` equally often.
@@ -64,7 +64,7 @@ def evaluate(model, part, batch_size, device, *, classes, amp=None, stop=lambda:
     for start in range(0, len(part), batch_size):
         if stop():
             return None
-        samples = world.share(np.arange(start, min(start + batch_size, len(part))))
+        samples = world.batch_slice(np.arange(start, min(start + batch_size, len(part))))
         if len(samples) == 0:
             continue
         images, y = part.batch(samples, device)
@@ -72,5 +72,5 @@ def evaluate(model, part, batch_size, device, *, classes, amp=None, stop=lambda:
             logits = model(to_float(images)).float()
         loss += F.cross_entropy(logits, y, reduction="sum")
         confusion.index_add_(0, y * classes + logits.argmax(1), torch.ones_like(y))
-    loss, confusion = world.total(loss), world.total(confusion).view(classes, classes).cpu()
+    loss, confusion = world.sum(loss), world.sum(confusion).view(classes, classes).cpu()
     return loss.item() / len(part), confusion.trace().item() / len(part), confusion.tolist()

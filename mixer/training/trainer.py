@@ -15,7 +15,7 @@ from ..runtime import signals
 from ..runtime.checkpoint import save_checkpoint
 from ..data.augment import augment, draws_for
 from ..data.batches import Stream
-from ..runtime.device import explained_memory, peak_memory_mib, pick_amp
+from ..runtime.device import explain_out_of_memory, peak_memory_mib, pick_amp
 from ..runtime.distributed import World
 from ..runtime.errors import Diverged, InputError, Interrupted
 from ..runtime.files import write_csv
@@ -38,9 +38,9 @@ def try_one_batch(model, config, device, world=World()):
     if least == 1 and not synced and any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules()):
         raise InputError(f"--batch-size {config.batch_size}: BatchNorm has no statistics of a single image; take at least {2 * world.size}"
                          + (", or --sync-bn" if world.size > 1 else ""))
-    count = len(world.share(range(config.batch_size))) if device.type == "cuda" else min(2, least)
+    count = len(world.batch_slice(range(config.batch_size))) if device.type == "cuda" else min(2, least)
     amp = pick_amp(config.amp, device)
-    with explained_memory(config, device), torch.autocast(device.type, dtype=amp, enabled=amp is not None):
+    with explain_out_of_memory(config, device), torch.autocast(device.type, dtype=amp, enabled=amp is not None):
         x = torch.zeros(count, 3, config.image_size, config.image_size, device=device)
         copy.deepcopy(model).train()(x).float().sum().backward()
 
@@ -92,7 +92,7 @@ class State:
 
 
 class Trainer:
-    """Train `model` on one Part, validate it on another, and keep log.csv, last.pt and best.pt in the folder `out`.
+    """Train `model` on one Subset, validate it on another, and keep log.csv, last.pt and best.pt in the folder `out`.
 
     `identity` (a dict of plain values) says what the run is: a checkpoint of another one is refused. Of the processes of
     `world` each takes its share of every batch and holds the same state, but for `loss` and `correct`; the first one writes.
@@ -106,7 +106,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp == torch.float16)
         self.stream = Stream(len(train), config.batch_size, config.seed)
         self.steps = config.steps if config.epochs is None else self.stream.steps(config.epochs)
-        self.share = len(world.share(range(config.batch_size)))
+        self.share = len(world.batch_slice(range(config.batch_size)))
         self.weight = self.share * world.size / config.batch_size
         self.state = State(loss=torch.zeros((), dtype=torch.float64, device=device),
                            correct=torch.zeros((), dtype=torch.int64, device=device))
@@ -142,7 +142,7 @@ class Trainer:
         self.clock = Clock(self.device)
         self.bar = tqdm(total=self.steps, initial=self.state.step, unit="step", dynamic_ncols=True,
                         disable=True if self.world.rank else None)
-        with self.bar, signals.deferred(), explained_memory(self.config, self.device):
+        with self.bar, signals.deferred(), explain_out_of_memory(self.config, self.device):
             self.loop()
         return self.state
 
@@ -160,7 +160,7 @@ class Trainer:
 
     def signum(self):
         """The signal that came, to whichever process, or 0."""
-        return self.world.largest(signals.pending() or 0)
+        return self.world.max(signals.pending() or 0)
 
     def last_row_step(self):
         return self.state.rows[-1]["step"] if self.state.rows else 0
@@ -175,7 +175,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(state.step, config, self.steps)
         with self.clock.waiting_for_data():
-            epochs, samples = map(self.world.share, self.stream.batch(state.step))
+            epochs, samples = map(self.world.batch_slice, self.stream.batch(state.step))
             images, y = self.train.batch(samples, self.device)
             x = augment(images, *draws_for(config.seed, epochs, samples, len(self.train)))
         loss, correct = train_step(self.network, x, y, self.optimizer, self.scaler, amp=self.amp, weight=self.weight,
@@ -195,9 +195,9 @@ class Trainer:
         """Training loss and accuracy over the images since the last row. Raises Diverged when that loss is not finite."""
         state = self.state
         images = (state.step - self.last_row_step()) * self.config.batch_size
-        loss, correct = self.world.total(torch.stack([state.loss, state.correct.double()])).tolist()
+        loss, correct = self.world.sum(torch.stack([state.loss, state.correct.double()])).tolist()
         if not math.isfinite(loss):
-            first = -self.world.largest(-int(min(self.first_bad.item(), state.step)))
+            first = -self.world.max(-int(min(self.first_bad.item(), state.step)))
             raise self.diverged(f"the training loss is {loss / images} at step {first}")
         return loss / images, int(correct) / images
 
@@ -215,7 +215,7 @@ class Trainer:
                                 f"at step {state.step}")
         row = {"step": state.step, "train_loss": loss, "train_acc": acc, "val_loss": None, "val_acc": None}
         if len(self.val):
-            self.world.copy_buffers(self.model)
+            self.world.broadcast_buffers(self.model)
             measured = evaluate(self.model, self.val, config.batch_size, self.device,
                                 classes=self.classes, amp=self.amp, stop=self.signum, world=self.world)
             if measured is None:
@@ -257,8 +257,8 @@ class Trainer:
         """`save`, where the sums since the last row lie in several processes; then the run must stop."""
         if self.state.step > self.last_row_step():
             self.since_last_row()
-        self.state.loss, self.state.correct = self.world.total(self.state.loss), self.world.total(self.state.correct)
-        self.world.copy_buffers(self.model)
+        self.state.loss, self.state.correct = self.world.sum(self.state.loss), self.world.sum(self.state.correct)
+        self.world.broadcast_buffers(self.model)
         self.save()
 
     def save(self):

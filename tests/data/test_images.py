@@ -66,7 +66,7 @@ def test_kaggles_zip_in_a_zip(tmp_path):
 def test_train_and_val_folders_and_an_unlabelled_test(tmp_path):
     names = [f"{part}/{kind}/{i}.jpg" for part, n in (("train", 3), ("val", 2)) for kind in ("cat", "dog") for i in range(n)]
     images = find_images(write(tmp_path, names + ["test1/1.jpg", "test1/2.jpg"]))
-    assert images.parts == ["train"] * 6 + ["val"] * 4
+    assert images.splits == ["train"] * 6 + ["val"] * 4
     assert "6 train, 4 val" in str(images) and "2 unlabelled test images left alone" in str(images)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mixer.data import packed
 from mixer.data.images import find_images
-from mixer.data.batches import Part, Stream, split
+from mixer.data.batches import Subset, Stream, split
 from mixer.data.packed import pack, usable
 from mixer.runtime.errors import InputError
 
@@ -182,10 +182,10 @@ except OSError as e:
 class Names:
     """As much of an ImageSet as `split` looks at."""
 
-    def __init__(self, names, classes=("cat", "dog"), parts=None):
+    def __init__(self, names, classes=("cat", "dog"), splits=None):
         self.names, self.classes = names, list(classes)
         self.labels = [self.classes.index(name.split(".")[0]) for name in names]
-        self.parts = parts or [""] * len(names)
+        self.splits = splits or [""] * len(names)
 
     def split(self, val_fraction=0.1, seed=0):
         train, val = split(self, np.arange(len(self.names)), val_fraction, seed)
@@ -215,7 +215,7 @@ def test_split_of_tiny_classes():
 
 
 def test_split_follows_the_source():
-    assert Names(["cat.0", "dog.0", "cat.1", "dog.1"], parts=["train", "train", "val", "val"]).split() == (
+    assert Names(["cat.0", "dog.0", "cat.1", "dog.1"], splits=["train", "train", "val", "val"]).split() == (
         {"cat.0", "dog.0"}, {"cat.1", "dog.1"})
 
 
@@ -241,6 +241,6 @@ def test_the_stream_starts_anywhere():
 
 def test_part_takes_its_own_rows():
     images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 2, 2, 3)
-    part = Part(images, torch.arange(6), np.array([1, 3, 5]))
+    part = Subset(images, torch.arange(6), np.array([1, 3, 5]))
     x, y = part.batch(np.array([2, 0]), torch.device("cpu"))
     assert y.tolist() == [5, 1] and x[:, 0, 0, 0].tolist() == [5, 1] and len(part) == 3

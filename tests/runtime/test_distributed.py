@@ -109,7 +109,7 @@ def test_every_sample_once_and_in_the_same_order_whatever_the_number_of_processe
     stream = Stream(37, 10, seed=3)
     for size in (1, 2, 3, 10):
         for step in (0, 5, 17):
-            parts = [World(rank, size).share(stream.batch(step)[1]) for rank in range(size)]
+            parts = [World(rank, size).batch_slice(stream.batch(step)[1]) for rank in range(size)]
             assert (np.concatenate(parts) == stream.batch(step)[1]).all() and max(map(len, parts)) - min(map(len, parts)) <= 1
 
 

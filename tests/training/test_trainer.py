@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mixer.runtime.checkpoint import load_checkpoint
 from mixer.training.config import Config
-from mixer.data.batches import Part
+from mixer.data.batches import Subset
 from mixer.runtime.errors import Diverged, InputError
 from mixer.models import create_model
 from mixer.training.trainer import Trainer
@@ -28,7 +28,7 @@ def parts(count=40):
     images[labels == 0, :16] += 100
     images[labels == 1, 16:] += 100
     rows = np.arange(count)
-    return Part(images, labels, rows[:-10]), Part(images, labels, rows[-10:])
+    return Subset(images, labels, rows[:-10]), Subset(images, labels, rows[-10:])
 
 
 def trainer(out, config=SMALL, identity=None):
@@ -178,10 +178,10 @@ def test_a_step_the_scaler_skips_is_counted():
 def test_evaluation_counts_every_image_once(batch_size):
     _, val = parts()
     model = create_model("convmixer", image_size=32, patch=8, dim=8, depth=1, kernel_size=3).eval()
-    x = val.images[val.rows].permute(0, 3, 1, 2) / 255
+    x = val.images[val.indices].permute(0, 3, 1, 2) / 255
     with torch.no_grad():
         logits = model(x)
-    y = val.labels[val.rows]
+    y = val.labels[val.indices]
     loss, acc, confusion = evaluate(model, val, batch_size, CPU, classes=2)
     assert abs(loss - F.cross_entropy(logits, y).item()) < 1e-6  # fp32 sums of ten terms
     assert acc == (logits.argmax(1) == y).double().mean().item()
