@@ -3,9 +3,13 @@ from setuptools import find_packages, setup
 setup(
     name="vit-convmixer",
     version="0.1.0",
-    description="Which patch model, and at what cost: ViT and ConvMixer from scratch with a fused depthwise kernel, beside ResNet-18 and EfficientNetV2-B0",
+    description="ViT, ConvMixer, ResNet-18 and EfficientNetV2-B0 from scratch, compared under one "
+                "recipe, with a fused depthwise kernel",
+    license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["mixer", "mixer.*", "kernels"]),
+    # PyPI has another project called kernels, so kernels/ is installed as mixer.kernels.
+    packages=[*find_packages(include=["mixer", "mixer.*"]), "mixer.kernels"],
+    package_dir={"mixer.kernels": "kernels"},
     package_data={"mixer": ["published_curves.csv"]},
     install_requires=[
         "torch>=2.11",
@@ -16,7 +20,8 @@ setup(
         "tqdm>=4.64",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100",
-                 "timm>=1.0.9", "torchvision>=0.26"],  # what our models are compared with
+        # timm and torchvision: what our models are compared with
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.9",
+                 "timm>=1.0.9", "torchvision>=0.26"],
     },
 )

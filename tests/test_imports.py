@@ -1,44 +1,52 @@
-"""Imports point one way: scripts -> mixer, kernels; model files import torch alone; timm and torchvision stay in tests."""
+"""Imports go in one direction, model files import torch alone, and importing does nothing else."""
 import ast
+import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import setuptools
 
 ROOT = Path(__file__).parent.parent
-PRODUCT = sorted([*ROOT.glob("mixer/**/*.py"), *ROOT.glob("kernels/**/*.py"), ROOT / "train.py", ROOT / "bench.py"])
-# a room may import those with a lower number, and its own files in one direction
-ROOMS = {"runtime": 0, "experiments": 0, "models": 1, "data": 1, "report": 1, "training": 2, "bench": 3}
-KERNELS_ORDER = ["sync", "reference", "depthwise_cpu", "depthwise_triton", "depthwise_launch", "depthwise_op", "module"]
+MODULES = sorted([*ROOT.glob("mixer/**/*.py"), *ROOT.glob("kernels/**/*.py")])
+SCRIPTS = [ROOT / "train.py", ROOT / "bench.py"]
+PEERS = ROOT / "mixer" / "bench" / "candidates.py"  # imports timm and torchvision to build them
+# a room of mixer/ imports rooms with a lower number
+ROOMS = {"runtime": 0, "experiments": 0, "models": 1, "data": 1, "report": 1, "training": 2,
+         "bench": 3}
+FOLDERS = ["kernels", *(f"mixer/{room}" for room in ROOMS if room != "experiments")]
 
 
 def imported(path):
-    """Absolute names of the modules a file imports, wherever in the file."""
+    """Absolute names of the modules that a file imports, anywhere in the file."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[:len(package) - node.level + 1] if node.level else ()
-            yield from (".".join([*base, name]) for name in ([node.module] if node.module else [alias.name for alias in node.names]))
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            yield from (".".join([*base, name]) for name in names)
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_no_oracle_and_no_sibling_package(path):
+@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_scripts_import_mixer_and_mixer_imports_kernels(path):
     roots = {name.split(".")[0] for name in imported(path)}
-    peers = path == ROOT / "mixer" / "bench" / "candidates.py"  # imported where they are built
-    oracles = {"timm", "torchvision"} if not peers else set()
-    assert not roots & {*oracles, "tests", "train", "bench"}
-    if path.is_relative_to(ROOT / "mixer") and path.parent != ROOT / "mixer" / "bench":
-        assert "kernels" not in roots
+    assert not roots & {"tests", "train", "bench"}
+    assert path == PEERS or not roots & {"timm", "torchvision"}
     if path.is_relative_to(ROOT / "kernels"):
         assert "mixer" not in roots
+    if path.is_relative_to(ROOT / "mixer") and path.parent.name != "bench":
+        assert "kernels" not in roots
 
 
 @pytest.mark.parametrize("name", ["vit", "convmixer", "resnet", "efficientnet"])
 def test_a_model_file_imports_torch_alone(name):
-    assert {n.split(".")[0] for n in imported(ROOT / "mixer" / "models" / f"{name}.py")} <= {"torch", "math"}
+    names = imported(ROOT / "mixer" / "models" / f"{name}.py")
+    assert {n.split(".")[0] for n in names} <= {"torch", "math"}
 
 
 def test_rooms_import_downwards_only():
@@ -49,45 +57,63 @@ def test_rooms_import_downwards_only():
             assert other == room or ROOMS[other] < ROOMS[room], f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("room", [room for room in ROOMS if room != "experiments"])
-def test_the_files_of_a_room_import_in_one_direction(room):
-    files = {f"mixer.{room}.{path.stem}": {n for n in imported(path) if n.startswith(f"mixer.{room}.")}
-             for path in (ROOT / "mixer" / room).glob("*.py")}
-    while files:  # take away those that import none of the rest, until none is left
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_files_of_a_folder_import_in_one_direction(folder):
+    prefix = folder.replace("/", ".") + "."
+    files = {prefix + path.stem: {n for n in imported(path) if n.startswith(prefix)}
+             for path in (ROOT / folder).glob("*.py")}
+    while files:  # remove the files that import none of the rest, until none is left
         free = {file for file, names in files.items() if not names & files.keys()}
         assert free, f"these import each other: {sorted(files)}"
         files = {file: names for file, names in files.items() if file not in free}
 
 
-def test_kernels_import_downwards_only_and_triton_in_two_files():
-    for path in ROOT.glob("kernels/*.py"):
-        names = {name.removeprefix("kernels.") for name in imported(path)}
-        if path.stem != "__init__":
-            assert not names & set(KERNELS_ORDER[KERNELS_ORDER.index(path.stem):]), path
-        assert ("triton" in {name.split(".")[0] for name in names}) == (path.stem in ("depthwise_triton", "depthwise_launch")), path
+def test_triton_is_imported_in_two_files():
+    files = {path.stem for path in ROOT.glob("kernels/*.py")
+             if "triton" in {name.split(".")[0] for name in imported(path)}}
+    assert files == {"depthwise_triton", "depthwise_launch"}
 
 
-@pytest.mark.parametrize("script", ["train.py", "bench.py"])
-def test_a_command_listens_to_signals_before_it_imports_torch(script):
-    """And does so where it is a command, not where it is imported."""
-    before, after = (ROOT / script).read_text().split('if __name__ == "__main__":\n    signals.listen()')
-    assert "import torch" in after
-    code = f"{before}\nimport sys; assert not {{'torch', 'numpy'}} & set(sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+def run_python(code, **options):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **options)
 
 
 def test_importing_prints_nothing_and_touches_no_device():
-    code = ("import torch, kernels, mixer.models, mixer.training.trainer, mixer.report.runs\n"
-            "assert not torch.cuda.is_initialized()\n"
-            "import sys; assert not {'timm', 'torchvision', 'matplotlib'} & set(sys.modules)")
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    result = run_python(
+        "import signal, sys\n"
+        "before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)], sys.stdout\n"
+        "import torch, kernels, mixer.models, mixer.training.trainer, mixer.report.runs\n"
+        "import train, bench\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "assert not {'timm', 'torchvision', 'matplotlib'} & set(sys.modules)\n"
+        "assert before == ([signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)],"
+        " sys.stdout)", cwd=ROOT)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 def test_kernels_work_without_triton():
-    code = ("import sys; sys.modules['triton'] = None  # as if it were not installed\n"
-            "import torch, kernels\n"
-            "kernels.DepthwiseGELUBN(4, 3)(torch.rand(2, 4, 8, 8)).sum().backward()")
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    result = run_python(
+        "import sys; sys.modules['triton'] = None  # as if it were not installed\n"
+        "import torch, kernels\n"
+        "kernels.DepthwiseGELUBN(4, 3)(torch.rand(2, 4, 8, 8)).sum().backward()", cwd=ROOT)
     assert result.returncode == 0, result.stderr
+
+
+def test_installing_brings_no_package_called_kernels(monkeypatch):
+    """PyPI has another project of that name; ours is installed as mixer.kernels."""
+    options = {}
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(setuptools, "setup", options.update)
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert {name.split(".")[0] for name in options["packages"]} == {"mixer"}
+    for folder in FOLDERS:
+        name = "mixer.kernels" if folder == "kernels" else folder.replace("/", ".")
+        assert name in options["packages"]
+    assert options["package_dir"] == {"mixer.kernels": "kernels"}
+    assert os.path.isfile(ROOT / options["package_dir"]["mixer.kernels"] / "__init__.py")
+
+
+def test_the_kernels_import_each_other_relatively():
+    """So that they work as `kernels` in the checkout and as `mixer.kernels` elsewhere."""
+    for path in ROOT.glob("kernels/*.py"):
+        assert not re.search(r"^\s*(from|import) kernels", path.read_text(), flags=re.M), path
