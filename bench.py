@@ -1,148 +1,133 @@
-"""Measure what the models and the kernels take on this machine: time, memory, FLOPs, beside the machine's own limits.
+"""Measure time, memory and FLOPs of the models and kernels, beside the limits of this machine.
 
 python bench.py
 python bench.py --rows convmixer-p24,vit_cnn-p24 --peers
 python bench.py --data dogs-vs-cats.zip --out results/here
 python bench.py --kernels-table
 """
-from mixer.runtime import signals
-
-if __name__ == "__main__":
-    signals.listen()  # before torch, which takes seconds to import
-
 import dataclasses
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from kernels import why_not_triton
 from mixer.bench.block import measure_kernels
-from mixer.bench.candidates import build
-from mixer.bench.data import measure_data
-from mixer.bench.measure import Load, largest_batch, say
-from mixer.bench.rows import measure_peers, measure_rows
+from mixer.bench.rows import measure_models
 from mixer.data.images import find_images
-from mixer.experiments import ROWS
+from mixer.experiments import ROWS, Row
 from mixer.models import model_options
-from mixer.report import tables
 from mixer.report.figures import draw_memory, draw_speed
-from mixer.runtime.cli import did_you_mean, option, parse, run, invalid_values
+from mixer.report.tables import bench_text, csv_rows, kernels_text
+from mixer.runtime.cli import did_you_mean, invalid_values, option, parse, run
 from mixer.runtime.device import environment, pick_amp, pick_device
 from mixer.runtime.distributed import rank_and_size
 from mixer.runtime.errors import InputError, UsageError
 from mixer.runtime.files import writable_folder, write_csv, write_json, write_text
-from mixer.runtime.processes import attempt
+
+TABLES = {"bench": (measure_models, bench_text), "kernels": (measure_kernels, kernels_text)}
+AMP_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", None: "off"}
 
 
 @dataclass(frozen=True)
 class Config:
     """Every option of bench.py."""
 
-    rows: str | None = option(None, "which of the nine rows, with commas between; default: all, as resnet18,convmixer-p24")
-    peers: bool = option(False, "also what you would otherwise take, from torchvision and timm, eager and compiled, in turn with ours")
-    data: str | None = option(None, "image folder or zip: also how fast it is decoded, packed, read and augmented")
-    max_batch: float | None = option(None, "also the largest batch that trains in so many GB of GPU memory", above=0)
-    kernels_table: bool = option(False, "instead: the fused depthwise block against plain PyTorch, eager and compiled")
-    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: the GPU where there is one")
-    batch_size: int | None = option(None, "images per step; default: the original's 250, on a CPU 8", least=2)
+    rows: str | None = option(None, "some of the rows, as resnet18,convmixer-p24; default: all")
+    peers: bool = option(False, "also the torchvision and timm versions, eager and compiled")
+    data: str | None = option(None, "image folder or zip: also how fast it is read and augmented")
+    kernels_table: bool = option(False, "instead: the fused block against plain PyTorch")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: the GPU if there is one")
+    batch_size: int | None = option(None, "images per step; default: 250, on a CPU 8", least=2)
     image_size: int = option(192, "pixels square", least=1)
-    amp: str = option("auto", "autocast dtype; auto: fp16 on CUDA, off on the CPU", choices=("auto", "fp16", "bf16", "off"))
+    amp: str = option("auto", "autocast dtype; auto: fp16 on CUDA, off on the CPU",
+                      choices=("auto", "fp16", "bf16", "off"))
     compile: bool = option(False, "torch.compile the models")
-    kernels: str = option("auto", "ConvMixer's depthwise unit: fused (auto; triton: in Triton or not at all) or in plain PyTorch",
-                          choices=("auto", "torch", "triton"))
-    repeats: int = option(12, "times that each thing is taken, in turn with what it is compared to", least=3)
-    out: str | None = option(None, "folder for csv, json, markdown and figures; default: print only")
-    debug: bool = option(False, "show a traceback when something fails")
+    kernels: str = option("auto", "ConvMixer's depthwise unit: fused (auto; triton: fail if Triton "
+                          "cannot run) or plain PyTorch", choices=("auto", "torch", "triton"))
+    repeats: int = option(12, "how often each thing is timed, in turn with the others", least=3)
+    out: str | None = option(None, "folder for csv, json, markdown, figures; default: print only")
+    debug: bool = option(False, "print a traceback when something fails")
 
 
-FOR_MODELS = {"rows", "peers", "data", "max_batch", "batch_size", "image_size", "compile", "kernels"}  # no --kernels-table with these
+# options of the models' table alone
+FOR_MODELS = {"rows", "peers", "data", "batch_size", "image_size", "compile", "kernels"}
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     config, rows, device = read_config(argv)
     out = config.out and writable_folder(config.out, "--out")
-    lists = (measure_kernels if config.kernels_table else measure_models)(config, rows, device)
-    told = {**dataclasses.asdict(config), "out": None, "data": config.data and Path(config.data).name}  # a result tells of no folders
-    result = {"environment": environment(device), "config": told, **lists}
-    text = (tables.kernels_text if config.kernels_table else tables.bench_text)(result)
+
+    # measure
+    name = "kernels" if config.kernels_table else "bench"
+    measure, as_text = TABLES[name]
+    lists = measure(config, rows, device)
+
+    # print; results must not contain local paths
+    settings = {**dataclasses.asdict(config), "out": None,
+                "data": config.data and Path(config.data).name}
+    result = {"environment": environment(device), "config": settings,
+              **{key: [m.as_row() for m in measured] for key, measured in lists.items()}}
+    text = as_text(result)
     print(text)
+
+    # write
     if out:
-        name = "kernels" if config.kernels_table else "bench"
         write_json(out / f"{name}.json", result)
         write_text(out / f"{name}.md", text)
-        for part, measured in lists.items():
-            write_csv(out / f"{part}.csv", flat(measured))
+        for key in lists:
+            write_csv(out / f"{key}.csv", csv_rows(result[key]))
         if lists.get("memory"):
             caption = text.split("\n\n")[0]
-            draw_speed(out / "speed.png", [row for row in lists["models"] if "failed" not in row], caption)
+            draw_speed(out / "speed.png", [m for m in lists["models"] if not m.failed], caption)
             draw_memory(out / "memory.png", lists["memory"], caption)
-    failed = sum("failed" in row for measured in lists.values() for row in measured)
+    failed = sum(m.failed is not None for measured in lists.values() for m in measured)
     if failed:
         raise RuntimeError(f"{failed} of the measurements failed; the tables say why")
 
 
-def read_config(argv):
-    """argv -> Config with its defaults filled in, the rows to measure, the device. Raises InputError naming all that is wrong."""
-    given, wrong = parse(Config, argv, __doc__)
-    config = Config(**given)
-    wrong += invalid_values(config)
-    names = {row.name: row for row in ROWS}
-    asked = config.rows.split(",") if config.rows else list(names)
-    wrong += [f"--rows: there is no {name}{did_you_mean(name, names)}; there are {', '.join(names)}" for name in asked if name not in names]
-    rows = [names[name] for name in asked if name in names]
-    for row in [] if wrong else rows:
+def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
+    """argv -> Config with all defaults filled in, the rows to measure, the device.
+
+    Raises UsageError with all problems of the arguments, then InputError if this machine or the
+    data cannot serve them.
+    """
+    # each option alone
+    options, problems = parse(Config, argv, __doc__)
+    config = Config(**options)
+    problems += invalid_values(config)
+
+    # the rows, and whether the image size suits them
+    by_name = {row.name: row for row in ROWS}
+    names = config.rows.split(",") if config.rows else list(by_name)
+    problems += [f"--rows {name}: choose from {', '.join(by_name)}{did_you_mean(name, by_name)}"
+                 for name in names if name not in by_name]
+    rows = [by_name[name] for name in names if name in by_name]
+    for row in [] if problems else rows:
         try:
             model_options(row.arch, config.image_size, **row.options)
         except ValueError as e:
-            wrong.append(f"--image-size does not suit {row.name}: {e}; --rows takes others")
+            problems.append(f"--image-size does not suit {row.name}: {e}; choose other --rows")
+
+    # options that do not go together
     if config.kernels_table:
-        wrong += [f"--{name.replace('_', '-')} is of the models' table, not of --kernels-table" for name in given if name in FOR_MODELS]
+        problems += [f"--{name.replace('_', '-')} does not go with --kernels-table"
+                     for name in options if name in FOR_MODELS]
     if rank_and_size()[1] > 1:
-        wrong.append("bench.py measures a single process: start it without torchrun")
-    if wrong:
-        raise UsageError(wrong)
+        problems.append("bench.py measures a single process: start it without torchrun")
+    if problems:
+        raise UsageError(problems)
+
+    # this machine and the data
     device = pick_device(config.device)
     amp = pick_amp(config.amp, device)
     if config.kernels == "triton" and (reason := why_not_triton(device)):
-        raise InputError(f"--kernels triton: {reason}; --kernels auto takes what there is")
-    if config.max_batch and device.type != "cuda":
-        raise InputError("--max-batch: only the memory of a GPU can be given out so exactly; this device is the CPU")
-    if config.max_batch and config.max_batch * 1e9 > torch.cuda.get_device_properties(device).total_memory:
-        raise InputError(f"--max-batch {config.max_batch:g}: {torch.cuda.get_device_name(device)} has less memory")
+        raise InputError(f"--kernels triton: {reason}; use --kernels auto")
     if config.data:
-        find_images(config.data)  # now, not after the models
-    amp = {torch.float16: "fp16", torch.bfloat16: "bf16", None: "off"}[amp]
-    return dataclasses.replace(config, amp=amp, batch_size=config.batch_size or (250 if device.type == "cuda" else 8)), rows, device
-
-
-def measure_models(config, rows, device):
-    """{list: its rows}: the nine rows of the table, their memory over batch sizes, and what else was asked for."""
-    load = Load(config.batch_size, config.image_size, device, pick_amp(config.amp, device))
-    makes = {row.title: partial(build, row.arch, row.options, config.image_size, device, config.kernels, config.compile) for row in rows}
-    models, memory = measure_rows(config, makes, load)
-    lists = {"models": models, "memory": memory}
-    if config.peers:
-        lists["peers"] = measure_peers(config, rows, load)
-    if config.max_batch:
-        lists["largest"] = []
-        for title, make in makes.items():
-            say(f"the largest batch of {title}")
-            found, failed = attempt(largest_batch, make, load, int(config.max_batch * 1e9), debug=config.debug)
-            lists["largest"].append({"row": title, "batch_size": config.batch_size, "largest_batch": found, **failed})
-    if config.data:
-        say(config.data)
-        stages, failed = attempt(measure_data, config.data, load, config.repeats, debug=config.debug)
-        lists["data"] = stages or [{"stage": Path(config.data).name, "batch_size": config.batch_size, **failed}]
-    return lists
-
-
-def flat(rows):
-    """Rows for a csv file: the same keys in each, shapes as words."""
-    keys = dict.fromkeys(key for row in rows for key in row)
-    return [{key: tables.shape_text(row[key]) if key == "shape" else row.get(key) for key in keys} for row in rows]
+        find_images(config.data)  # fails now, not after the models
+    batch_size = config.batch_size or (250 if device.type == "cuda" else 8)
+    return dataclasses.replace(config, amp=AMP_NAMES[amp], batch_size=batch_size), rows, device
 
 
 if __name__ == "__main__":

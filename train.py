@@ -1,13 +1,10 @@
-"""Train one model, or the nine rows of the original table (--arch all), on a folder or zip of images or on a drawn demo.
+"""Train one model, or the nine rows of the original table (--arch all).
+
+The images come from a folder or a zip. Without --data, they are a drawn demo.
 
 python train.py --arch vit_cnn --patch 24
 python train.py --arch convmixer --patch 24 --data dogs-vs-cats.zip
 """
-from mixer.runtime import signals
-
-if __name__ == "__main__":
-    signals.listen()  # before torch, which takes seconds to import
-
 import contextlib
 import dataclasses
 import datetime
@@ -28,168 +25,226 @@ from mixer.experiments import ROWS, row_name
 from mixer.models import create_model
 from mixer.report.figures import draw_comparison, draw_curves
 from mixer.report.runs import comparison_table, summarise
+from mixer.runtime import signals
 from mixer.runtime.cli import run
 from mixer.runtime.device import environment, explain_out_of_memory, pick_amp, pick_device
 from mixer.runtime.distributed import process_group, rank_and_size
 from mixer.runtime.errors import InputError, Interrupted, printable
 from mixer.runtime.files import locked, read_csv, writable_folder, write_json, write_text
-from mixer.runtime.processes import call
+from mixer.runtime.processes import exit_code_of
 from mixer.training.config import DEMO, MODEL_OPTIONS, as_arguments, read_config
-from mixer.training.resume import check_identity, find_checkpoint, resume_identity
+from mixer.training.resume import open_checkpoint, resume_identity
 from mixer.training.trainer import Trainer, try_one_batch
 
 
 def main(argv):
+    # the options
     config = read_config(argv, __doc__)
-    options = {key: value for key, value in dataclasses.asdict(config).items() if value is not None}
-    print("config:", printable(", ".join(f"{key} {value}" for key, value in options.items())))
+    values = {name: value for name, value in vars(config).items() if value is not None}
+    print("config:", printable(in_words(values)))
     if config.data is None:
-        print(f"no --data: training on drawn cats and dogs, with demo-sized settings ({', '.join(f'{k} {v}' for k, v in DEMO.items())})")
+        print("no --data: training on drawn cats and dogs, "
+              f"with demo-sized settings ({in_words(DEMO)})")
+
+    # the device, and whether it can do what they ask for
     device = pick_device(config.device)
     pick_amp(config.amp, device)
     if config.kernels == "triton" and (reason := why_not_triton(device)):
-        raise InputError(f"--kernels triton: {reason}; --kernels auto takes what there is")
-    print(f"device: {device}" + ("" if config.device != "auto" or device.type == "cuda" else " (no CUDA device here)"), flush=True)
+        raise InputError(f"--kernels triton: {reason}; use --kernels auto")
+    no_gpu = config.device == "auto" and device.type == "cpu"
+    print(f"device: {device}" + (" (no CUDA device here)" if no_gpu else ""), flush=True)
+
+    # one run, or nine
+    name = row_name(config.arch, config.patch, config.depth)
     if config.arch == "all":
-        with claimed(config, rank_and_size()[0]) as out:
-            train_all(config, out, device, rank_and_size()[0])
+        rank, _ = rank_and_size()
+        with claimed_folder(config, name, rank) as out:
+            train_all(config, out, device, rank)
     else:
-        with process_group(device, row_name(config.arch, config.patch, config.depth)) as world, claimed(config, world.rank) as out:
-            train_one(config, out, device, world)
+        with (process_group(device, name) as world,
+              claimed_folder(config, name, world.rank) as out):
+            train_one(config, name, out, device, world)
+
+
+def in_words(values):
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 @contextlib.contextmanager
-def claimed(config, rank=0):
-    """The folder of the results, writable, locked against a second run; the first process's alone. Raises InputError when it is
-    not to be had."""
-    name = row_name(config.arch, config.patch, config.depth)
-    out = Path(config.out or f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+def claimed_folder(config, name, rank):
+    """The folder of the results. Rank 0 makes it and locks it against a second run.
 
-    def busy():
-        raise InputError(f"--out: another process is training in {out}")
+    Raises InputError if it is not writable or holds another run.
+    """
+    out = Path(config.out or f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     if rank:
         yield out
         return
+
+    def busy():
+        raise InputError(f"--out: another process is training in {out}")
     with locked(writable_folder(out, "--out") / ".lock", busy):
         if (out / "config.json").exists() and config.resume != "auto":
-            raise InputError(f"--out: {out} holds another run; --resume auto goes on with it, another --out starts afresh")
+            raise InputError(f"--out: {out} holds another run; add --resume auto to go on with it, "
+                             "or choose another --out")
         yield out
 
 
-def load_data(config, images, out, device, world):
-    """(training Subset, validation Subset, what split.json says), decoded, on `device` where they fit."""
-    array, faults = pack(images, config.image_size, config.cache, config.workers)
-    good = usable(images, faults, config.bad_images, out / "bad_images.csv" if world.rank == 0 else None)
-    rows = split(images, good, config.val_fraction, config.seed)
-    said = {"seed": config.seed, "val_fraction": config.val_fraction, "classes": images.classes,
-            **{part: [images.names[i] for i in indices] for part, indices in zip(("train", "val"), rows)}}
-    digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()
-    if world.broadcast(digest) != digest:
-        raise InputError(f"--data: process {world.rank} finds other images in {images.path} than process 0")
-    tensor, labels = torch.from_numpy(array), torch.tensor(images.labels)
-    if fits_on(device, tensor.nbytes, config.data_on_device):
-        tensor, labels = tensor.to(device), labels.to(device)
-    train, val = (Subset(tensor, labels, indices) for indices in rows)
-    print(f"{len(train):,} training and {len(val):,} validation images, {tensor.nbytes / 2**20:,.0f} MiB in "
-          f"{'GPU memory' if tensor.device.type == 'cuda' else 'a memory-mapped file'}", flush=True)
-    if len(train) < config.batch_size:
-        raise InputError(f"--batch-size {config.batch_size} is more than the {len(train):,} training images")
-    return train, val, said
+def train_one(config, name, out, device, world):
+    """Train one model, from images to summary.json.
 
-
-def train_one(config, out, device, world):
-    """One model, from data to summary.json. What can be wrong is looked at first, what is quick before what is slow."""
+    Cheap checks come first, so that a bad run fails before the images are decoded.
+    """
     start = time.perf_counter()
-    name = row_name(config.arch, config.patch, config.depth)
-    checkpoint = world.broadcast(find_checkpoint(config.resume, out) if world.rank == 0 else None)
+
+    # cheap checks first: cache folder, images, checkpoint
     cache_folder(config.cache)
     images = Demo() if config.data is None else find_images(config.data)
     identity = resume_identity(config, images.fingerprint)
-    if checkpoint:
-        check_identity(checkpoint, identity)
+    checkpoint = open_checkpoint(config.resume, out, identity, world)
     print(images, flush=True)
+
+    # a model that fits this device
     torch.manual_seed(config.seed)
+    options = {option: getattr(config, option) for option in MODEL_OPTIONS}
     with explain_out_of_memory(config, device):
-        model = create_model(config.arch, image_size=config.image_size, num_classes=len(images.classes),
-                             **{option: getattr(config, option) for option in MODEL_OPTIONS}).to(device)
-    kernels = pick_kernels(config.kernels, model, device)
-    if config.sync_bn and world.size > 1:
+        model = create_model(config.arch, image_size=config.image_size,
+                             num_classes=len(images.classes), **options).to(device)
+    synced = config.sync_bn and world.size > 1
+    if synced:
         sync_batch_norm(model)
+    kernels = pick_kernels(config.kernels, model, device, synced)
     try_one_batch(model, config, device, world)
-    train, val, split_said = load_data(config, images, out, device, world)
+
+    # the decoded images, and where the run starts
+    train_set, val_set, splits = load_data(config, images, out, device, world)
     print(f"kernels: {kernels}")
-    trainer = Trainer(model, train, val, config, out, device=device, classes=len(images.classes), identity=identity, world=world)
+    trainer = Trainer(model, train_set, val_set, config, out, device=device,
+                      classes=len(images.classes), identity=identity, world=world)
     if checkpoint:
         trainer.resume(checkpoint)
         print(f"resumed at step {trainer.state.step:,}")
     if trainer.state.step >= trainer.steps and world.broadcast((out / "summary.json").exists()):
         print(f"{name} is trained already, to step {trainer.state.step:,}: nothing to do")
         return
-    parameters = sum(p.numel() for p in model.parameters())
+
+    # train
     if world.rank == 0:
-        write_json(out / "split.json", split_said)
+        write_json(out / "split.json", splits)
         write_json(out / "config.json", dataclasses.asdict(config))
         write_json(out / "environment.json", {**environment(device), "processes": world.size})
-    print(f"{name}: {parameters:,} parameters, {trainer.steps:,} steps of {config.batch_size} images"
-          f"{f' in {world.size} processes' if world.size > 1 else ''}, into {printable(out)}", flush=True)
-
-    state = trainer.fit()
-    if world.rank:
-        return
-    summary = summarise(name, config, state, parameters=parameters, steps=trainer.steps,
-                        dtype=str(trainer.amp or torch.float32).removeprefix("torch."), data=str(images), classes=images.classes)
-    draw_curves(out / "curves.png", state.rows, name)
-    write_json(out / "summary.json", summary)
-    part = "train" if summary["val_acc"] is None else "val"
-    acc = summary[f"{part}_acc"]
-    print(f"{name}: final {part} accuracy {acc:.3f} after {(time.perf_counter() - start) / 60:.1f} minutes; "
-          f"summary.json, log.csv, curves.png and last.pt are in {printable(out)}")
-    if config.require_acc is not None and acc < config.require_acc:
-        raise RuntimeError(f"{part} accuracy {acc:.3f} is below --require-acc {config.require_acc}")
+    processes = f" in {world.size} processes" if world.size > 1 else ""
+    print(f"{name}: {count_parameters(model):,} parameters, {trainer.steps:,} steps of "
+          f"{config.batch_size} images{processes}, into {printable(out)}", flush=True)
+    trainer.fit()
+    if world.rank == 0:
+        write_results(trainer, name, images, minutes=(time.perf_counter() - start) / 60)
 
 
-def pick_kernels(choice, model, device):
-    """What --kernels does: fuse what can be, unless `choice` is "torch". Returns what was done and why, in words."""
+def pick_kernels(choice, model, device, synced):
+    """Fuse what can be fused, unless --kernels is "torch". Returns what was done, and why."""
     if choice == "torch":
         return "plain PyTorch (--kernels torch)"
+    if synced:  # a fused block would compute the same, and warn
+        return "plain PyTorch (--sync-bn)"
     try:
         count = fuse(model)
     except ValueError:
         return f"plain PyTorch ({type(model).__name__} has no depthwise conv + GELU + BatchNorm)"
-    why_not = why_not_triton(device)
-    if why_not is None:
+    reason = why_not_triton(device)
+    if reason is None:
         return f"{count} depthwise units fused, in Triton"
-    return f"{count} depthwise units fused, {'on the CPU' if device.type == 'cpu' else 'in plain PyTorch'} ({why_not})"
+    implementation = "on the CPU" if device.type == "cpu" else "in plain PyTorch"
+    return f"{count} depthwise units fused, {implementation} ({reason})"
+
+
+def load_data(config, images, out, device, world):
+    """Decode the images: (training Subset, validation Subset, the contents of split.json)."""
+    array, faults = pack(images, config.image_size, config.cache, config.workers)
+    report = out / "bad_images.csv" if world.rank == 0 else None
+    indices = usable(images, faults, config.bad_images, report)
+    train, val = split(images, indices, config.val_fraction, config.seed)
+    splits = {"seed": config.seed, "val_fraction": config.val_fraction, "classes": images.classes,
+              "train": [images.names[i] for i in train], "val": [images.names[i] for i in val]}
+
+    # the same images on all machines
+    digest = hashlib.sha256(json.dumps(splits).encode()).hexdigest()
+    if world.broadcast(digest) != digest:
+        raise InputError(f"--data: rank {world.rank} finds other images in {images.path} "
+                         "than rank 0")
+
+    # on the device if they fit
+    tensor, labels = torch.from_numpy(array), torch.tensor(images.labels)
+    if fits_on(device, tensor.nbytes, config.data_on_device):
+        tensor, labels = tensor.to(device), labels.to(device)
+    place = "GPU memory" if tensor.device.type == "cuda" else "a memory-mapped file"
+    print(f"{len(train):,} training and {len(val):,} validation images, "
+          f"{tensor.nbytes / 2**20:,.0f} MiB in {place}", flush=True)
+    if len(train) < config.batch_size:
+        raise InputError(f"--batch-size {config.batch_size} is more than the {len(train):,} "
+                         "training images")
+    return Subset(tensor, labels, train), Subset(tensor, labels, val), splits
+
+
+def count_parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def write_results(trainer, name, images, minutes):
+    """Write curves.png and summary.json. Raises RuntimeError if --require-acc is missed."""
+    config, out, state = trainer.config, trainer.out, trainer.state
+    summary = summarise(name, config, state, parameters=count_parameters(trainer.model),
+                        steps=trainer.steps, classes=images.classes, data=str(images),
+                        dtype=str(trainer.amp or torch.float32).removeprefix("torch."))
+    draw_curves(out / "curves.png", state.rows, name)
+    write_json(out / "summary.json", summary)
+    subset = "train" if summary["val_acc"] is None else "val"
+    acc = summary[f"{subset}_acc"]
+    print(f"{name}: final {subset} accuracy {acc:.3f} after {minutes:.1f} minutes; "
+          f"summary.json, log.csv, curves.png and last.pt are in {printable(out)}")
+    if config.require_acc is not None and acc < config.require_acc:
+        raise RuntimeError(f"{subset} accuracy {acc:.3f} is below "
+                           f"--require-acc {config.require_acc}")
 
 
 def train_all(config, out, device, rank):
-    """The nine rows one after another, each in a process of its own, so that none inherits another's memory or failure."""
-    results, logs, failed, stopped = {}, {}, 0, None
+    """Train the nine rows, each in a fresh process: none inherits the memory of another."""
     if rank == 0:
         write_json(out / "config.json", dataclasses.asdict(config))
+
+    # the rows, until a signal comes
+    results, logs = {}, {}
+    failed, stopped = 0, None
     for row in ROWS:
         print(f"\n{row.title}", flush=True)
         folder = out / row.name
-        code = call([sys.executable, __file__, *as_arguments(config, arch=row.arch, out=folder, resume="auto", **row.options)])
+        arguments = as_arguments(config, arch=row.arch, out=folder, resume="auto", **row.options)
+        code = exit_code_of(run, main, arguments)
         if code == 0 and rank == 0:
             results[row.name] = json.loads((folder / "summary.json").read_text())
             logs[row.name] = read_csv(folder / "log.csv")
-        if signum := signals.pending() or (code - 128 if code - 128 in signals.STOPPING else None):
-            stopped = Interrupted(signum, f" in {row.title}; go on with --arch all --out {out} --resume auto")
+        from_row = code - 128 if code - 128 in signals.STOPPING else None
+        if signum := signals.pending() or from_row:
+            stopped = Interrupted(signum, f" in {row.title}; go on with "
+                                          f"--arch all --out {out} --resume auto")
             break
         if code:
             failed += 1
             results[row.name] = f"failed (exit code {code})"
-            print(f"{row.title} failed with exit code {code}; going on", file=sys.stderr, flush=True)
+            print(f"{row.title} failed with exit code {code}; going on", file=sys.stderr,
+                  flush=True)
+
+    # the table, and how it ended
     if rank == 0:
         table = comparison_table(results, environment(device))
         write_text(out / "table.md", table)
         draw_comparison(out, logs)
-        print(f"\n{table}\n{len(logs)} of {len(ROWS)} rows done; {printable(out)}/table.md, loss.png, acc.png")
+        print(f"\n{table}\n{len(logs)} of {len(ROWS)} rows done; "
+              f"{printable(out)}/table.md, loss.png, acc.png")
     if stopped:
         raise stopped
     if failed:
-        raise RuntimeError(f"{failed} of {len(ROWS)} rows failed; --resume auto tries these again")
+        raise RuntimeError(f"{failed} of {len(ROWS)} rows failed; run again with --resume auto")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Fused kernels for patch models: `fuse(model)` and ConvMixer's depthwise conv + GELU + BatchNorm is one operation."""
+"""Fused kernels: ConvMixer's depthwise conv + GELU + BatchNorm as one operation."""
 from .depthwise_op import depthwise_gelu_bn, why_not_triton
 from .module import DepthwiseGELUBN, fuse, unfuse
 from .sync import sync_batch_norm
 
-__all__ = ["DepthwiseGELUBN", "depthwise_gelu_bn", "fuse", "sync_batch_norm", "unfuse", "why_not_triton"]
+__all__ = ["DepthwiseGELUBN", "depthwise_gelu_bn", "fuse", "sync_batch_norm", "unfuse",
+           "why_not_triton"]

@@ -1,4 +1,4 @@
-"""From tensors to launches of depthwise_triton.py: which shapes, how they are cut, over how many programs."""
+"""Launch the kernels of depthwise_triton.py: supported shapes, tiles, programs per channel."""
 import contextlib
 import functools
 
@@ -6,156 +6,220 @@ import torch
 import triton
 
 from . import reference
-from .depthwise_triton import Plan, apply_kernel, backward_kernel, forward_kernel, gradients_kernel, moments_kernel, sums_kernel
+from .depthwise_triton import (
+    Plan,
+    apply_kernel,
+    backward_kernel,
+    forward_kernel,
+    gradients_kernel,
+    moments_kernel,
+    sums_kernel,
+)
 from .reference import laid_out_like
-from .sync import means_over_ranks, merged, merged_over_ranks
 
 LARGEST_KERNEL = 11
-LARGEST_MATRIX = 512 * 32     # elements of T
-SLAB_BYTES = 96 * 2**10       # of one program's samples: 2 programs on each of 132 SMs, x and y, stay within a 50 MB L2
-FEWEST_PROGRAMS = 128         # below that, most of a large GPU would idle
+
+# The largest that Triton 3.9 compiles without spills for sm_80, sm_90 and sm_100
+# (tests/kernels/test_compile.py). A float32 product is three TF32 products, which take more
+# registers.
+TILES_AT_A_TIME = 64            # BLOCK_M
+LARGEST_TILE = 64               # BLOCK_OUT
+LARGEST_FLOAT32_TILE = 32       # in float32, if it is not the whole map
+LARGEST_MATRIX = 512 * 32       # elements of T
+FLOAT32_ELEMENTS = 2048         # in float32, of BLOCK_M windows or tiles
+LARGEST_WITH_4_WARPS = 128      # BLOCK_IN; 8 warps above, and in float32
+LARGEST_WITH_2_STAGES = 64      # BLOCK_IN; 1 stage above, and in float32
+SMALLEST_BLOCK = 16             # of tl.dot
+
+# Estimates: no GPU has been measured yet.
+LOAD_COST = 32                  # of a window, in columns of its product
+BYTES_PER_PROGRAM = 96 * 2**10  # x and y of 2 programs on each of 132 SMs stay within a 50 MB L2
+FEWEST_PROGRAMS = 128           # fewer would leave most of a large GPU idle
 
 
-def plan(shape, kernel_size, dtype):
-    """(Plan, launch options, programs a channel) for x of `shape` (N, C, H, W), or None where no tile fits."""
-    return _plan(tuple(shape), kernel_size, dtype, float32_products())
+def tile(shape, kernel_size, dtype):
+    """(Plan, launch options) for x of `shape` (N, C, H, W), or None if no tile fits."""
+    return _tile(*shape[2:], kernel_size, dtype, float32_products())
 
 
 @functools.cache
-def _plan(shape, kernel_size, dtype, precision):
-    """Depends on nothing else, so that the same input gives the same bits. ROWS is what costs the fewest products a map, the
-    load of a window counted as 32 more columns: estimates, for no GPU has been measured yet.
-    """
-    N, C, H, W = shape
-    K, single = kernel_size, dtype == torch.float32
-    best = None
+def _tile(H, W, K, dtype, precision):
+    """The tile that costs least per map. Equal arguments give equal tiles, and so equal bits."""
+    float32 = dtype == torch.float32
+    candidates = []
     for rows in range(1, H + 1):
-        window = (H if rows == H else rows + K - 1) * W
-        block_out = max(16, triton.next_power_of_2(rows * W))
-        block_in = max(16, triton.next_power_of_2(window))
-        cost = triton.cdiv(H, rows) * block_in * (block_out + 32)
-        fits = block_out <= (32 if single and rows < H else 64) and block_in * block_out <= LARGEST_MATRIX
-        if fits and (best is None or cost < best[0]):
-            best = cost, rows, block_in, block_out
-    if best is None:
+        whole_map = rows == H
+        window = H * W if whole_map else (rows + K - 1) * W
+        block_in = max(SMALLEST_BLOCK, triton.next_power_of_2(window))
+        block_out = max(SMALLEST_BLOCK, triton.next_power_of_2(rows * W))
+        largest = LARGEST_FLOAT32_TILE if float32 and not whole_map else LARGEST_TILE
+        if block_out <= largest and block_in * block_out <= LARGEST_MATRIX:
+            cost = triton.cdiv(H, rows) * block_in * (block_out + LOAD_COST)
+            candidates.append((cost, rows, block_in, block_out))
+    if not candidates:
         return None
-    _, rows, block_in, block_out = best
-    # The largest pieces that Triton 3.9 compiles without spills for sm_80, sm_90 and sm_100 (tests/test_compile.py).
-    # A float32 product is three of TF32 parts, which take more registers.
-    options = dict(num_warps=8 if single or block_in > 128 else 4, num_stages=2 if not single and block_in <= 64 else 1)
-    block_m = 32 if single and block_out == 64 else 64
-    if single:
-        block_in = min(block_in, 2048 // block_m)
-    cut = Plan(H=H, W=W, K=K, ROWS=rows, HALO=0 if rows == H else K // 2, TILES=triton.cdiv(H, rows), BLOCK_M=block_m,
-               BLOCK_IN=block_in, BLOCK_OUT=block_out, PRECISION=precision)
-    programs = max(triton.cdiv(N * H * W * dtype.itemsize, SLAB_BYTES), triton.cdiv(FEWEST_PROGRAMS, C))
-    return cut, options, min(programs, N)
+    _, rows, block_in, block_out = min(candidates)
+
+    if float32:
+        block_m = min(TILES_AT_A_TIME, FLOAT32_ELEMENTS // block_out)
+        block_in = min(block_in, FLOAT32_ELEMENTS // block_m)
+        options = dict(num_warps=8, num_stages=1)
+    else:
+        block_m = TILES_AT_A_TIME
+        options = dict(num_warps=4 if block_in <= LARGEST_WITH_4_WARPS else 8,
+                       num_stages=2 if block_in <= LARGEST_WITH_2_STAGES else 1)
+    plan = Plan(H=H, W=W, K=K, ROWS=rows, HALO=0 if rows == H else K // 2,
+                TILES=triton.cdiv(H, rows), BLOCK_M=block_m, BLOCK_IN=block_in,
+                BLOCK_OUT=block_out, PRECISION=precision)
+    return plan, options
+
+
+def programs_per_channel(shape, dtype):
+    """For x of `shape` (N, C, H, W): at most one per sample."""
+    N, C, H, W = shape
+    channel_bytes = N * H * W * dtype.itemsize
+    return min(N, max(triton.cdiv(channel_bytes, BYTES_PER_PROGRAM),
+                      triton.cdiv(FEWEST_PROGRAMS, C)))
 
 
 def float32_products():
-    """As exact as float32 on tensor cores; TF32 where the user lets the convs of cuDNN take that."""
+    """As exact as float32, on tensor cores; TF32 if the user allows it to the convs of cuDNN."""
     return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
 
 
-def fails_here(device):
-    """What is wrong with these kernels on a GPU, in words, or None.
+def self_check(device: torch.device) -> str | None:
+    """Compare the kernels with the reference on a GPU: what is wrong, in words, or None.
 
-    Tests prove them in Triton's interpreter, and no test can run on every GPU and compiler: so before their first use they
-    are compared with the reference, and a wrong result is never the user's.
+    The tests run them in Triton's interpreter; no test runs on every GPU and compiler. So this
+    check precedes their first use, and no user gets a wrong result.
     """
     generator = torch.Generator().manual_seed(0)
     x, weight, dy = (torch.randn(shape, generator=generator).to(device, torch.float16)
                      for shape in ((70, 4, 8, 8), (4, 1, 9, 9), (70, 4, 8, 8)))
 
-    given = None, None, None, None, None, 1e-5, True
+    def run(forward, backward, x, weight, dy, **options):
+        y, mean, var = forward(x, weight, None, None, None, None, None, 1e-5, True, **options)
+        gradients = backward(dy, x, weight, None, None, mean, var, 1e-5, True, True, **options)
+        return y, mean, var, *gradients
 
-    def there_and_back(forward, backward, x, weight, dy, **options):
-        y, mean, var = forward(x, weight, *given, **options)
-        return y, mean, var, *backward(dy, x, weight, None, None, mean, var, 1e-5, True, True, **options)
-    want = there_and_back(reference.forward, reference.backward, x.float(), weight.float(), dy.float())
-    for programs in (1, 2):  # one launch forward and one backward, and two of each
+    expected = run(reference.forward, reference.backward, x.float(), weight.float(), dy.float())
+    for programs in (1, 2):  # one launch each way, and two
         try:
-            got = there_and_back(forward, backward, x, weight, dy, plan=lambda *shape: (*plan(*shape)[:2], programs))
+            results = run(forward, backward, x, weight, dy, programs=programs)
         except Exception as e:  # whatever a compiler or a driver can raise
-            return f"the Triton kernels fail on this GPU: {type(e).__name__}: {str(e).strip().splitlines()[:1]}"
-        errors = [((a - b).norm() / b.norm()).item() for a, b in zip(got, want)]
+            reason = "".join(str(e).strip().splitlines()[:1])
+            return f"the Triton kernels fail on this GPU: {type(e).__name__}: {reason}"
+        errors = [((got - want).norm() / want.norm()).item()
+                  for got, want in zip(results, expected, strict=True)]
         if not all(error < 0.01 for error in errors):  # a NaN is not below either
-            return f"the Triton kernels are wrong on this GPU (relative errors {', '.join(f'{error:.2g}' for error in errors)})"
+            errors = ", ".join(f"{error:.2g}" for error in errors)
+            return f"the Triton kernels are wrong on this GPU (relative errors {errors})"
     return None
 
 
-def unsupported(shape, kernel_size, dtype):
-    """Why these kernels do not take a shape (N, C, H, W), in words, or None where they do."""
+def unsupported(shape, kernel_size: int, dtype: torch.dtype) -> str | None:
+    """Why these kernels do not take a shape (N, C, H, W), in words, or None if they do."""
     if dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"no Triton kernel for {str(dtype).removeprefix('torch.')}"
     if kernel_size > LARGEST_KERNEL:
         return f"no Triton kernel for kernel size {kernel_size}, only up to {LARGEST_KERNEL}"
-    if plan(shape, kernel_size, dtype) is None:
-        return f"no Triton kernel for {shape[2]}x{shape[3]} maps at kernel size {kernel_size}: they are too wide"
+    if tile(shape, kernel_size, dtype) is None:
+        return (f"no Triton kernel for {shape[2]}x{shape[3]} maps at kernel size {kernel_size}: "
+                "they are too wide")
     return None
 
 
-def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, sync=False, plan=plan):
-    """As reference.forward, without a gradient. x (N, C, H, W) on the GPU, at least one element."""
-    original, x, weight = x, _strided(x), weight.contiguous()
+def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, programs=None):
+    """As reference.forward, without a gradient. x (N, C, H, W) is on the GPU and not empty.
+
+    `programs` per channel: programs_per_channel chooses if None.
+    """
+    original = x
+    x = _strided(x)
+    weight = weight.contiguous()
     N, C, H, W = x.shape
-    cut, options, programs = plan(x.shape, weight.shape[-1], x.dtype)
-    share = triton.cdiv(N, programs)
-    grid = C, triton.cdiv(N, share)
-    strides = x.stride()[:2]
+    plan, options = tile(x.shape, weight.shape[-1], x.dtype)
+    samples_per_program = triton.cdiv(N, programs or programs_per_channel(x.shape, x.dtype))
+    S = triton.cdiv(N, samples_per_program)
+    common = dict(n_samples=N, stride_n=x.stride(0), stride_c=x.stride(1), P=plan, **options)
     y = torch.empty_like(x)
     with _on(x):
-        if mean is None and grid[1] == 1 and not sync:
-            mean, var = x.new_empty(C, dtype=torch.float32), x.new_empty(C, dtype=torch.float32)
-            forward_kernel[grid](x, weight, bias, gamma, beta, y, mean, var, N, *strides, eps, residual, cut, **options)
+        if mean is None and S == 1:
+            mean, var = (x.new_empty(C, dtype=torch.float32) for _ in range(2))
+            forward_kernel[C, S](
+                x_ptr=x, w_ptr=weight, b_ptr=bias, gamma_ptr=gamma, beta_ptr=beta,
+                y_ptr=y, mean_ptr=mean, var_ptr=var, eps=eps, RESIDUAL=residual, **common)
             return laid_out_like(original, y), mean, var
+        common["samples_per_program"] = samples_per_program
         if mean is None:
-            moments = x.new_empty(3, grid[1], C, dtype=torch.float32)
-            moments_kernel[grid](x, weight, bias, moments, N, share, *strides, cut, **options)
-            count, mean, m2 = merged(*moments)
-            if sync:
-                count, mean, m2 = merged_over_ranks(N * H * W, mean, m2)
+            moments = x.new_empty(3, S, C, dtype=torch.float32)
+            moments_kernel[C, S](
+                x_ptr=x, w_ptr=weight, b_ptr=bias, moments_ptr=moments, **common)
+            count, mean, m2 = merge_moments(*moments)
             var = m2 / count
-        apply_kernel[grid](x, weight, bias, gamma, beta, mean, var, y, N, share, *strides, eps, residual, cut, **options)
-    return laid_out_like(original, y), mean, var, *([count] if sync else [])
+        apply_kernel[C, S](
+            x_ptr=x, w_ptr=weight, b_ptr=bias, gamma_ptr=gamma, beta_ptr=beta,
+            mean_ptr=mean, var_ptr=var, y_ptr=y, eps=eps, RESIDUAL=residual, **common)
+    return laid_out_like(original, y), mean, var
 
 
-def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, sync=False, plan=plan):
-    """dx, dweight, dbias, dgamma, dbeta, the last four in float32; x alone was saved: conv and GELU are done again."""
-    original, x, weight = x, _strided(x), weight.contiguous()
+def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, programs=None):
+    """As reference.backward; the last four in float32. `programs` as in `forward`."""
+    original = x
+    x = _strided(x)
+    weight = weight.contiguous()
     dx = torch.empty_like(x)
     dy = dy if dy.stride() == x.stride() else torch.empty_like(x).copy_(dy)
     N, C, H, W = x.shape
     K = weight.shape[-1]
-    cut, options, programs = plan(x.shape, K, x.dtype)
-    share = triton.cdiv(N, programs)
-    grid = C, S = C, triton.cdiv(N, share)
-    window = triton.cdiv((cut.ROWS + 2 * cut.HALO) * W, cut.BLOCK_IN) * cut.BLOCK_IN
-    batch_share = 1.0 / (N * H * W) if batch_stats else 0.0
+    plan, options = tile(x.shape, K, x.dtype)
+    samples_per_program = triton.cdiv(N, programs or programs_per_channel(x.shape, x.dtype))
+    S = triton.cdiv(N, samples_per_program)
+    inverse_count = 1.0 / (N * H * W) if batch_stats else 0.0
+
+    # Room for z, for window^T dz, and for the partial sums of each program.
+    window = (plan.ROWS + 2 * plan.HALO) * W
+    window = triton.cdiv(window, plan.BLOCK_IN) * plan.BLOCK_IN
     z = x.new_empty(C, N, H, W)
-    products = x.new_empty(S, C, window, cut.BLOCK_OUT, dtype=torch.float32)
+    products = x.new_empty(S, C, window, plan.BLOCK_OUT, dtype=torch.float32)
     dw = x.new_empty(S, C, 1, K, K, dtype=torch.float32)
     db, dgamma, dbeta = (x.new_empty(S, C, dtype=torch.float32) for _ in range(3))
-    strides = *x.stride()[:2], window * cut.BLOCK_OUT
+
+    common = dict(
+        x_ptr=x, w_ptr=weight, mean_ptr=mean, var_ptr=var, dy_ptr=dy, z_ptr=z, n_samples=N,
+        stride_n=x.stride(0), stride_c=x.stride(1), eps=eps, P=plan, **options)
+    for_gradients = dict(
+        gamma_ptr=gamma, dx_ptr=dx, dw_ptr=dw, db_ptr=db, products_ptr=products,
+        products_stride=window * plan.BLOCK_OUT, inverse_count=inverse_count, RESIDUAL=residual)
     with _on(x):
-        if S == 1 and not sync:
-            backward_kernel[grid](x, weight, bias, gamma, mean, var, dy, dx, dw, db, dgamma, dbeta, z, products, N, *strides,
-                                  eps, batch_share, residual, cut, **options)
+        if S == 1:
+            backward_kernel[C, S](
+                b_ptr=bias, dgamma_ptr=dgamma, dbeta_ptr=dbeta, **for_gradients, **common)
             return laid_out_like(original, dx), dw[0], db[0], dgamma[0], dbeta[0]
-        sums_kernel[grid](x, weight, bias, mean, var, dy, z, dgamma, dbeta, N, share, *strides[:2], eps, cut, **options)
-        dgamma, dbeta = sums = dgamma.sum(0), dbeta.sum(0)
-        if sync:
-            sums, batch_share = means_over_ranks(N * H * W, *sums), 1.0  # their count stays on the GPU: they come divided by it
-        gradients_kernel[grid](x, weight, gamma, mean, var, *sums, dy, dx, dw, db, z, products, N, share, *strides,
-                               eps, batch_share, residual, cut, **options)
+        common["samples_per_program"] = samples_per_program
+        sums_kernel[C, S](b_ptr=bias, dgamma_ptr=dgamma, dbeta_ptr=dbeta, **common)
+        dgamma, dbeta = dgamma.sum(0), dbeta.sum(0)
+        gradients_kernel[C, S](dgamma_ptr=dgamma, dbeta_ptr=dbeta, **for_gradients, **common)
     return laid_out_like(original, dx), dw.sum(0), db.sum(0), dgamma, dbeta
 
 
+def merge_moments(count, mean, m2):
+    """Moments of S groups, (S, C) each -> those of their union, (C,) each.
+
+    Moments are the count, the mean and the sum of squares around it. Chan, Golub & LeVeque 1983,
+    eq. 2.1.
+    """
+    total = count.sum(0)
+    centre = (mean * count).sum(0) / total
+    return total, centre, (m2 + count * (mean - centre).square()).sum(0)
+
+
 def _strided(x):
-    """x where its maps are contiguous and nothing lies between them, else a contiguous copy."""
-    return x if x.stride()[2:] == (x.shape[3], 1) and torch.empty_like(x).stride() == x.stride() else x.contiguous()
+    """x if its maps are contiguous and nothing lies between them, else a contiguous copy."""
+    contiguous_maps = x.stride()[2:] == (x.shape[3], 1)
+    return x if contiguous_maps and torch.empty_like(x).stride() == x.stride() else x.contiguous()
 
 
 def _on(x):
-    """Launches go to x's GPU (in Triton's interpreter there is none)."""
+    """Launches go to x's GPU. In Triton's interpreter there is none."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

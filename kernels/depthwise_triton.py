@@ -1,19 +1,23 @@
-"""The block in Triton: one launch forward, one launch backward, the convs as matrix products on tensor cores.
+"""The block in Triton: one launch forward, one launch backward, convs as tensor-core products.
 
-Everything in the block but the conv's window belongs to one element of one channel, and the window to one channel. So one
-program owns one channel, or a share of its samples, and does all that the block does to it while it stays in L2.
+Every step is elementwise within a channel, except the conv, whose window also stays within one
+channel. So one program owns a channel, and does the whole block while it stays in L2. If a pass
+takes two launches, program (c, s) owns slice s of S of the samples of channel c.
 
-The conv is a product with a Toeplitz matrix. Cut each H x W map into tiles of ROWS full rows. A tile's outputs depend on a
-window of ROWS + 2 * HALO rows, which lie side by side in memory, through one matrix T for all tiles of the channel:
+The conv is a product with a Toeplitz matrix. Cut each H x W map into tiles of ROWS full rows. A
+tile's outputs depend on a window of ROWS + 2 * HALO rows, which lie side by side in memory, through
+one matrix T for all tiles of the channel:
 
-    z[m, o] = sum_i x[m, i] T[i, o],   T[i, o] = weight[dy, dx], the tap from input i of the window to output o of the tile,
+    z[m, o] = sum_i x[m, i] T[i, o]
+    T[i, o] = weight[dy, dx], the tap from input i of the window to output o of the tile
 
-where m counts the tiles of all samples. The input's gradient is the same product with the kernel turned by 180 degrees;
-the weight's is window^T dz, (window, tile), whose diagonals are then added up into K * K taps. A tile that is the whole
-map needs no halo. T makes a NaN or an infinity spread over its tile, where a conv spreads it over its window.
+where m counts the tiles of all samples. The input's gradient is the same product with the kernel
+turned by 180 degrees; the weight's is window^T dz, (window, tile), whose diagonals are then added
+up into K * K taps. A tile that is the whole map needs no halo. T spreads a NaN or an infinity over
+its tile, where a conv spreads it over its window.
 
-Activations are (N, C, H, W) with contiguous maps, at any stride_n and stride_c: NCHW or channel-major.
-Products in the dtype of x, sums and statistics in float32; no atomics, so the same input gives the same bits.
+Activations are (N, C, H, W) with contiguous maps at any stride_n and stride_c. Products are in the
+dtype of x, sums and statistics in float32. Without atomics, the same input gives the same bits.
 """
 from typing import NamedTuple
 
@@ -22,13 +26,13 @@ import triton.language as tl
 
 
 class Plan(NamedTuple):
-    """How a shape is cut; a compile-time constant of each kernel."""
+    """How maps are cut into tiles; a compile-time constant of each kernel."""
     H: int
     W: int
     K: int
-    ROWS: int        # rows a tile
+    ROWS: int        # rows per tile
     HALO: int        # rows that a window has more than its tile, on either side
-    TILES: int       # tiles a map
+    TILES: int       # tiles per map
     BLOCK_M: int     # tiles at a time
     BLOCK_IN: int    # elements of a window at a time, a power of two
     BLOCK_OUT: int   # elements of a tile, up to a power of two
@@ -37,54 +41,58 @@ class Plan(NamedTuple):
 
 @triton.jit
 def _toeplitz(w_ptr, first, TURNED: tl.constexpr, P: tl.constexpr):
-    """Rows first.. of one channel's T, (BLOCK_IN, BLOCK_OUT); TURNED: of the kernel turned by 180 degrees."""
+    """Rows first.. of one channel's T, (BLOCK_IN, BLOCK_OUT); TURNED: of the turned kernel."""
     i = first + tl.arange(0, P.BLOCK_IN)[:, None]
     o = tl.arange(0, P.BLOCK_OUT)[None, :]
     dy = i // P.W - o // P.W + (P.K // 2 - P.HALO)
     dx = i % P.W - o % P.W + P.K // 2
-    tap = dy * P.K + dx
-    if TURNED:
-        tap = P.K * P.K - 1 - tap
-    inside = (dy >= 0) & (dy < P.K) & (dx >= 0) & (dx < P.K) & (i < (P.ROWS + 2 * P.HALO) * P.W) & (o < P.ROWS * P.W)
+    tap = P.K * P.K - 1 - (dy * P.K + dx) if TURNED else dy * P.K + dx
+    inside = (dy >= 0) & (dy < P.K) & (dx >= 0) & (dx < P.K)
+    inside = inside & (i < (P.ROWS + 2 * P.HALO) * P.W) & (o < P.ROWS * P.W)
     return tl.load(w_ptr + tap, mask=inside, other=0.0)
 
 
 @triton.jit
 def _window(m, end, first, stride_n, P: tl.constexpr):
-    """Offsets in a channel of elements first.. of the windows of tiles m < end, (BLOCK_M, BLOCK_IN), and which exist."""
+    """Offsets in a channel of elements first.. of the windows of tiles m < end, and which exist."""
     i = first + tl.arange(0, P.BLOCK_IN)[None, :]
     at = ((m % P.TILES) * P.ROWS - P.HALO)[:, None] * P.W + i
-    exists = (m < end)[:, None] & (at >= 0) & (at < P.H * P.W) & (i < (P.ROWS + 2 * P.HALO) * P.W)
-    return (m // P.TILES).to(tl.int64)[:, None] * stride_n + at, exists
+    exists = (m < end)[:, None] & (at >= 0) & (at < P.H * P.W)
+    exists = exists & (i < (P.ROWS + 2 * P.HALO) * P.W)
+    return (m // P.TILES).to(tl.int64)[:, None] * stride_n + at, exists  # (BLOCK_M, BLOCK_IN)
 
 
 @triton.jit
 def _tile(m, end, stride_n, P: tl.constexpr):
-    """Offsets in a channel of the elements of tiles m < end, (BLOCK_M, BLOCK_OUT), and which exist."""
+    """Offsets in a channel of the elements of tiles m < end, and which exist."""
     o = tl.arange(0, P.BLOCK_OUT)[None, :]
     at = ((m % P.TILES) * (P.ROWS * P.W))[:, None] + o
     exists = (m < end)[:, None] & (at < P.H * P.W) & (o < P.ROWS * P.W)
-    return (m // P.TILES).to(tl.int64)[:, None] * stride_n + at, exists
+    return (m // P.TILES).to(tl.int64)[:, None] * stride_n + at, exists  # (BLOCK_M, BLOCK_OUT)
 
 
 @triton.jit
 def _conv(x_ptr, w_ptr, toeplitz, m, end, stride_n, TURNED: tl.constexpr, P: tl.constexpr):
-    """Depthwise conv of tiles m, (BLOCK_M, BLOCK_OUT), float32. `toeplitz` is the first BLOCK_IN rows of T; where windows
-    are longer, the other rows are made again each time."""
+    """Depthwise conv of tiles m, (BLOCK_M, BLOCK_OUT), float32; `toeplitz`: T's first rows."""
     window, exists = _window(m, end, 0, stride_n, P)
-    z = tl.dot(tl.load(x_ptr + window, mask=exists, other=0.0), toeplitz, input_precision=P.PRECISION)
+    x = tl.load(x_ptr + window, mask=exists, other=0.0)
+    z = tl.dot(x, toeplitz, input_precision=P.PRECISION)
     for first in range(P.BLOCK_IN, (P.ROWS + 2 * P.HALO) * P.W, P.BLOCK_IN):
         window, exists = _window(m, end, first, stride_n, P)
+        x = tl.load(x_ptr + window, mask=exists, other=0.0)
         more = _toeplitz(w_ptr, first, TURNED, P).to(x_ptr.dtype.element_ty)
-        z = tl.dot(tl.load(x_ptr + window, mask=exists, other=0.0), more, z, input_precision=P.PRECISION)
+        z = tl.dot(x, more, z, input_precision=P.PRECISION)
     return z
 
 
 @triton.jit
-def _rounded(z, ptr):
-    """z as ptr's dtype holds it, in float32. Conv + bias is rounded where plain PyTorch rounds it, in both directions: so
-    forward and backward see one z, and the sums that BatchNorm's backward takes off vanish as they should."""
-    return z.to(ptr.dtype.element_ty).to(tl.float32)
+def _conv_bias(x_ptr, w_ptr, bias, toeplitz, m, end, stride_n, P: tl.constexpr):
+    """conv + bias, rounded to x's dtype as plain PyTorch does, in float32.
+
+    So forward and backward see the same z, and the sums that BatchNorm's backward subtracts vanish.
+    """
+    z = _conv(x_ptr, w_ptr, toeplitz, m, end, stride_n, False, P) + bias
+    return z.to(x_ptr.dtype.element_ty).to(tl.float32)
 
 
 @triton.jit
@@ -94,23 +102,22 @@ def _gelu(z):
 
 @triton.jit
 def _gelu_slope(z):
-    return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * 0.3989422804014327 * tl.exp(-0.5 * z * z)
+    density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
+    return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * density
 
 
 @triton.jit
 def _parameter(ptr, c, default: tl.constexpr):
-    """Channel c's entry of a (C,) parameter in float32, or `default` where the layer has none."""
-    if ptr is None:
-        return default
-    else:
-        return tl.load(ptr + c).to(tl.float32)
+    """Channel c's entry of a (C,) parameter in float32, or `default` if the layer has none."""
+    return default if ptr is None else tl.load(ptr + c).to(tl.float32)
 
 
 @triton.jit
 def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, P: tl.constexpr):
-    """Count, mean and sum of squares around the mean of g = GELU(conv(x) + bias) over tiles start..end; g to g_ptr if given.
+    """Count, mean and sum of squares around it of g = GELU(conv(x) + bias) over tiles start..end.
 
-    Each of BLOCK_M lanes merges its tiles' centred moments (Chan, Golub & LeVeque 1983, eq. 2.1), then the lanes are merged.
+    It stores g to g_ptr unless that is None. Each of BLOCK_M lanes merges the centred moments of
+    its tiles (Chan, Golub & LeVeque 1983, eq. 2.1). Then the lanes are merged.
     """
     toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
     count = tl.full([P.BLOCK_M], 0.0, tl.float32)
@@ -119,16 +126,16 @@ def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, P: tl.constexpr):
     for first in range(start, end, P.BLOCK_M):
         m = first + tl.arange(0, P.BLOCK_M)
         tile, exists = _tile(m, end, stride_n, P)
-        g = _gelu(_rounded(_conv(x_ptr, w_ptr, toeplitz, m, end, stride_n, False, P) + bias, x_ptr))
+        g = _gelu(_conv_bias(x_ptr, w_ptr, bias, toeplitz, m, end, stride_n, P))
         if g_ptr is not None:
             tl.store(g_ptr + tile, g, mask=exists)
         tile_count = tl.sum(exists.to(tl.float32), 1)
         tile_mean = tl.sum(tl.where(exists, g, 0.0), 1) / tl.maximum(tile_count, 1.0)
         centred = tl.where(exists, g - tile_mean[:, None], 0.0)
-        share = tile_count / tl.maximum(count + tile_count, 1.0)
+        fraction = tile_count / tl.maximum(count + tile_count, 1.0)
         step = tile_mean - mean
-        m2 += tl.sum(centred * centred, 1) + step * step * count * share
-        mean += step * share
+        m2 += tl.sum(centred * centred, 1) + step * step * count * fraction
+        mean += step * fraction
         count += tile_count
     total = tl.sum(count, 0)
     centre = tl.sum(mean * count, 0) / tl.maximum(total, 1.0)
@@ -136,61 +143,66 @@ def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, P: tl.constexpr):
 
 
 @triton.jit
-def forward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, y_ptr, mean_ptr, var_ptr, n_samples, stride_n, stride_c, eps,
-                   RESIDUAL: tl.constexpr, P: tl.constexpr):
-    """Training, in one launch. Program c owns channel c: statistics first, while g = GELU(conv) waits in y; then y."""
+def forward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, y_ptr, mean_ptr, var_ptr, n_samples,
+                   stride_n, stride_c, eps, RESIDUAL: tl.constexpr, P: tl.constexpr):
+    """Training, in one launch: the statistics first, with g in y, then y."""
     c = tl.program_id(0).to(tl.int64)
     x_ptr += c * stride_c
     y_ptr += c * stride_c
     end = n_samples * P.TILES
-    total, mean, m2 = _moments(x_ptr, w_ptr + c * P.K * P.K, _parameter(b_ptr, c, 0.0), y_ptr, 0, end, stride_n, P)
+    total, mean, m2 = _moments(x_ptr, w_ptr + c * P.K * P.K, _parameter(b_ptr, c, 0.0), y_ptr,
+                               0, end, stride_n, P)
     var = m2 / total
     tl.store(mean_ptr + c, mean)
     tl.store(var_ptr + c, var)
     scale = _parameter(gamma_ptr, c, 1.0) / tl.sqrt(var + eps)
     shift = _parameter(beta_ptr, c, 0.0)
-    tl.debug_barrier()  # g was written by other threads of this program
+    tl.debug_barrier()  # other threads of this program wrote g
     for first in range(0, end, P.BLOCK_M):
         tile, exists = _tile(first + tl.arange(0, P.BLOCK_M), end, stride_n, P)
-        y = (tl.load(y_ptr + tile, mask=exists, other=0.0).to(tl.float32) - mean) * scale + shift
+        g = tl.load(y_ptr + tile, mask=exists, other=0.0).to(tl.float32)
+        y = (g - mean) * scale + shift
         if RESIDUAL:
             y += tl.load(x_ptr + tile, mask=exists, other=0.0).to(tl.float32)
         tl.store(y_ptr + tile, y, mask=exists)
 
 
 @triton.jit
-def moments_kernel(x_ptr, w_ptr, b_ptr, moments_ptr, n_samples, share, stride_n, stride_c, P: tl.constexpr):
-    """Training, first of two launches. Program (c, s) owns the s-th share of channel c's samples and writes count, mean and
-    sum of squares to moments (3, S, C)."""
+def moments_kernel(x_ptr, w_ptr, b_ptr, moments_ptr, n_samples, samples_per_program, stride_n,
+                   stride_c, P: tl.constexpr):
+    """Training, first of two launches: the results of _moments to moments (3, S, C)."""
     c, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    end = tl.minimum((s + 1) * share, n_samples) * P.TILES
-    total, mean, m2 = _moments(x_ptr + c * stride_c, w_ptr + c * P.K * P.K, _parameter(b_ptr, c, 0.0), None,
-                               s * share * P.TILES, end, stride_n, P)
     C, S = tl.num_programs(0), tl.num_programs(1)
-    moments_ptr += s * C + c
-    tl.store(moments_ptr, total)
-    tl.store(moments_ptr + S * C, mean)
-    tl.store(moments_ptr + 2 * S * C, m2)
+    start = s * samples_per_program * P.TILES
+    end = tl.minimum((s + 1) * samples_per_program, n_samples) * P.TILES
+    total, mean, m2 = _moments(x_ptr + c * stride_c, w_ptr + c * P.K * P.K,
+                               _parameter(b_ptr, c, 0.0), None, start, end, stride_n, P)
+    partial = s * C + c
+    tl.store(moments_ptr + partial, total)
+    tl.store(moments_ptr + S * C + partial, mean)
+    tl.store(moments_ptr + 2 * S * C + partial, m2)
 
 
 @triton.jit
-def apply_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr, y_ptr, n_samples, share, stride_n, stride_c, eps,
-                 RESIDUAL: tl.constexpr, P: tl.constexpr):
-    """Evaluation, and the second of two launches in training: y from given statistics. Program (c, s) owns a share."""
+def apply_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr, y_ptr, n_samples,
+                 samples_per_program, stride_n, stride_c, eps, RESIDUAL: tl.constexpr,
+                 P: tl.constexpr):
+    """Evaluation, and the second of two launches in training: y from known statistics."""
     c, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
     x_ptr += c * stride_c
     y_ptr += c * stride_c
     w_ptr += c * P.K * P.K
-    end = tl.minimum((s + 1) * share, n_samples) * P.TILES
+    start = s * samples_per_program * P.TILES
+    end = tl.minimum((s + 1) * samples_per_program, n_samples) * P.TILES
     toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
     bias = _parameter(b_ptr, c, 0.0)
     mean = _parameter(mean_ptr, c, 0.0)
     scale = _parameter(gamma_ptr, c, 1.0) / tl.sqrt(_parameter(var_ptr, c, 1.0) + eps)
     shift = _parameter(beta_ptr, c, 0.0)
-    for first in range(s * share * P.TILES, end, P.BLOCK_M):
+    for first in range(start, end, P.BLOCK_M):
         m = first + tl.arange(0, P.BLOCK_M)
         tile, exists = _tile(m, end, stride_n, P)
-        g = _gelu(_rounded(_conv(x_ptr, w_ptr, toeplitz, m, end, stride_n, False, P) + bias, x_ptr))
+        g = _gelu(_conv_bias(x_ptr, w_ptr, bias, toeplitz, m, end, stride_n, P))
         y = (g - mean) * scale + shift
         if RESIDUAL:
             y += tl.load(x_ptr + tile, mask=exists, other=0.0).to(tl.float32)
@@ -199,7 +211,7 @@ def apply_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr, y_
 
 @triton.jit
 def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, P: tl.constexpr):
-    """dgamma = sum of dy * xhat and dbeta = sum of dy over tiles start..end; leaves z = conv(x) + bias in z_ptr."""
+    """dgamma = sum(dy * xhat) and dbeta = sum(dy) over tiles start..end; stores z = conv + bias."""
     toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
     dgamma = tl.full([P.BLOCK_M], 0.0, tl.float32)
     dbeta = tl.full([P.BLOCK_M], 0.0, tl.float32)
@@ -207,7 +219,7 @@ def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, P
         m = first + tl.arange(0, P.BLOCK_M)
         tile, exists = _tile(m, end, stride_n, P)
         z_tile, _ = _tile(m, end, P.H * P.W, P)
-        z = _rounded(_conv(x_ptr, w_ptr, toeplitz, m, end, stride_n, False, P) + bias, x_ptr)
+        z = _conv_bias(x_ptr, w_ptr, bias, toeplitz, m, end, stride_n, P)
         tl.store(z_ptr + z_tile, z, mask=exists)
         dy = tl.load(dy_ptr + tile, mask=exists, other=0.0).to(tl.float32)
         dgamma += tl.sum(dy * (_gelu(z) - mean) * rstd, 1)
@@ -216,12 +228,12 @@ def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, P
 
 
 @triton.jit
-def _gradients(x_ptr, w_ptr, dy_ptr, dx_ptr, dw_ptr, z_ptr, products_ptr, mean, rstd, scale, mean_dy, mean_dyx, start, end,
-               stride_n, RESIDUAL: tl.constexpr, P: tl.constexpr):
-    """dx and dw over tiles start..end; returns db. z_ptr holds z, later dz; products_ptr is room for window^T dz.
+def _gradients(x_ptr, w_ptr, dy_ptr, dx_ptr, dw_ptr, z_ptr, products_ptr, mean, rstd, scale,
+               mean_dy, mean_dyx, start, end, stride_n, RESIDUAL: tl.constexpr, P: tl.constexpr):
+    """Store dx and dw over tiles start..end; return db. z becomes dz; products: window^T dz.
 
-    Through BatchNorm: dg = scale * (dy - mean(dy) - xhat * mean(dy * xhat)) (Ioffe & Szegedy 2015, section 3), with both
-    means 0 where the statistics were given; through GELU: dz = dg * GELU'(z).
+    Through BatchNorm: dg = scale * (dy - mean(dy) - xhat * mean(dy * xhat)) (Ioffe & Szegedy 2015,
+    section 3), with both means 0 if the statistics are not this batch's. Then dz = dg * GELU'(z).
     """
     z_stride: tl.constexpr = P.H * P.W
     db = tl.full([P.BLOCK_M], 0.0, tl.float32)
@@ -235,7 +247,7 @@ def _gradients(x_ptr, w_ptr, dy_ptr, dx_ptr, dw_ptr, z_ptr, products_ptr, mean, 
         dz = tl.where(exists, dg * _gelu_slope(z), 0.0)
         db += tl.sum(dz, 1)
         tl.store(z_ptr + z_tile, dz, mask=exists)
-    tl.debug_barrier()  # dz was written by other threads of this program
+    tl.debug_barrier()  # other threads of this program wrote dz
 
     o = tl.arange(0, P.BLOCK_OUT)[None, :]
     for row in range(0, (P.ROWS + 2 * P.HALO) * P.W, P.BLOCK_IN):
@@ -259,25 +271,27 @@ def _gradients(x_ptr, w_ptr, dy_ptr, dx_ptr, dw_ptr, z_ptr, products_ptr, mean, 
             dx += tl.load(dy_ptr + tile, mask=exists, other=0.0).to(tl.float32)
         tl.store(dx_ptr + tile, dx, mask=exists)
 
-    tl.debug_barrier()  # the products were written by other threads of this program
+    tl.debug_barrier()  # other threads of this program wrote the products
     for first in range(0, P.K * P.K, 16):
         taps = first + tl.arange(0, 16)
         dy = o // P.W + taps[:, None] // P.K - (P.K // 2 - P.HALO)
         dx = o % P.W + taps[:, None] % P.K - P.K // 2
         exists = (taps < P.K * P.K)[:, None] & (o < P.ROWS * P.W)
         exists = exists & (dy >= 0) & (dy < P.ROWS + 2 * P.HALO) & (dx >= 0) & (dx < P.W)
-        diagonals = tl.load(products_ptr + (dy * P.W + dx) * P.BLOCK_OUT + o, mask=exists, other=0.0)  # (16, BLOCK_OUT)
+        at = (dy * P.W + dx) * P.BLOCK_OUT + o  # (16, BLOCK_OUT)
+        diagonals = tl.load(products_ptr + at, mask=exists, other=0.0)
         tl.store(dw_ptr + taps, tl.sum(diagonals, 1), mask=taps < P.K * P.K)
     return tl.sum(db, 0)
 
 
 @triton.jit
-def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, dx_ptr, dw_ptr, db_ptr, dgamma_ptr, dbeta_ptr,
-                    z_ptr, products_ptr, n_samples, stride_n, stride_c, products_stride, eps, batch_share,
-                    RESIDUAL: tl.constexpr, P: tl.constexpr):
-    """All five gradients in one launch. Program c owns channel c.
+def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, dx_ptr, dw_ptr,
+                    db_ptr, dgamma_ptr, dbeta_ptr, z_ptr, products_ptr, n_samples, stride_n,
+                    stride_c, products_stride, eps, inverse_count, RESIDUAL: tl.constexpr,
+                    P: tl.constexpr):
+    """All five gradients in one launch. z is room for (C, N, H, W).
 
-    batch_share is 1 / (N * H * W), or 0 where the statistics were given. z is room for (C, N, H, W).
+    inverse_count is 1 / (N * H * W), or 0 if the statistics are not this batch's.
     """
     c = tl.program_id(0).to(tl.int64)
     x_ptr += c * stride_c
@@ -285,44 +299,53 @@ def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, d
     w_ptr += c * P.K * P.K
     z_ptr += c * n_samples * (P.H * P.W)
     end = n_samples * P.TILES
-    mean, rstd = _parameter(mean_ptr, c, 0.0), 1.0 / tl.sqrt(_parameter(var_ptr, c, 1.0) + eps)
-    dgamma, dbeta = _sums(x_ptr, w_ptr, _parameter(b_ptr, c, 0.0), dy_ptr, z_ptr, mean, rstd, 0, end, stride_n, P)
-    tl.debug_barrier()  # z was written by other threads of this program
+    mean = _parameter(mean_ptr, c, 0.0)
+    rstd = 1.0 / tl.sqrt(_parameter(var_ptr, c, 1.0) + eps)
+    dgamma, dbeta = _sums(x_ptr, w_ptr, _parameter(b_ptr, c, 0.0), dy_ptr, z_ptr, mean, rstd,
+                          0, end, stride_n, P)
+    tl.debug_barrier()  # other threads of this program wrote z
     db = _gradients(x_ptr, w_ptr, dy_ptr, dx_ptr + c * stride_c, dw_ptr + c * P.K * P.K, z_ptr,
-                    products_ptr + c * products_stride, mean, rstd, _parameter(gamma_ptr, c, 1.0) * rstd,
-                    dbeta * batch_share, dgamma * batch_share, 0, end, stride_n, RESIDUAL, P)
+                    products_ptr + c * products_stride,
+                    mean, rstd, _parameter(gamma_ptr, c, 1.0) * rstd,
+                    dbeta * inverse_count, dgamma * inverse_count, 0, end, stride_n, RESIDUAL, P)
     tl.store(db_ptr + c, db)
     tl.store(dgamma_ptr + c, dgamma)
     tl.store(dbeta_ptr + c, dbeta)
 
 
 @triton.jit
-def sums_kernel(x_ptr, w_ptr, b_ptr, mean_ptr, var_ptr, dy_ptr, z_ptr, dgamma_ptr, dbeta_ptr, n_samples, share, stride_n,
-                stride_c, eps, P: tl.constexpr):
-    """Backward, first of two launches. Program (c, s) makes dgamma and dbeta (S, C) of its share, and leaves z."""
+def sums_kernel(x_ptr, w_ptr, b_ptr, mean_ptr, var_ptr, dy_ptr, z_ptr, dgamma_ptr, dbeta_ptr,
+                n_samples, samples_per_program, stride_n, stride_c, eps, P: tl.constexpr):
+    """Backward, first of two launches: partial sums of dgamma and dbeta (S, C), and z."""
     c, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    part = s * tl.num_programs(0) + c
-    end = tl.minimum((s + 1) * share, n_samples) * P.TILES
-    mean, rstd = _parameter(mean_ptr, c, 0.0), 1.0 / tl.sqrt(_parameter(var_ptr, c, 1.0) + eps)
-    dgamma, dbeta = _sums(x_ptr + c * stride_c, w_ptr + c * P.K * P.K, _parameter(b_ptr, c, 0.0), dy_ptr + c * stride_c,
-                          z_ptr + c * n_samples * (P.H * P.W), mean, rstd, s * share * P.TILES, end, stride_n, P)
-    tl.store(dgamma_ptr + part, dgamma)
-    tl.store(dbeta_ptr + part, dbeta)
+    start = s * samples_per_program * P.TILES
+    end = tl.minimum((s + 1) * samples_per_program, n_samples) * P.TILES
+    mean = _parameter(mean_ptr, c, 0.0)
+    rstd = 1.0 / tl.sqrt(_parameter(var_ptr, c, 1.0) + eps)
+    dgamma, dbeta = _sums(x_ptr + c * stride_c, w_ptr + c * P.K * P.K, _parameter(b_ptr, c, 0.0),
+                          dy_ptr + c * stride_c, z_ptr + c * n_samples * (P.H * P.W), mean, rstd,
+                          start, end, stride_n, P)
+    partial = s * tl.num_programs(0) + c
+    tl.store(dgamma_ptr + partial, dgamma)
+    tl.store(dbeta_ptr + partial, dbeta)
 
 
 @triton.jit
-def gradients_kernel(x_ptr, w_ptr, gamma_ptr, mean_ptr, var_ptr, dgamma_ptr, dbeta_ptr, dy_ptr, dx_ptr, dw_ptr, db_ptr, z_ptr,
-                     products_ptr, n_samples, share, stride_n, stride_c, products_stride, eps, batch_share,
+def gradients_kernel(x_ptr, w_ptr, gamma_ptr, mean_ptr, var_ptr, dgamma_ptr, dbeta_ptr, dy_ptr,
+                     dx_ptr, dw_ptr, db_ptr, z_ptr, products_ptr, n_samples, samples_per_program,
+                     stride_n, stride_c, products_stride, eps, inverse_count,
                      RESIDUAL: tl.constexpr, P: tl.constexpr):
-    """Backward, second of two launches. From dgamma and dbeta (C,), program (c, s) makes dx of its share, and its part of
-    dw (S, C, K * K) and of db (S, C)."""
+    """Backward, second of two launches: dx, and partial sums of dw (S, C, K * K) and db (S, C)."""
     c, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    part = s * tl.num_programs(0) + c
-    end = tl.minimum((s + 1) * share, n_samples) * P.TILES
-    mean, rstd = _parameter(mean_ptr, c, 0.0), 1.0 / tl.sqrt(_parameter(var_ptr, c, 1.0) + eps)
+    partial = s * tl.num_programs(0) + c
+    start = s * samples_per_program * P.TILES
+    end = tl.minimum((s + 1) * samples_per_program, n_samples) * P.TILES
+    mean = _parameter(mean_ptr, c, 0.0)
+    rstd = 1.0 / tl.sqrt(_parameter(var_ptr, c, 1.0) + eps)
     dgamma, dbeta = tl.load(dgamma_ptr + c), tl.load(dbeta_ptr + c)
-    db = _gradients(x_ptr + c * stride_c, w_ptr + c * P.K * P.K, dy_ptr + c * stride_c, dx_ptr + c * stride_c,
-                    dw_ptr + part * P.K * P.K, z_ptr + c * n_samples * (P.H * P.W), products_ptr + part * products_stride,
-                    mean, rstd, _parameter(gamma_ptr, c, 1.0) * rstd, dbeta * batch_share, dgamma * batch_share,
-                    s * share * P.TILES, end, stride_n, RESIDUAL, P)
-    tl.store(db_ptr + part, db)
+    db = _gradients(x_ptr + c * stride_c, w_ptr + c * P.K * P.K, dy_ptr + c * stride_c,
+                    dx_ptr + c * stride_c, dw_ptr + partial * P.K * P.K,
+                    z_ptr + c * n_samples * (P.H * P.W), products_ptr + partial * products_stride,
+                    mean, rstd, _parameter(gamma_ptr, c, 1.0) * rstd,
+                    dbeta * inverse_count, dgamma * inverse_count, start, end, stride_n, RESIDUAL, P)
+    tl.store(db_ptr + partial, db)

@@ -1,33 +1,34 @@
 """The nine rows of "Patches are all you need: ViT x ConvMixer", and what it published about them.
 
-Source: github.com/renatoviolin/Patches-are-all-you-need-ViT-and-ConvMixer (2021): one RTX 2080 (8 GB), 25,000 images
-at 192x192, fp16, batch 250, 5000 steps, one run a row, training accuracy only. Its memory was read off nvidia-smi.
+Source: github.com/renatoviolin/Patches-are-all-you-need-ViT-and-ConvMixer (2021). One RTX 2080
+(8 GB), 25,000 images at 192x192, fp16, batch 250, 5000 steps, one run per row, training accuracy
+only. The memory was read from nvidia-smi.
 """
 import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 
-CURVES = Path(__file__).with_name("published_curves.csv")  # model, step, train_loss, train_acc every 100 steps
+CURVES = Path(__file__).with_name("published_curves.csv")  # a line per model and 100 steps
 EPOCH_IMAGES = 25_000  # the full Dogs vs. Cats training set
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: what to train, and the published cost of it."""
+    """One row of the table: what to train, and its published cost."""
 
     title: str
     arch: str
-    published_mib: int              # GPU memory at batch 250, MiB as nvidia-smi shows it
+    published_mib: int              # GPU memory at batch 250, MiB in nvidia-smi
     published_epoch_s: int          # seconds per epoch of 25,000 images
-    options: dict = field(default_factory=dict)
+    options: dict[str, int] = field(default_factory=dict)
 
     @property
-    def name(self):
+    def name(self) -> str:
         return row_name(self.arch, **self.options)
 
 
-def row_name(arch, patch=None, depth=None, **_):
-    """The name a run goes by in folders and tables: `convmixer-p16-d8`; depth 4 is not named."""
+def row_name(arch: str, patch: int | None = None, depth: int | None = None, **_) -> str:
+    """The name of a run in folders and tables: `convmixer-p16-d8`. Depth 4 is left out."""
     return arch + (f"-p{patch}" if patch else "") + (f"-d{depth}" if depth not in (None, 4) else "")
 
 
@@ -44,10 +45,11 @@ ROWS = [
 ]
 
 
-def published_curves():
+def published_curves() -> dict[str, list[tuple[int, float, float]]]:
     """{row name: [(step, train loss, train accuracy), ...]}, accuracies as fractions of 1."""
     curves = {row.name: [] for row in ROWS}
     with CURVES.open() as f:
         for line in csv.DictReader(f):
-            curves[line["model"]].append((int(line["step"]), float(line["train_loss"]), float(line["train_acc"])))
+            point = int(line["step"]), float(line["train_loss"]), float(line["train_acc"])
+            curves[line["model"]].append(point)
     return curves

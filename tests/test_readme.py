@@ -1,4 +1,4 @@
-"""The README cannot rot: its commands parse, its files exist, its numbers are those of results/."""
+"""No README can rot: commands parse, links lead somewhere, numbers are those of results/."""
 import json
 import re
 import shlex
@@ -9,98 +9,167 @@ from pathlib import Path
 import pytest
 
 import bench
-from mixer.runtime.cli import parse, invalid_values
-from mixer.training.config import MODEL_OPTIONS, read_config
+from mixer.experiments import ROWS, published_curves
 from mixer.models import create_model
+from mixer.report.tables import number
+from mixer.runtime.cli import invalid_values, parse
+from mixer.training.config import MODEL_OPTIONS, read_config
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.M | re.S)
-COMMANDS = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines() if line and line[0] != "#"]
-BENCH = [match[0] for match in re.finditer(r"python bench\.py[^`|&#\n]*", README)]
-TRAIN = ["python " + match[1] for match in re.finditer(r"(?:python|torchrun.*) (train\.py[^`|&#\n]*)", README)]
+PAGES = [ROOT / "CONTRIBUTING.md", *(path for path in sorted(ROOT.glob("**/README.md"))
+                                     if ".venv" not in path.parts and "runs" not in path.parts)]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PAGES}
+FRONT = TEXTS["README.md"]
+ALL = "\n".join(TEXTS.values())
 
 
-def test_the_first_two_commands_set_everything_up():
-    first, second = COMMANDS[:2]
+def code_blocks(text, language):
+    """The fenced blocks of a page in one language."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.M | re.S)
+    return [block for name, block in blocks if name == language]
+
+
+SHELL = [line for block in code_blocks(ALL, "sh") for line in block.splitlines()]
+INLINE = re.findall(r"`(python [^`\n]+)`", ALL)
+TRAIN = sorted({m[1].split("&&")[0].strip() for line in SHELL + INLINE
+                if (m := re.search(r"(?:python|torchrun.*?) (train\.py.*)", line))})
+BENCH = sorted({m[1].strip() for line in SHELL + INLINE
+                if (m := re.search(r"python (bench\.py.*)", line))})
+
+
+def results(path):
+    return json.loads((ROOT / "results" / path).read_text())
+
+
+def test_the_front_page_is_one_screen():
+    lines = FRONT.splitlines()
+    assert len(lines) <= 140 and len(FRONT.encode()) <= 8192 and max(map(len, lines)) <= 140
+    assert FRONT.count("![") == 1, "one figure"
+
+
+def test_the_first_block_sets_everything_up():
+    first, second = code_blocks(FRONT, "sh")[0].splitlines()
     for command in (first, second):
-        assert command.startswith("python3 -m venv .venv && . .venv/bin/activate && pip install -e ")
-    assert first.endswith("&& python train.py --arch vit_cnn --patch 24") and second.endswith("&& python -m pytest -q -n 2")
-    assert '".[test]"' in second
+        setup = "python3 -m venv .venv && . .venv/bin/activate && pip install -e "
+        assert command.startswith(setup)
+    assert first.endswith("&& python train.py --arch vit_cnn --patch 24")
+    assert second.endswith('".[test]" && python -m pytest -q -n 2')
 
 
 @pytest.mark.parametrize("command", TRAIN)
 def test_train_commands_parse(command):
-    arguments = shlex.split(command)[2:]
+    arguments = shlex.split(command)[1:]
     if arguments == ["--help"]:
         with pytest.raises(SystemExit):
             read_config(arguments, "")
-    else:
+    elif arguments:
         read_config(arguments, "")
 
 
 @pytest.mark.parametrize("command", BENCH)
 def test_bench_commands_parse(command):
-    given, wrong = parse(bench.Config, shlex.split(command)[2:], "")
-    assert not wrong + invalid_values(bench.Config(**given))
+    options, problems = parse(bench.Config, shlex.split(command)[1:], "")
+    assert not problems + invalid_values(bench.Config(**options))
+
+
+def test_every_kind_of_command_is_found():
+    assert len(TRAIN) >= 8 and len(BENCH) >= 3
 
 
 def test_the_campaigns_command_finds_its_tests():
-    command = re.search(r"`FAULTS=\S+ DOGS_VS_CATS=\S+ (python -m pytest .*?)`", README)[1]
-    result = subprocess.run([sys.executable, *command.split()[1:], "--collect-only", "-q"], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0 and len(re.findall("^tests/", result.stdout, flags=re.M)) >= 12, result.stdout + result.stderr
+    command = re.search(r"FAULTS=\S+ DOGS_VS_CATS=\S+ (python -m pytest [^`\n]*)", ALL)[1]
+    result = subprocess.run([sys.executable, *command.split()[1:], "--collect-only", "-q"],
+                            cwd=ROOT, capture_output=True, text=True)
+    found = len(re.findall("^tests/", result.stdout, flags=re.M))
+    assert result.returncode == 0 and found >= 12, result.stdout + result.stderr
 
 
-def test_python_examples_run():
-    examples = [block for language, block in BLOCKS if language == "python"]
-    assert examples
-    for block in examples:
+@pytest.mark.parametrize("page", TEXTS)
+def test_python_examples_run(page):
+    for block in code_blocks(TEXTS[page], "python"):
         exec(block, {})
 
 
-def test_files_named_in_the_tour_exist():
-    tour = next(block for language, block in BLOCKS if "train.py" in block and not language and "mixer/" in block)
-    names = [line.split()[0] for line in tour.splitlines()]
-    for name in names:
-        assert (ROOT / name).exists(), name
-    modules = {p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("mixer/**/*.py"), *ROOT.glob("kernels/*.py"), ROOT / "bench.py"] if p.name != "__init__.py"}
-    assert not modules - {name for name in names}, "files missing from the tour"
+def test_every_file_of_mixer_is_on_its_page():
+    listed = re.findall(r"^([\w/]+\.py) ", TEXTS["mixer/README.md"], flags=re.M)
+    files = {path.relative_to(ROOT / "mixer").as_posix() for path in ROOT.glob("mixer/**/*.py")}
+    inits = {name for name in files if name.endswith("__init__.py")} - {"models/__init__.py"}
+    assert set(listed) == files - inits and len(listed) == len(set(listed))
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", TEXTS[page]):
+        if "://" not in link:
+            assert ((ROOT / page).parent / link.split("#")[0]).exists(), link
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_files_named_in_backquotes_exist(page):
+    for name in re.findall(r"`(tests/[\w/.*]+\.py)`", TEXTS[page]):
+        assert list(ROOT.glob(name)), name
 
 
 def test_blocks_copied_from_results_are_equal_to_them():
-    copies = re.findall(r"<!-- (results/\S+) -->\n(.*?)<!-- end -->", README, flags=re.S)
-    assert copies
+    copies = re.findall(r"<!-- (results/\S+) -->\n(.*?)<!-- end -->", ALL, flags=re.S)
+    assert len(copies) >= 4
     for path, text in copies:
         text = re.sub(r"^```\w*\n|^```$", "", text.strip(), flags=re.M)
         assert text.strip() == (ROOT / path).read_text().strip(), path
 
 
-def test_links_into_the_repository_lead_somewhere():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert len(links) > 5
-    for link in links:
-        assert (ROOT / link).exists(), link
+def test_the_nine_rows_are_those_of_the_results():
+    measured = {row["row"]: row for row in results("bench-cpu/bench.json")["models"]}
+    published = {name: curve[-1][2] for name, curve in published_curves().items()}
+    table = re.findall(r"^\| (.*?) \| `(--arch .*?)` \| (.*?) \|$", FRONT, flags=re.M)
+    assert [title for title, *_ in table] == [row.title for row in ROWS]
+    for row, (title, arguments, cells) in zip(ROWS, table, strict=True):
+        config = read_config([*arguments.split(), "--data", "x"], "")
+        options = {name: getattr(config, name) for name in MODEL_OPTIONS}
+        model = create_model(config.arch, **options)
+        run = ROOT / "results" / "cpu-25k" / row.name / "summary.json"
+        summary = json.loads(run.read_text()) if run.exists() else {}
+        assert cells.split(" | ") == [
+            f"{sum(p.numel() for p in model.parameters()):,}",
+            *(number(measured[title][key]) for key in
+              ("gflop_per_image", "saved_mib_per_image", "training_images_per_s")),
+            *(f"{summary[key]:.3f}" if summary else "–" for key in ("val_acc", "train_acc")),
+            f"{published[row.name]:.3f}"]
+
+
+def test_every_other_number_of_the_front_page_is_in_the_results():
+    """Of its prose: whatever has a decimal point."""
+    run = results("cpu-25k/convmixer-p24/summary.json")
+    steps = results("kernels-cpu/kernels.json")["steps"]
+    fused = [row["faster"] for row in steps if row["way"] == "fused" and "timm" not in row["model"]]
+    demo = (ROOT / "results/demo.txt").read_text()
+    demo = re.search(r"final val accuracy (\S+) after (\S+) min", demo)
+    known = {f"{run['train_acc']:.3f}", f"{run['val_acc']:.3f}", demo[1],
+             f"{published_curves()['convmixer-p24'][-1][2]:.3f}",
+             f"{min(fused):.2f}", f"{max(fused):.2f}", "3.10"}  # 3.10: of Python
+    prose = re.sub(r"^\| .*? \| `--arch .*$", "", FRONT, flags=re.M)
+    prose = re.sub(r"^```.*?^```$", "", prose, flags=re.M | re.S)
+    assert set(re.findall(r"\b\d+\.\d+\b", prose)) == known
+    assert round(float(demo[2])) == int(re.search(r"\| train \| (\d+) minutes", FRONT)[1])
+    log = (ROOT / "results/cpu-25k/convmixer-p24/log.csv").read_text().splitlines()[1:]
+    best = min(log, key=lambda line: float(line.split(",")[3])).split(",")[0]
+    assert f"best validation loss came at step {best} of {run['steps']}" in FRONT
 
 
 def test_numbers_of_single_runs_are_those_of_their_summaries():
-    rows = re.findall(r"^\| \[.*?\]\((results/\S+/summary\.json)\) \| (.*?) \|$", README, flags=re.M)
-    assert rows
+    page = TEXTS["results/README.md"]
+    rows = re.findall(r"^\| \[.*?\]\((\S+/summary\.json)\) \| (.*?) \|$", page, flags=re.M)
+    assert len(rows) == len(list(ROOT.glob("results/cpu-*/*/summary.json")))
     for path, cells in rows:
-        s = json.loads((ROOT / path).read_text())
-        assert cells.split(" | ") == [f"{s['train_acc']:.3f}", f"{s['val_acc']:.3f}", f"{s['best_val_acc']:.3f}",
-                                      f"{s['images_per_s']:.0f}"], path
+        s = results(path)
+        last = f"{s['images_per_s']:.0f}" if "cpu-4k/" in path else f"{s['val_loss']:.3f}"
+        accuracies = [f"{s[key]:.3f}" for key in ("train_acc", "val_acc", "best_val_acc")]
+        assert cells.split(" | ") == [*accuracies, last]
 
 
 def test_counts_of_faults_are_those_of_the_campaign():
-    rows = re.findall(r"^\| ([^|]+?) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", README, flags=re.M)
-    counts = json.loads((ROOT / "results" / "faults.json").read_text())
-    assert rows == [(row["kind"], *(f"{row[name]:,}" for name in ("tried", "survived", "lost"))) for row in counts] and len(rows) > 8
-
-
-def test_parameter_counts_in_the_readme():
-    rows = re.findall(r"^\| .*? \| `(--arch .*?)` \| ([\d,]+) \|$", README, flags=re.M)
-    assert len(rows) == 9
-    for arguments, count in rows:
-        config = read_config([*arguments.split(), "--data", "x"], "")
-        model = create_model(config.arch, **{name: getattr(config, name) for name in MODEL_OPTIONS})
-        assert f"{sum(p.numel() for p in model.parameters()):,}" == count
+    rows = re.findall(r"^\| ([^|]+?) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", ALL, flags=re.M)
+    counts = results("faults.json")
+    assert len(rows) > 8
+    assert rows == [(row["kind"], *(f"{row[name]:,}" for name in ("tried", "survived", "lost")))
+                    for row in counts]

@@ -1,99 +1,150 @@
-"""The fused depthwise block against plain PyTorch: alone, a conv's backward, and whole training steps."""
+"""The fused block against plain PyTorch: alone, the conv's backward, and whole training steps."""
+import dataclasses
 import importlib.util
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import nn
 
 from kernels import depthwise_cpu
+
+from ..experiments import Row
+from ..report.measurements import BlockMeasurement, ConvMeasurement, StepMeasurement
 from ..runtime.device import pick_amp
 from ..runtime.processes import attempt
-from .candidates import block_ways, build, build_timm
-from .measure import Load, compare_training, saved_bytes, say
+from .candidates import block_candidates, build, build_timm
+from .measure import Load, announce, compare_training, saved_bytes
 from .timing import captured, copy_bandwidth, race, settle_allocator
 
-# N, C, side, K: ConvMixer at patch 24 and 16, ImageNet ConvMixers, and a small kernel, where PyTorch is good
+Shape = tuple[int, int, int, int]  # N, C, side, K
+
+# ConvMixer at patch 24 and 16, ImageNet ConvMixers, and a small kernel, where PyTorch is good
 SHAPES = {
-    "cuda": [(250, 512, 8, 9), (250, 512, 12, 9), (64, 1024, 16, 9), (64, 768, 32, 7), (64, 1536, 32, 9), (250, 512, 8, 3), (8, 64, 12, 9)],
-    "cpu": [(32, 512, 8, 9), (32, 512, 12, 9), (8, 1024, 16, 9), (2, 768, 32, 7), (32, 512, 8, 3), (8, 64, 12, 9)],
+    "cuda": [(250, 512, 8, 9), (250, 512, 12, 9), (64, 1024, 16, 9), (64, 768, 32, 7),
+             (64, 1536, 32, 9), (250, 512, 8, 3), (8, 64, 12, 9)],
+    "cpu": [(32, 512, 8, 9), (32, 512, 12, 9), (8, 1024, 16, 9), (2, 768, 32, 7),
+            (32, 512, 8, 3), (8, 64, 12, 9)],
 }
+# activations that must be read or written: x and y; in the backward pass x, dy and dx
+PASSES = {"forward": 2, "forward + backward": 5}
+COPIES = {"cuda": 4, "cpu": 1}  # of the input, in turn: more than a GPU's cache, as in training
+TIMM_MODEL = "convmixer_1024_20_ks9_p14"
 
 
-def measure_kernels(config, rows, device):
-    """{list: its rows}: the block alone, a conv's backward alone on the CPU, and whole training steps."""
+def measure_kernels(config, rows: list[Row], device: torch.device) -> dict[str, list]:
+    """The lists of kernels.json: the block, the conv's backward (CPU only), training steps."""
+    blocks, convs, steps = [], [], []
     amp, on_gpu = pick_amp(config.amp, device), device.type == "cuda"
-    lists = {"blocks": [], "convs": [], "steps": []}
+
+    # the block alone
     for shape in SHAPES[device.type]:
-        say(f"block {shape}")
-        measured, failed = attempt(block_rows, shape, amp, config.repeats, device, debug=config.debug)
-        lists["blocks"] += measured or [{"shape": shape, "batch_size": shape[0], **failed}]
+        announce(f"block {shape}")
+        measured, failed = attempt(measure_block, shape, amp, config.repeats, device,
+                                   debug=config.debug)
+        blocks += measured or [BlockMeasurement(shape, shape[0], failed=failed)]
         if not on_gpu:
-            measured, failed = attempt(conv_row, shape, config.repeats, device, debug=config.debug)
-            lists["convs"].append(measured or {"shape": shape, "batch_size": shape[0], **failed})
+            conv, failed = attempt(measure_conv, shape, config.repeats, device, debug=config.debug)
+            convs.append(conv or ConvMeasurement(shape, shape[0], failed=failed))
+
+    # training steps of our ConvMixers
     load = Load(250 if on_gpu else 32, 192, device, amp)
     for row in rows:
         if row.arch == "convmixer":
-            say(row.title)
-            of = row.arch, row.options, load.image_size, device
-            makes = {"eager": partial(build, *of, "torch", False), "compile": partial(build, *of, "torch", True),
-                     "fused": partial(build, *of, "auto", False)}
-            lists["steps"] += named(row.title, load, compare_training(makes, load, config.repeats, config.debug))
-    name = "convmixer_1024_20_ks9_p14"
+            ours = partial(build, row.arch, row.options, load.image_size, device)
+            candidates = {"eager": partial(ours, kernels="torch", compile=False),
+                          "compile": partial(ours, kernels="torch", compile=True),
+                          "fused": partial(ours, kernels="auto", compile=False)}
+            steps += measure_steps(row.title, candidates, load, config.repeats, config.debug)
+
+    # training steps of timm's
     if importlib.util.find_spec("timm"):
-        say(name)
         load = Load(64 if on_gpu else 8, 224, device, amp)
-        makes = {"eager": partial(build_timm, name, "torch", device), "fused": partial(build_timm, name, "auto", device)}
-        lists["steps"] += named(f"timm {name}", load, compare_training(makes, load, max(3, config.repeats // 5), config.debug))
+        candidates = {"eager": partial(build_timm, TIMM_MODEL, device, kernels="torch"),
+                      "fused": partial(build_timm, TIMM_MODEL, device, kernels="auto")}
+        steps += measure_steps(f"timm {TIMM_MODEL}", candidates, load,
+                               max(3, config.repeats // 5), config.debug)
     else:
-        print(f"nothing of {name}: it needs timm (pip install timm)", file=sys.stderr)
-    return lists
+        print(f"skipping {TIMM_MODEL}: it needs timm (pip install timm)", file=sys.stderr)
+    return {"blocks": blocks, "convs": convs, "steps": steps}
 
 
-def named(model, load, ways):
-    return [{"model": model, "image_size": load.image_size, **way} for way in ways]
+def measure_steps(model: str, candidates: dict[str, Callable], load: Load, repeats: int,
+                  debug: bool) -> list[StepMeasurement]:
+    announce(model)
+    return [dataclasses.replace(m, model=model, image_size=load.image_size)
+            for m in compare_training(candidates, load, repeats, debug)]
 
 
-def block_rows(shape, amp, repeats, device):
-    """Forward in training, and forward + backward, of each way; gb_s counts the passes that none can do without: x read, y
-    written, and backward x and dy read, dx written."""
+def measure_block(shape: Shape, amp: torch.dtype | None, repeats: int,
+                  device: torch.device) -> list[BlockMeasurement]:
+    """Each implementation of the block, in training mode: forward, and forward + backward."""
     torch.manual_seed(0)
     settle_allocator()
-    (N, C, side, K), dtype, copy = shape, amp or torch.float32, copy_bandwidth(device)
-    modes = {"forward": {}, "forward + backward": {}}
-    saved = {}
-    sets = 4 if device.type == "cuda" else 1  # more than the caches hold: a training step does not find its input there either
-    for name, (model, memory_format) in block_ways(C, K, device).items():
-        inputs = [(torch.randn(N, C, side, side, device=device, dtype=dtype).to(memory_format=memory_format).requires_grad_(),
-                   torch.randn(N, C, side, side, device=device, dtype=dtype).to(memory_format=memory_format)) for _ in range(sets)]
+    copy_gb_s = copy_bandwidth(device)
+    N, C, side, K = shape
+    activation_bytes = N * C * side * side * (amp or torch.float32).itemsize
 
-        def forward(pair, model=model):
-            with torch.autocast(device.type, amp, enabled=amp is not None):
-                return model(pair[0])
+    # the candidates with their inputs, and what each saves for backward
+    passes = {name: BlockPasses(model, memory_format, shape, amp, device)
+              for name, (model, memory_format) in block_candidates(C, K, device).items()}
+    saved = {name: saved_bytes(partial(p.forward, p.inputs[0])) / N for name, p in passes.items()}
 
-        def both(pair, forward=forward, model=model):
-            torch.autograd.grad(forward(pair), [pair[0], *model.parameters()], pair[1])
-        saved[name] = saved_bytes(lambda: forward(inputs[0])) / N
-        modes["forward"][name] = captured(torch.no_grad()(forward), inputs, device)
-        modes["forward + backward"][name] = captured(both, inputs, device)
-    rows = []
-    for mode, ways in modes.items():
+    # all candidates in turn, in one mode, then in the other
+    results = []
+    for mode, activations in PASSES.items():
+        ways = {name: captured(p.step(mode), p.inputs, device) for name, p in passes.items()}
         times, ratios = race(ways, repeats, device)
-        traffic = (2 if mode == "forward" else 5) * N * C * side * side * dtype.itemsize
-        for name, t in times.items():
-            rows.append({"shape": shape, "batch_size": N, "mode": mode, "way": name, "ms": t.median / sets, "p20": t.p20 / sets,
-                         "p80": t.p80 / sets, "faster_than_eager": 1 / ratios[name], "gb_s": traffic * sets / t.median / 1e6,
-                         "copy_gb_s": copy, "saved_bytes_per_sample": saved[name]})
-    return rows
+        for name in ways:
+            t = times[name].per(COPIES[device.type])
+            results.append(BlockMeasurement(
+                shape, N, mode, name, t.median, t.p20, t.p80, faster_than_eager=1 / ratios[name],
+                gb_s=activations * activation_bytes / t.median / 1e6, copy_gb_s=copy_gb_s,
+                saved_bytes_per_sample=saved[name]))
+    return results
 
 
-def conv_row(shape, repeats, device):
-    """A depthwise conv's backward alone, PyTorch's own and ours on the CPU."""
+class BlockPasses:
+    """The passes of one block, and inputs for them: pairs (x, dy), (N, C, side, side) each."""
+
+    def __init__(self, model: nn.Module, memory_format: torch.memory_format, shape: Shape,
+                 amp: torch.dtype | None, device: torch.device):
+        N, C, side, _ = shape
+        self.model, self.amp, self.device = model, amp, device
+
+        def activation():
+            x = torch.randn(N, C, side, side, device=device, dtype=amp or torch.float32)
+            return x.to(memory_format=memory_format)
+        self.inputs = [(activation().requires_grad_(), activation())
+                       for _ in range(COPIES[device.type])]
+
+    def step(self, mode: str) -> Callable:
+        return torch.no_grad()(self.forward) if mode == "forward" else self.forward_and_backward
+
+    def forward(self, pair):
+        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
+            return self.model(pair[0])
+
+    def forward_and_backward(self, pair):
+        x, dy = pair
+        torch.autograd.grad(self.forward(pair), [x, *self.model.parameters()], dy)
+
+
+def measure_conv(shape: Shape, repeats: int, device: torch.device) -> ConvMeasurement:
+    """The backward pass of a depthwise conv alone on the CPU, PyTorch's own and ours."""
     settle_allocator()
     N, C, side, K = shape
-    x, dz, weight = torch.randn(N, C, side, side), torch.randn(N, C, side, side), torch.randn(C, 1, K, K)
-    ways = {"aten": lambda: torch.ops.aten.convolution_backward(dz, x, weight, [C], [1, 1], [K // 2] * 2, [1, 1], False, [0, 0], C,
-                                                                [True, True, False]),
-            "ours": lambda: depthwise_cpu.conv_backward(dz, x, weight)}
-    times, ratios = race(ways, repeats, device)
-    return {"shape": shape, **{f"{name}_{part}": value for name, t in times.items() for part, value in t._asdict().items()},
-            "faster": 1 / ratios["ours"]}
+    x, dz = torch.randn(N, C, side, side), torch.randn(N, C, side, side)
+    weight = torch.randn(C, 1, K, K)
+
+    def aten():
+        torch.ops.aten.convolution_backward(
+            dz, x, weight, bias_sizes=[C], stride=[1, 1], padding=[K // 2, K // 2],
+            dilation=[1, 1], transposed=False, output_padding=[0, 0], groups=C,
+            output_mask=[True, True, False])
+
+    def ours():
+        depthwise_cpu.conv_backward(dz, x, weight)
+    times, ratios = race({"aten": aten, "ours": ours}, repeats, device)
+    return ConvMeasurement(shape, None, *times["aten"], *times["ours"], faster=1 / ratios["ours"])

@@ -1,14 +1,16 @@
-"""What is measured: our models, their peers, and the ways of one block."""
+"""What is measured: our models, their peers, and the implementations of one block."""
 import torch
 from torch import nn
 
 from kernels import DepthwiseGELUBN, fuse
+
 from ..models import create_model
 from ..models.convmixer import depthwise_unit
 
 
-def build(arch, options, image_size, device, kernels, compile):
-    """A model of ours, on the device, with the kernels of --kernels."""
+def build(arch: str, options: dict[str, int], image_size: int, device: torch.device,
+          kernels: str, compile: bool) -> nn.Module:
+    """Our model on the device; `kernels` as in --kernels."""
     model = create_model(arch, image_size=image_size, **options).to(device)
     if kernels != "torch" and arch == "convmixer":
         fuse(model)
@@ -17,8 +19,9 @@ def build(arch, options, image_size, device, kernels, compile):
     return model
 
 
-def build_peer(arch, options, image_size, device, compile):
-    """What others offer for a row: torchvision's ResNet-18, timm's of the other architectures, with the same options, 2 classes."""
+def build_peer(arch: str, options: dict[str, int], image_size: int, device: torch.device,
+               compile: bool) -> nn.Module:
+    """The same network, with 2 classes, from torchvision (ResNet-18) or timm (the others)."""
     if arch == "resnet18":
         from torchvision.models import resnet18
         model = resnet18(num_classes=2)
@@ -27,18 +30,20 @@ def build_peer(arch, options, image_size, device, compile):
         model = timm_model("tf_efficientnetv2_b0", num_classes=2)
     elif arch == "convmixer":
         from timm.models.convmixer import ConvMixer
-        model = ConvMixer(dim=512, depth=options.get("depth", 4), kernel_size=9, patch_size=options["patch"], num_classes=2)
+        model = ConvMixer(dim=512, depth=options.get("depth", 4), kernel_size=9,
+                          patch_size=options["patch"], num_classes=2)
     else:
         from timm.models.vision_transformer import VisionTransformer
-        model = VisionTransformer(img_size=image_size, patch_size=options["patch"], embed_dim=512, depth=4, num_heads=8,
-                                  qkv_bias=False, num_classes=2)
+        model = VisionTransformer(img_size=image_size, patch_size=options["patch"], embed_dim=512,
+                                  depth=4, num_heads=8, qkv_bias=False, num_classes=2)
     model = model.to(device)
     if compile:
         model.compile()
     return model
 
 
-def build_timm(name, kernels, device):
+def build_timm(name: str, device: torch.device, kernels: str) -> nn.Module:
+    """timm's ConvMixer of that name, with our kernels unless `kernels` is "torch"."""
     from timm import create_model as timm_model
     model = timm_model(name).to(device)
     if kernels != "torch":
@@ -49,7 +54,7 @@ def build_timm(name, kernels, device):
 class Block(nn.Module):
     """ConvMixer's depthwise unit and its residual, in plain PyTorch."""
 
-    def __init__(self, C, K):
+    def __init__(self, C: int, K: int):
         super().__init__()
         self.fn = depthwise_unit(C, K)
 
@@ -57,16 +62,19 @@ class Block(nn.Module):
         return self.fn(x) + x
 
 
-def block_ways(C, K, device):
-    """{name: (module, memory format)}: one block, with residual, in the ways that a user has."""
+def block_candidates(C: int, K: int,
+                     device: torch.device) -> dict[str, tuple[nn.Module, torch.memory_format]]:
+    """{name: (module, memory format)}: one block with residual, C channels, K x K kernel."""
+    NCHW, NHWC = torch.contiguous_format, torch.channels_last
+
     def compiled(**options):
         model = Block(C, K).to(device)
         model.compile(options=options or None)
         return model
     return {
-        "eager": (Block(C, K).to(device), torch.contiguous_format),
-        "eager NHWC": (Block(C, K).to(device, memory_format=torch.channels_last), torch.channels_last),
-        "compile": (compiled(), torch.contiguous_format),
-        "compile NCHW": (compiled(layout_optimization=False), torch.contiguous_format),
-        "fused": (DepthwiseGELUBN(C, K, residual=True).to(device), torch.contiguous_format),
+        "eager": (Block(C, K).to(device), NCHW),
+        "eager NHWC": (Block(C, K).to(device, memory_format=NHWC), NHWC),
+        "compile": (compiled(), NCHW),
+        "compile NCHW": (compiled(layout_optimization=False), NCHW),
+        "fused": (DepthwiseGELUBN(C, K, residual=True).to(device), NCHW),
     }

@@ -1,10 +1,13 @@
-"""What a model takes: parameters, FLOPs, time, memory, bytes kept for backward; and what a batch of data takes.
+"""What one model takes: parameters, FLOPs, bytes saved for backward, time, memory.
 
-Memory and models are measured in fresh processes, so that none inherits another's allocator, caches or cuDNN choices.
+Each model is measured in a fresh process, so that none inherits another's allocator, caches or
+cuDNN choices.
 """
 import copy
+import dataclasses
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,33 +16,57 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..experiments import EPOCH_IMAGES
+from ..report.measurements import Counts, Memory, Speed, StepMeasurement
 from ..runtime.processes import attempt, in_one_line
-from .timing import Ceiling, race, several, summary, take_in_turn
 from ..training.recipe import make_optimizer, train_step
+from .timing import Ceiling, race, repeated, summary, take_in_turn
 
 MIB = 2**20
+STEPS = {"cuda": 10, "cpu": 1}  # in each repeat
+MakeModel = Callable[[], nn.Module]  # -> a model on the device of the load
 
 
 class Load(NamedTuple):
-    """What a model is given, (batch_size, 3, image_size, image_size), where, and under which autocast dtype (or None)."""
+    """The input of a model: (batch_size, 3, image_size, image_size), its device, autocast dtype."""
     batch_size: int
     image_size: int
     device: torch.device
     amp: torch.dtype | None
 
-    def images(self):
+    def images(self) -> torch.Tensor:
         return torch.rand(self.batch_size, 3, self.image_size, self.image_size, device=self.device)
 
-    def autocast(self):
+    def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
 
 
-def training_step(model, load):
+class Samples(NamedTuple):
+    """Milliseconds of each repeat, all four taken in turn."""
+    training: list[float]   # one step
+    inference: list[float]  # one step
+    gflop: list[float]      # one GFLOP of a large matrix product
+    gb: list[float]         # one GB read or written by a large copy
+
+
+class Visit(NamedTuple):
+    """What one fresh process measured of a model; the counts and memory only on the first visit."""
+    counts: Counts | None
+    memory: list[Memory]  # one per batch size
+    samples: Samples
+
+
+def announce(text: str) -> None:
+    print(f"measuring {text}", file=sys.stderr, flush=True)
+
+
+def training_step(model: nn.Module, load: Load) -> Callable:
     """A callable that takes one step as train.py does: forward, backward, Adam."""
-    images, labels = load.images(), torch.randint(0, 2, (load.batch_size,), device=load.device)
+    images = load.images()
+    labels = torch.randint(0, 2, (load.batch_size,), device=load.device)
     optimizer = make_optimizer(model, 1e-4)
-    # a small scale, so that no step overflows and is skipped, which would take less time and memory
-    scaler = torch.amp.GradScaler(load.device.type, init_scale=2.0**10, enabled=load.amp == torch.float16)
+    # a small scale: a step that overflows is skipped, which takes less time and memory
+    scaler = torch.amp.GradScaler(load.device.type, init_scale=2.0**10,
+                                  enabled=load.amp == torch.float16)
 
     def step():
         model.train()
@@ -47,8 +74,8 @@ def training_step(model, load):
     return step
 
 
-def inference_step(model, load):
-    """A callable that takes the logits of one batch, in eval mode."""
+def inference_step(model: nn.Module, load: Load) -> Callable:
+    """A callable that computes the logits of one batch, in eval mode."""
     images = load.images()
 
     @torch.inference_mode()
@@ -59,24 +86,45 @@ def inference_step(model, load):
     return step
 
 
-def forward_flops(model, image_size):
-    """Floating-point operations of convs and matrix products for one image, counted on a copy without memory or arithmetic."""
+def count_model(make: MakeModel, load: Load) -> Counts:
+    """Parameters, FLOPs and saved bytes."""
+    model, images = make(), load.images()
+
+    def forward():
+        with load.autocast():
+            return model.train()(images)
+    return Counts(parameters=sum(p.numel() for p in model.parameters()),
+                  gflop_per_image=forward_flops(model, load.image_size) / 1e9,
+                  saved_mib_per_image=saved_bytes(forward) / load.batch_size / MIB)
+
+
+def forward_flops(model: nn.Module, image_size: int) -> int:
+    """Floating-point operations of convs and matrix products for one image.
+
+    Counted on a copy that needs no memory and computes nothing.
+    """
     shadow = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(torch.empty(1, 3, image_size, image_size, device="meta"))
     return counter.get_total_flops()
 
 
-def saved_bytes(forward):
-    """Bytes that autograd keeps for the backward of `forward()`: whole storages, each once, without parameters and their casts."""
+def saved_bytes(forward: Callable) -> int:
+    """Bytes that autograd keeps for the backward pass of `forward()`.
+
+    Counts whole storages, each once, without parameters and their casts.
+    """
     storages = {}
 
     def keep(t):
         node = t.grad_fn
-        while node is not None and len(node.next_functions) == 1:  # a cast or transposed weight hangs on its parameter alone
+        # a cast or transposed weight depends on its parameter alone
+        while node is not None and len(node.next_functions) == 1:
             node = node.next_functions[0][0]
-        if not isinstance(t, nn.Parameter) and not isinstance(getattr(node, "variable", None), nn.Parameter):
-            storages[t.untyped_storage().data_ptr()] = t.untyped_storage()  # held, so that no address comes twice
+        of_parameter = isinstance(getattr(node, "variable", None), nn.Parameter)
+        if not of_parameter and not isinstance(t, nn.Parameter):
+            # held, so that no address is used twice
+            storages[t.untyped_storage().data_ptr()] = t.untyped_storage()
         return t
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         result = forward()
@@ -84,162 +132,126 @@ def saved_bytes(forward):
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def memory_now(device):
-    """MiB in use: {allocated, reserved: PyTorch's peaks, on CUDA alone; process: all that the GPU has given away, the CUDA
-    context and other processes included (mem_get_info), or on the CPU the peak resident size of this process (Linux)}."""
+def peaks(device: torch.device) -> tuple[float | None, float | None, float]:
+    """MiB at most so far: (allocated, reserved, process).
+
+    allocated, reserved: PyTorch's own, on CUDA only. process: on CUDA all memory in use on the
+    GPU, the context and other processes included; on the CPU the resident size of this process.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         free, total = torch.cuda.mem_get_info(device)
-        return {"allocated_mib": torch.cuda.max_memory_allocated(device) / MIB,
-                "reserved_mib": torch.cuda.max_memory_reserved(device) / MIB, "process_mib": (total - free) / MIB}
+        return (torch.cuda.max_memory_allocated(device) / MIB,
+                torch.cuda.max_memory_reserved(device) / MIB, (total - free) / MIB)
     # getrusage would count what the parent had when it started this process
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {"allocated_mib": None, "reserved_mib": None, "process_mib": int(status["VmHWM"].split()[0]) / 1024}
+    status = Path("/proc/self/status").read_text()
+    values = dict(line.split(":", 1) for line in status.splitlines())
+    return None, None, int(values["VmHWM"].split()[0]) / 1024
 
 
-def training_memory(make, load, batches):
-    """Peaks over three training steps at each of the batch sizes, which must rise: a dict for each.
+def training_memory(make: MakeModel, load: Load, batches: Sequence[int]) -> list[Memory]:
+    """Peaks over three training steps at each of the batch sizes, which must rise.
 
-    A pass of its own, for the first model of a process. make() -> model on load.device. before_mib: the process without a
-    model; training_mib: what training took, on CUDA the tensors allocated, on a CPU what the process grew by.
+    For the first model of a process, and apart from timing.
     """
-    before = memory_now(load.device)["process_mib"]
-    model, rows = make(), []
+    *_, before = peaks(load.device)
+    model, results = make(), []
     for batch in batches:
         step = training_step(model, load._replace(batch_size=batch))
         for _ in range(3):
             step()
-        now = memory_now(load.device)
-        took = now["process_mib"] - before if now["allocated_mib"] is None else now["allocated_mib"]
-        rows.append({"batch_size": batch, "training_mib": took, **now, "before_mib": before})
+        allocated, reserved, process = peaks(load.device)
+        training = process - before if allocated is None else allocated
+        results.append(Memory(training, allocated, reserved, process, before))
         del step
         if load.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(load.device)
-    return rows
+    return results
 
 
-def count_model(make, load):
-    """What does not depend on the day, as plain values: parameters, forward FLOPs, bytes saved for backward."""
-    model, images = make(), load.images()
-
-    def forward():
-        with load.autocast():
-            return model.train()(images)
-    return {"parameters": sum(p.numel() for p in model.parameters()), "gflop_per_image": forward_flops(model, load.image_size) / 1e9,
-            "saved_mib_per_image": saved_bytes(forward) / load.batch_size / MIB}
+def visit_model(make: MakeModel, load: Load, repeats: int, batches: Sequence[int]) -> Visit:
+    """In a fresh process: memory at `batches`, counts, time. Without batches, only the time."""
+    memory = training_memory(make, load, batches) if batches else []  # first: nothing ran before
+    counts = count_model(make, load) if batches else None
+    return Visit(counts, memory, time_model(make, load, repeats))
 
 
-def time_model(make, load, repeats, clock=time.perf_counter):
-    """{what: milliseconds of each repeat}: a step of training and of inference, and, in turn with them, the machine's best at
-    gflop, a GFLOP of a large matrix product, and gb, a GB read or written by a large copy."""
-    model, steps = make(), steps_at_once(load.device)
+def time_model(make: MakeModel, load: Load, repeats: int, clock=time.perf_counter) -> Samples:
+    """Time a training step and an inference step in turn with the machine's best rates."""
+    model, count = make(), STEPS[load.device.type]
     ceiling = Ceiling(load.device, load.amp or torch.float32)
-    samples = take_in_turn({"training": several(training_step(model, load), steps),
-                            "inference": several(inference_step(model, load), steps), **ceiling.ways}, repeats, load.device, clock)
-    units = {"training": ("training", steps), "inference": ("inference", steps),
-             "gflop": ("matmul", ceiling.flops / 1e9), "gb": ("copy", ceiling.bytes / 1e9)}
-    return {name: [ms / unit for ms in samples[way]] for name, (way, unit) in units.items()}
+    ms = take_in_turn({"training": repeated(training_step(model, load), count),
+                       "inference": repeated(inference_step(model, load), count),
+                       **ceiling.ways}, repeats, load.device, clock)
+    return Samples(training=[t / count for t in ms["training"]],
+                   inference=[t / count for t in ms["inference"]],
+                   gflop=[t / (ceiling.flops / 1e9) for t in ms["matmul"]],
+                   gb=[t / (ceiling.bytes / 1e9) for t in ms["copy"]])
 
 
-def visit_model(make, load, repeats, batches):
-    """For a fresh process: (counts and peaks of a model, `training_memory` at `batches`, times). Without batches, only times."""
-    memory = training_memory(make, load, batches) if batches else []  # first, while the process has done nothing
-    return {**count_model(make, load), **memory[-1]} if batches else {}, memory, time_model(make, load, repeats)
+def speed(counts: Counts, batch: int, samples: Samples) -> Speed:
+    """What the samples of all visits say about the time of a model.
 
-
-def times_and_floor(row, times):
-    """Of a row's counts and `times`, of all visits: what a table says about time, as plain values.
-
-    share_of_floor: a step cannot take less than 3x the forward FLOPs (backward counts twice) at the rate of a large matrix
-    product, nor than moving what it must at the rate of a large copy: each saved byte written and read, and for Adam 32
-    bytes a parameter (fp32 gradient written and read; weight and two moments read and written). The longer of the two,
-    divided by the step beside which it was taken.
+    share_of_floor: a step takes at least 3x the forward FLOPs (backward counts twice) at the rate
+    of a large matrix product. It also takes at least the bytes that must move at the rate of a
+    large copy: each saved byte is written and read; Adam moves 32 bytes per parameter (fp32
+    gradient written and read, weight and two moments read and written). The longer of the two is
+    divided by the step that was taken in the same turn.
     """
-    batch = row["batch_size"]
-    gflop = 3 * row["gflop_per_image"] * batch
-    gb = (2 * row["saved_mib_per_image"] * MIB * batch + 32 * row["parameters"]) / 1e9
-    told = {}
-    for what in ("training", "inference"):
-        median, p20, p80 = summary(times[what])
-        told |= {f"{what}_ms": median, f"{what}_p20": p20, f"{what}_p80": p80, f"{what}_images_per_s": 1000 * batch / median}
-    floors = [max(gflop * a, gb * b) / step for step, a, b in zip(times["training"], times["gflop"], times["gb"])]
-    return {**told, f"seconds_per_{EPOCH_IMAGES}_images": EPOCH_IMAGES / told["training_images_per_s"],
-            "share_of_floor": summary(floors).median, "matmul_gflop_s": 1000 / summary(times["gflop"]).median,
-            "copy_gb_s": 1000 / summary(times["gb"]).median}
+    gflop = 3 * counts.gflop_per_image * batch
+    gb = (2 * counts.saved_mib_per_image * MIB * batch + 32 * counts.parameters) / 1e9
+    shares = [max(gflop * ms_per_gflop, gb * ms_per_gb) / ms for ms, ms_per_gflop, ms_per_gb
+              in zip(samples.training, samples.gflop, samples.gb, strict=True)]
+    training, inference = summary(samples.training), summary(samples.inference)
+    images_per_s = 1000 * batch / training.median
+    return Speed(*training, images_per_s, *inference, 1000 * batch / inference.median,
+                 seconds_per_25000_images=EPOCH_IMAGES / images_per_s,
+                 share_of_floor=summary(shares).median,
+                 matmul_gflop_s=1000 / summary(samples.gflop).median,
+                 copy_gb_s=1000 / summary(samples.gb).median)
 
 
-def steps_at_once(device):
-    return 10 if device.type == "cuda" else 1
+def compare_training(candidates: dict[str, MakeModel], load: Load, repeats: int,
+                     debug: bool = False) -> list[StepMeasurement]:
+    """Time the candidates in one fresh process, then measure each one's memory in its own."""
+    results, failed = attempt(race_training, candidates, load, repeats, debug=debug)
+    if failed:
+        return [StepMeasurement(way=name, batch_size=load.batch_size, failed=failed)
+                for name in candidates]
+    for i, m in enumerate(results):
+        if not m.failed:
+            memory, failed = attempt(training_memory, candidates[m.way], load, [load.batch_size],
+                                     debug=debug)
+            results[i] = dataclasses.replace(m, memory=memory and memory[0], failed=failed)
+    return results
 
 
-def race_training(makes, load, repeats):
-    """Training steps of several models {way: make}, in turn: a dict for each, with `faster` than the first way (None where
-    that failed), or with `failed`."""
+def race_training(candidates: dict[str, MakeModel], load: Load,
+                  repeats: int) -> list[StepMeasurement]:
+    """Time the training steps of the candidates in turn; without memory."""
     torch.compiler.reset()  # its limit of recompilations counts over all models of a process
-    steps, failed, count = {}, {}, steps_at_once(load.device)
-    for way, make in makes.items():
+    count = STEPS[load.device.type]
+
+    # build and compile; one that fails does not stop the others
+    steps, failed = {}, {}
+    for name, make in candidates.items():
         try:
             torch.manual_seed(0)
             step = training_step(make(), load)
-            step()  # compiles
-        except Exception as e:  # no C++ compiler, a model that does not compile, no memory: the others are measured still
-            failed[way] = in_one_line(e)
+            step()
+        except Exception as e:  # no C++ compiler, a model that does not compile, no memory
+            failed[name] = in_one_line(e)
         else:
-            steps[way] = several(step, count)
+            steps[name] = repeated(step, count)
+
     times, ratios = race(steps, repeats, load.device) if steps else ({}, {})
-    return [{"way": way, "failed": failed[way]} if way in failed else
-            {"way": way, "ms": times[way].median / count, "p20": times[way].p20 / count, "p80": times[way].p80 / count,
-             "faster": None if next(iter(makes)) in failed else 1 / ratios[way]} for way in makes]
-
-
-def compare_training(makes, load, repeats, debug=False):
-    """`race_training` in a fresh process, and `training_memory` of each way in one of its own."""
-    rows, failed = attempt(race_training, makes, load, repeats, debug=debug)
-    rows = rows or [{"way": way, **failed} for way in makes]
-    for row in rows:
-        row["batch_size"] = load.batch_size
-        if "failed" not in row:
-            memory, failed = attempt(training_memory, makes[row["way"]], load, [load.batch_size], debug=debug)
-            row |= failed or memory[0]
-    return rows
-
-
-def largest(fits, most=2**20):
-    """The largest batch for which fits(batch), by doubling from 2, then halving the gap; 0 where not even 2 does."""
-    good, bad = 0, 2
-    while bad <= most and fits(bad):
-        good, bad = bad, 2 * bad
-    while good and bad - good > 1:
-        middle = (good + bad) // 2
-        good, bad = (middle, bad) if fits(middle) else (good, middle)
-    return good
-
-
-def largest_batch(make, load, budget):
-    """The largest batch that trains in `budget` bytes of GPU memory, the CUDA context included; in a fresh process, on CUDA."""
-    device = load.device
-    torch.zeros(1, device=device)
-    free, total = torch.cuda.mem_get_info(device)
-    context = total - free - torch.cuda.memory_reserved(device)
-    torch.cuda.set_per_process_memory_fraction(max(0.0, budget - context) / total, device)
-    model = make()
-
-    def fits(batch):
-        try:
-            step = training_step(model, load._replace(batch_size=batch))
-            for _ in range(3):
-                step()
-            torch.cuda.synchronize(device)
-        except torch.OutOfMemoryError:
-            return False
-        finally:
-            step = None
-            model.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
-        return True
-    return largest(fits)
-
-
-def say(text):
-    print(f"measuring {text}", file=sys.stderr, flush=True)
+    first, results = next(iter(candidates)), []
+    for name in candidates:
+        m = StepMeasurement(way=name, batch_size=load.batch_size, failed=failed.get(name))
+        if name in times:
+            t = times[name].per(count)
+            m = dataclasses.replace(m, ms=t.median, p20=t.p20, p80=t.p80,
+                                    faster=None if first in failed else 1 / ratios[name])
+        results.append(m)
+    return results

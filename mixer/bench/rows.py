@@ -1,54 +1,109 @@
 """The nine rows and their peers, each measured in fresh processes."""
+import dataclasses
 import importlib.util
 import sys
+from collections.abc import Callable
 from functools import partial
 
+import torch
+
+from ..experiments import Row
+from ..report.measurements import MemoryMeasurement, ModelMeasurement, StepMeasurement
+from ..runtime.device import pick_amp
 from ..runtime.processes import attempt
 from .candidates import build, build_peer
-from .measure import compare_training, say, times_and_floor, visit_model
+from .data import measure_stages
+from .measure import Load, Samples, Visit, announce, compare_training, speed, visit_model
 
-VISITS = 3  # fresh processes that share a row's repeats, minutes apart: the spread then holds what differs between such
+# fresh processes per row, minutes apart, so that the spread includes what differs between them
+VISITS = 3
 
 
-def measure_rows(config, makes, load):
-    """The table's rows, and their memory over batch sizes: rows in turn, each in VISITS fresh processes."""
-    batches = [config.batch_size] if config.compile else sorted({max(2, config.batch_size // part) for part in (4, 2, 1)})
-    rows = {title: {"row": title, "batch_size": config.batch_size} for title in makes}
-    times, memory = {title: {} for title in makes}, []
-    for visit in range(VISITS):
-        for title, make in makes.items():
-            if "failed" in rows[title]:
+def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, list]:
+    """The lists of bench.json: the rows, their memory, and on request their peers and the data."""
+    load = Load(config.batch_size, config.image_size, device, pick_amp(config.amp, device))
+    candidates = {row.title: partial(build, row.arch, row.options, config.image_size, device,
+                                     config.kernels, config.compile) for row in rows}
+    models, memory = measure_rows(config, candidates, load)
+    lists = {"models": models, "memory": memory}
+    if config.peers:
+        lists["peers"] = measure_peers(config, rows, load)
+    if config.data:
+        lists["data"] = measure_stages(config, load)
+    return lists
+
+
+def measure_rows(config, candidates: dict[str, Callable],
+                 load: Load) -> tuple[list[ModelMeasurement], list[MemoryMeasurement]]:
+    """Visit each candidate {title: make} VISITS times, the candidates in turn."""
+    batches = [load.batch_size]
+    if not config.compile:
+        batches = sorted({max(2, load.batch_size // divisor) for divisor in (4, 2, 1)})
+
+    # one that fails is not visited again
+    visits, failures = {title: [] for title in candidates}, {}
+    for number in range(VISITS):
+        for title, make in candidates.items():
+            if title in failures:
                 continue
-            say(f"{title}, visit {visit + 1} of {VISITS}")
-            result, failed = attempt(visit_model, make, load, config.repeats // VISITS, [] if visit else batches, debug=config.debug)
-            counts, at_batches, taken = result or ({}, [], {})
-            rows[title] |= {**counts, **failed}
-            memory += [{"row": title, **at_batch} for at_batch in at_batches]
-            for what, milliseconds in taken.items():
-                times[title].setdefault(what, []).extend(milliseconds)
-    for title, row in rows.items():
-        if "failed" not in row:
-            row |= times_and_floor(row, times[title])
-    return list(rows.values()), memory
+            announce(f"{title}, visit {number + 1} of {VISITS}")
+            visit, failed = attempt(visit_model, make, load, config.repeats // VISITS,
+                                    [] if number else batches, debug=config.debug)
+            if failed:
+                failures[title] = failed
+            else:
+                visits[title].append(visit)
+
+    # one row each, and its memory at each batch size
+    models = [summarise(title, load.batch_size, visits[title], failures.get(title))
+              for title in candidates]
+    memory = [MemoryMeasurement(title, batch, m) for title in candidates if visits[title]
+              for batch, m in zip(batches, visits[title][0].memory, strict=True)]
+    return models, memory
 
 
-def measure_peers(config, rows, load):
-    """Of each row: ours as the table has it, and its peer, eager and compiled, with time_ratio and memory_ratio ours / peer."""
-    measured = []
+def summarise(title: str, batch: int, visits: list[Visit],
+              failed: str | None) -> ModelMeasurement:
+    """One row of the table from all its visits; one that failed has what came before."""
+    if not visits:
+        return ModelMeasurement(title, batch, failed=failed)
+    counts, memory, _ = visits[0]
+    samples = Samples(training=[ms for visit in visits for ms in visit.samples.training],
+                      inference=[ms for visit in visits for ms in visit.samples.inference],
+                      gflop=[ms for visit in visits for ms in visit.samples.gflop],
+                      gb=[ms for visit in visits for ms in visit.samples.gb])
+    return ModelMeasurement(title, batch, counts, memory[-1],
+                            None if failed else speed(counts, batch, samples), failed)
+
+
+def measure_peers(config, rows: list[Row], load: Load) -> list[StepMeasurement]:
+    """Of each row: ours as in the table, and its peer, eager and compiled."""
+    results = []
     for row in rows:
         package = "torchvision" if row.arch == "resnet18" else "timm"
         if row.arch == "vit_linear":  # the same network as vit_cnn
             continue
         if not importlib.util.find_spec(package):
-            print(f"no peer for {row.title}: it needs {package} (pip install {package})", file=sys.stderr)
+            print(f"no peer for {row.title}: it needs {package} (pip install {package})",
+                  file=sys.stderr)
             continue
-        say(f"{row.title} and {package}'s")
-        of = row.arch, row.options, config.image_size, load.device
-        makes = {"ours": partial(build, *of, config.kernels, config.compile), package: partial(build_peer, *of, False),
-                 f"{package}, compiled": partial(build_peer, *of, True)}
-        ours, *others = compare_training(makes, load, config.repeats, config.debug)
-        for way in others:
-            if not {"failed"} & {*ours, *way}:
-                way |= {"time_ratio": way["faster"], "memory_ratio": ours["training_mib"] / way["training_mib"]}
-        measured += [{"row": row.title, **way} for way in (ours, *others)]
-    return measured
+        announce(f"{row.title} and {package}'s")
+        model = row.arch, row.options, config.image_size, load.device
+        theirs = partial(build_peer, *model)
+        ours, *peers = compare_training({
+            "ours": partial(build, *model, config.kernels, config.compile),
+            package: partial(theirs, compile=False),
+            f"{package}, compiled": partial(theirs, compile=True),
+        }, load, config.repeats, config.debug)
+        results.append(dataclasses.replace(ours, row=row.title))
+        results += [with_ratios(ours, peer, row.title) for peer in peers]
+    return results
+
+
+def with_ratios(ours: StepMeasurement, peer: StepMeasurement, title: str) -> StepMeasurement:
+    """The peer of row `title`, with ours / peer in time and memory unless one of them failed."""
+    if ours.failed or peer.failed:
+        return dataclasses.replace(peer, row=title)
+    return dataclasses.replace(
+        peer, row=title, time_ratio=peer.faster,
+        memory_ratio=ours.memory.training_mib / peer.memory.training_mib)

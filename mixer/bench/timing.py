@@ -1,9 +1,14 @@
-"""Time several ways of doing one thing, in turn, so that a noisy machine is noisy for all of them."""
+"""Time several ways to do one thing, in turn, so that a noisy machine is noisy for all of them."""
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+
+Ways = dict[str, Callable[[], object]]
+COPY_FLOATS = 2**25  # 128 MiB
+MATMUL_SIDE = {"cuda": 8192, "cpu": 1536}
 
 
 class Times(NamedTuple):
@@ -12,20 +17,27 @@ class Times(NamedTuple):
     p20: float
     p80: float
 
+    def per(self, count: int) -> "Times":
+        """The times of one pass, if each round made `count`."""
+        return Times(*(ms / count for ms in self))
 
-def race(ways, rounds, device, clock=time.perf_counter):
-    """{name: callable} -> ({name: Times}, {name: median over the rounds of how much longer it took than the first way})."""
+
+def race(ways: Ways, rounds: int, device: torch.device,
+         clock=time.perf_counter) -> tuple[dict[str, Times], dict[str, float]]:
+    """The times of each way, and the median over the rounds of (its time / the first way's)."""
     samples = take_in_turn(ways, rounds, device, clock)
     first = next(iter(samples.values()))
-    ratios = {name: statistics.median(b / a for a, b in zip(first, times)) for name, times in samples.items()}
+    ratios = {name: statistics.median(b / a for a, b in zip(first, times, strict=True))
+              for name, times in samples.items()}
     return {name: summary(times) for name, times in samples.items()}, ratios
 
 
-def take_in_turn(ways, rounds, device, clock=time.perf_counter):
+def take_in_turn(ways: Ways, rounds: int, device: torch.device,
+                 clock=time.perf_counter) -> dict[str, list[float]]:
     """{name: callable} -> {name: milliseconds of each round}.
 
-    Each way is called once to warm up, then all in turn, `rounds` times. On CUDA a callable should queue its work alone;
-    what is timed is the work.
+    Calls each way once to warm up, then all in turn, `rounds` times. On CUDA a callable should
+    only queue its work; the work is what is timed.
     """
     for way in ways.values():
         way()
@@ -50,58 +62,72 @@ def _one(way, device, clock):
     return 1000 * (clock() - start)
 
 
-def summary(milliseconds):
+def summary(milliseconds: Sequence[float]) -> Times:
     ordered = sorted(milliseconds)
-    return Times(statistics.median(ordered), ordered[int(0.2 * len(ordered))], ordered[int(0.8 * len(ordered))])
+    return Times(statistics.median(ordered), ordered[int(0.2 * len(ordered))],
+                 ordered[int(0.8 * len(ordered))])
 
 
-def captured(step, sets, device):
-    """A callable that does step(s) for each s of `sets`, on CUDA from one graph, so that launches take no time."""
+def repeated(way: Callable, count: int) -> Callable:
+    """A callable that does `way` count times.
+
+    On a GPU the launches of one step hide behind the step before it, as they do in training.
+    """
+    return way if count == 1 else lambda: [way() for _ in range(count)]
+
+
+def captured(step: Callable, inputs: Sequence, device: torch.device) -> Callable:
+    """A callable that does step(x) for each x of `inputs`.
+
+    On CUDA it replays one graph, so that launches take no time.
+    """
     if device.type != "cuda":
-        return lambda: [step(s) for s in sets]
+        return lambda: [step(x) for x in inputs]
+
+    # warm up on a side stream, as CUDA graphs require
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
         for _ in range(3):
-            for s in sets:
-                step(s)
+            for x in inputs:
+                step(x)
     torch.cuda.current_stream(device).wait_stream(side)
+
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for s in sets:
-            step(s)
+        for x in inputs:
+            step(x)
     return graph.replay
 
 
-def settle_allocator():
-    """Let a large tensor come and go, as in any training process. Until then glibc gives each freed tensor back to the system, and
-    fetching its pages again can take longer than a kernel (a depthwise conv's backward: 28 ms for 12)."""
-    torch.zeros(31 * 2**18)  # 31 MiB: glibc learns up to 32
+def settle_allocator() -> None:
+    """Allocate and free a large tensor, as any training process has done.
+
+    Until then glibc returns each freed tensor to the system, and fetching its pages again can take
+    longer than a kernel (backward of a depthwise conv: 28 ms instead of 12).
+    """
+    torch.zeros(31 * 2**18)  # 31 MiB: glibc adapts up to 32
 
 
 class Ceiling:
-    """What the device does at best: a large copy and a large matrix product, to be taken in turn with what is judged by them.
+    """The best rates of a device: a large copy and a large matrix product; neither fits a cache.
 
-    bytes read and written by `copy`, floating-point operations of `matmul`; neither fits a cache.
+    Take `ways` in turn with what is compared to them. A `copy` reads and writes `bytes` in all, a
+    `matmul` does `flops` floating-point operations.
     """
 
-    def __init__(self, device, dtype):
-        source = torch.ones(2**25, device=device)  # 128 MiB
-        target = torch.empty_like(source)
-        side = 8192 if device.type == "cuda" else 1536
+    def __init__(self, device: torch.device, dtype: torch.dtype):
+        source = torch.ones(COPY_FLOATS, device=device)
+        target, side = torch.empty_like(source), MATMUL_SIDE[device.type]
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         product = torch.empty_like(a)
         self.bytes, self.flops = 2 * source.nbytes, 2 * side**3
-        self.ways = {"copy": lambda: target.copy_(source), "matmul": lambda: torch.mm(a, b, out=product)}
+        self.ways = {"copy": lambda: target.copy_(source),
+                     "matmul": lambda: torch.mm(a, b, out=product)}
 
 
-def copy_bandwidth(device):
-    """GB/s of a large copy, read and written bytes together: the ceiling of everything that moves an activation."""
+def copy_bandwidth(device: torch.device) -> float:
+    """GB/s of a large copy, bytes read plus bytes written: the limit of a memory-bound kernel."""
     ceiling = Ceiling(device, torch.float32)
     times, _ = race({"copy": ceiling.ways["copy"]}, 9, device)
     return ceiling.bytes / times["copy"].median / 1e6
-
-
-def several(way, count):
-    """A callable that does `way` count times: on a GPU a step's launches hide behind the step before, as they do in training."""
-    return way if count == 1 else lambda: [way() for _ in range(count)]

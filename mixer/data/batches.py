@@ -1,7 +1,8 @@
-"""Which images, in which order: the split, one part of it, and the training stream.
+"""Which images, in which order: the split, a subset, and the training stream.
 
-Everything random is a function of (seed, epoch, sample): nothing depends on workers, batch boundaries or restarts.
+Everything random is a function of (seed, epoch, sample), not of workers, batches or restarts.
 """
+import functools
 import hashlib
 import math
 from dataclasses import dataclass
@@ -10,32 +11,42 @@ import numpy as np
 import torch
 
 from ..runtime.errors import InputError
+from .images import ImageSet
 
 
-def split(images, good, val_fraction, seed):
-    """Of the indices `good`, those for training and those for validation: two sorted int64 arrays.
+def split(images: ImageSet, indices: np.ndarray, val_fraction: float,
+          seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the images `indices` into training and validation: two sorted int64 arrays.
 
-    As the source says where it has train/ and val/. Otherwise every class gives round(val_fraction * its images), at
-    least one, chosen by a hash of (seed, name): the split depends on names and seed only, and images that join later
-    move few of those already there. Raises InputError when a class has too few images for that.
+    Where the source has train/ and val/, they decide. Otherwise validation takes from each class
+    round(val_fraction * its images), at least one, by a hash of (seed, name). So the split depends
+    on names and seed only, and new images move few of the old ones. Raises InputError when a class
+    has too few images.
     """
-    parts, labels = np.array(images.splits)[good], np.array(images.labels)[good]
-    if "val" in parts:
-        return good[parts != "val"], good[parts == "val"]
+    splits = np.array(images.splits)[indices]
+    if "val" in splits:
+        return indices[splits != "val"], indices[splits == "val"]
+    if val_fraction == 0:
+        return indices, np.array([], dtype=np.int64)
+
+    def key(index):
+        text = f"{seed}/{images.names[index]}"
+        return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
+    labels = np.array(images.labels)[indices]
     val = []
-    for label, name in enumerate(images.classes if val_fraction else []):
-        members = good[labels == label]
+    for label, name in enumerate(images.classes):
+        members = indices[labels == label]
         if len(members) < 2:
-            raise InputError(f"--data: class {name} has a single image, which cannot be both in training and in validation: "
-                             "add images, or take --val-fraction 0")
+            raise InputError(f"--data: class {name} has a single image, which cannot be both in "
+                             "training and in validation: add images, or use --val-fraction 0")
         count = min(max(1, round(val_fraction * len(members))), len(members) - 1)
-        val += sorted(members, key=lambda i: hashlib.sha256(f"{seed}/{images.names[i]}".encode(errors="surrogateescape")).digest())[:count]
+        val += sorted(members, key=key)[:count]
     val = np.array(sorted(val), dtype=np.int64)
-    return np.setdiff1d(good, val), val
+    return np.setdiff1d(indices, val), val
 
 
-def fits_on(device, size, choice):
-    """Whether `size` bytes of images go into the memory of `device`; choice: auto (below half of what is free), yes, no."""
+def fits_on(device: torch.device, size: int, choice: str) -> bool:
+    """Whether to keep `size` bytes of images on `device`; "auto": in half of its free memory."""
     if device.type == "cpu" or choice == "no":
         return False
     return choice == "yes" or size < torch.cuda.mem_get_info(device)[0] / 2
@@ -43,48 +54,52 @@ def fits_on(device, size, choice):
 
 @dataclass
 class Subset:
-    """The training or the validation images: uint8 (N, S, S, 3), int64 labels (N,), and the rows that belong to it."""
+    """The training or the validation images: `indices` (M,) into all images and labels."""
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: torch.Tensor   # uint8 (N, S, S, 3)
+    labels: torch.Tensor   # int64 (N,)
     indices: np.ndarray
 
     def __len__(self):
         return len(self.indices)
 
-    def batch(self, samples, device):
-        """Samples (positions within this part) -> uint8 (B, S, S, 3) and int64 (B,), on `device`."""
-        rows = torch.from_numpy(self.indices[samples])
-        if self.images.device.type == "cpu" and device.type == "cuda":
-            return (self.images.index_select(0, rows).pin_memory().to(device, non_blocking=True),
-                    self.labels[rows].pin_memory().to(device, non_blocking=True))
-        rows = rows.to(self.images.device, non_blocking=True)
-        return self.images.index_select(0, rows), self.labels[rows]  # on a CPU six times as fast as images[rows]
+    def batch(self, positions: np.ndarray,
+              device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions in this subset (B,) -> uint8 (B, S, S, 3) and int64 (B,), on `device`."""
+        indices = torch.from_numpy(self.indices[positions])
+        indices = indices.to(self.images.device, non_blocking=True)
+        images = self.images.index_select(0, indices)  # six times as fast as [] on a CPU
+        batch = images, self.labels[indices]
+        if images.device.type == device.type:
+            return batch
+        return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)
 
 
+@functools.lru_cache(maxsize=2)
+def order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of samples 0 .. count - 1 in an epoch: a permutation, int64 (count,)."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+@dataclass
 class Stream:
-    """The endless training stream: every epoch a permutation keyed by (seed, epoch), cut into full batches.
+    """The endless training stream: the epochs' permutations of `count` samples, in full batches.
 
-    A batch may reach into the next epoch, so none is ever short or dropped, and every image comes once an epoch.
+    A batch may reach into the next epoch, so none is short, and every image comes once per epoch.
     """
 
-    def __init__(self, count, batch_size, seed):
-        self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.orders = {}
+    count: int
+    batch_size: int
+    seed: int
 
-    def order(self, epoch):
-        """The permutation of epoch `epoch`; the last two are kept."""
-        if epoch not in self.orders:
-            self.orders = {e: order for e, order in self.orders.items() if e == epoch - 1}
-            self.orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.count)
-        return self.orders[epoch]
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Step (from 0) -> the epoch and the sample of each image of the batch, int64 (B,)."""
+        first = step * self.batch_size
+        epochs, places = np.divmod(np.arange(first, first + self.batch_size), self.count)
+        samples = [order(self.seed, int(epoch), self.count)[places[epochs == epoch]]
+                   for epoch in np.unique(epochs)]
+        return epochs, np.concatenate(samples)
 
-    def batch(self, step):
-        """Step (from 0) -> two int64 arrays (B,): the epoch and the sample at each place of the batch."""
-        epochs, places = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), self.count)
-        samples = np.concatenate([self.order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs)])
-        return epochs, samples
-
-    def steps(self, epochs):
-        """Steps that show every image `epochs` times."""
+    def steps(self, epochs: float) -> int:
+        """The number of steps that show every image `epochs` times."""
         return math.ceil(epochs * self.count / self.batch_size)

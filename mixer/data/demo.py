@@ -1,7 +1,8 @@
 """Drawn cats and dogs, for a machine without data.
 
-The two classes differ in shape alone: `scene` draws pose, colours, markings, background, light and noise before the
-class is looked at. An animal's own coordinates: the head has about radius 1 around (0, 0), y points down.
+The two classes differ only in shape: `scene` draws pose, colours, markings, background, light and
+noise without knowing the class. In an animal's coordinates the head has a radius of about 1 around
+(0, 0), and y points down.
 """
 import hashlib
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 CLASSES = ["cat", "dog"]
-GRAIN = 96  # cells a side of the noise, fixed, so that an image is the same picture at every size
+GRAIN = 96  # cells per side of the noise, so that an image is the same picture at every size
 LIGHT, DARK, PINK = (244, 240, 230), (30, 26, 28), (226, 128, 132)
 IRISES = [LIGHT, (214, 196, 84), (140, 196, 110), (130, 184, 220)]
 
@@ -28,7 +29,8 @@ def smooth(points, rounds=3):
 TURNS = np.linspace(0, 2 * np.pi, 24, endpoint=False)
 CIRCLE = np.stack([np.cos(TURNS), np.sin(TURNS)], axis=1)
 TRUNK = smooth([(-0.5, 0.4), (0.5, 0.4), (0.8, 1.6), (1.2, 2.9), (-1.2, 2.9), (-0.8, 1.6)])
-CAT_HEAD = smooth([(-0.7, -0.85), (0.7, -0.85), (1.2, 0), (0.95, 0.8), (0, 1), (-0.95, 0.8), (-1.2, 0)])
+CAT_HEAD = smooth([(-0.7, -0.85), (0.7, -0.85), (1.2, 0), (0.95, 0.8),
+                   (0, 1), (-0.95, 0.8), (-1.2, 0)])
 CAT_EAR = np.array([(1.05, 0.0), (1.0, -1.7), (0.05, -0.75)])
 CAT_TAIL = smooth([(0.9, 2.6), (2, 2.6), (2.2, 1.8), (1.6, 1.3), (1.8, 0.7),
                    (1.9, 1.3), (2.3, 1.8), (2.1, 2.8), (0.9, 2.9)])
@@ -44,9 +46,9 @@ def oval(x, y, rx, ry):
 
 
 class Pen:
-    """Draws points (N, 2) on a canvas, moved to the unit square by points @ matrix.T + origin."""
+    """Draws points (N, 2) on a canvas; points @ matrix.T + origin is in the unit square."""
 
-    def __init__(self, canvas, matrix=np.eye(2), origin=(0, 0)):
+    def __init__(self, canvas, matrix=((1, 0), (0, 1)), origin=(0, 0)):
         self.canvas, self.draw, self.n = canvas, ImageDraw.Draw(canvas), canvas.width
         self.matrix, self.origin = np.asarray(matrix).T * self.n, np.asarray(origin) * self.n
 
@@ -60,13 +62,15 @@ class Pen:
             self.draw.line(xy + xy[:4], fill=outline, width=max(1, round(0.01 * self.n)))
 
     def line(self, points, colour, width):
-        """`width` as a share of the picture's side."""
-        self.draw.line(self.place(np.array(points)), fill=colour, width=max(1, round(width * self.n)))
+        """`width` as a fraction of the picture's side."""
+        width = max(1, round(width * self.n))
+        self.draw.line(self.place(np.array(points)), fill=colour, width=width)
 
     def marks(self, shapes, within, colour):
         """Fill those parts of `shapes` that lie inside the polygon `within`."""
         if shapes:
-            spots, inside = Image.new("1", self.canvas.size), Image.new("1", self.canvas.size)
+            spots = Image.new("1", self.canvas.size)
+            inside = Image.new("1", self.canvas.size)
             for shape in shapes:
                 ImageDraw.Draw(spots).polygon(self.place(shape), fill=1)
             ImageDraw.Draw(inside).polygon(self.place(within), fill=1)
@@ -76,22 +80,24 @@ class Pen:
 def tint(rng, low, high, warm=(-0.35, 0.35)):
     """An RGB colour with a mean between low and high, of 255."""
     warmth, green = rng.uniform(*warm), rng.uniform(-0.2, 0.2)
-    rgb = rng.uniform(low, high) * np.array([1 + warmth - green / 2, 1 + green, 1 - warmth - green / 2])
+    balance = np.array([1 + warmth - green / 2, 1 + green, 1 - warmth - green / 2])
+    rgb = rng.uniform(low, high) * balance
     return tuple(rgb.clip(0, 255).astype(int).tolist())
 
 
-def blend(a, b, share):
-    return tuple(round(p + (q - p) * share) for p, q in zip(a, b))
+def blend(a, b, fraction):
+    return tuple(round(p + (q - p) * fraction) for p, q in zip(a, b, strict=True))
 
 
 def background(rng, n, low, high):
-    """An n x n image: a gradient, on it stripes or blobs, on them shapes that could be ears or heads."""
+    """An n x n image: a gradient, stripes or blobs, and shapes that could be ears or heads."""
     corners = np.array([tint(rng, low, high) for _ in range(4)], dtype=np.uint8).reshape(2, 2, 3)
     canvas = Image.fromarray(corners).resize((n, n), Image.Resampling.BILINEAR)
     pen, kind = Pen(canvas), rng.choice(["plain", "stripes", "blobs"])
     if kind == "stripes":
         angle, count, colour = rng.uniform(0, np.pi), rng.integers(3, 9), tint(rng, low, high)
-        along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
+        along = np.array([np.cos(angle), np.sin(angle)])
+        across = np.array([-np.sin(angle), np.cos(angle)])
         for k in range(count):
             middle = 0.5 + across * 1.4 * ((k + 0.5) / count - 0.5)
             pen.line([middle - along, middle + along], colour, 0.6 / count)
@@ -112,12 +118,14 @@ def markings(rng):
                 + [oval(s, 0.1 + 0.3 * k, 0.45, 0.07) for s in (-1, 1) for k in (0, 1)])
     if kind == 2:
         return [oval(*p) for p in rng.uniform([-1, -1, 0.2, 0.2], [1, 1, 0.6, 0.6], (3, 4))]
-    return [[], [], [], [np.array([(0, -2), (2, -2), (2, 2), (0, 2)])], [oval(0, -0.2, 0.25, 1.2)]][kind]
+    if kind == 3:
+        return [np.array([(0, -2), (2, -2), (2, 2), (0, 2)])]
+    return [oval(0, -0.2, 0.25, 1.2)] if kind == 4 else []
 
 
 def scene(rng):
-    """Everything about a picture but the species."""
-    light = rng.random() < 0.66  # the animal stands out from its background by being lighter, or darker
+    """Everything in a picture except the species."""
+    light = rng.random() < 0.66  # the animal is lighter than its background, or else darker
     level = rng.uniform(50, 100) if light else rng.uniform(155, 205)
     fur = tint(rng, *((150, 235) if light else (30, 100)), warm=(-0.1, 0.45))
     muzzle = blend(fur, LIGHT, rng.uniform(0, 0.9))
@@ -127,10 +135,11 @@ def scene(rng):
     turned = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return SimpleNamespace(
         scale=scale, matrix=turned @ np.diag([mirror * stretch, 1 / stretch]), sitting=sitting,
-        origin=np.array([0.5, 0.42 if sitting else 0.52]) + rng.uniform(-0.04, 0.04, 2), turn=rng.uniform(-0.15, 0.15),
-        backdrop=(level - 30, level + 30),
+        origin=np.array([0.5, 0.42 if sitting else 0.52]) + rng.uniform(-0.04, 0.04, 2),
+        turn=rng.uniform(-0.15, 0.15), backdrop=(level - 30, level + 30),
         fur=fur, line=blend(fur, DARK if rng.random() < 0.7 else LIGHT, 0.75), muzzle=muzzle,
-        second=blend(fur, DARK if light else LIGHT, rng.uniform(0.3, 0.8)), two_tone=rng.random() < 0.5,
+        second=blend(fur, DARK if light else LIGHT, rng.uniform(0.3, 0.8)),
+        two_tone=rng.random() < 0.5,
         pink=blend(PINK, fur, rng.uniform(0, 0.4)), nose=PINK if sum(muzzle) < 300 else DARK,
         whisker=DARK if light else LIGHT, iris=IRISES[rng.integers(4)], markings=markings(rng),
         tongue=rng.random() < 0.4, long=rng.uniform(0.85, 1.15), droop=rng.uniform(-0.15, 0.15),
@@ -149,7 +158,7 @@ def body(pen, a):
 
 
 def cat(pen, a):
-    """Round head, upright pointed ears, slit pupils, a small triangular nose, whiskers, a thin curled tail."""
+    """Round head, pointed ears, slit pupils, a small triangular nose, whiskers, a thin tail."""
     if a.sitting:
         pen.fill(CAT_TAIL, a.fur, a.line)
         body(pen, a)
@@ -173,7 +182,7 @@ def cat(pen, a):
 
 
 def dog(pen, a):
-    """Longer head and snout, ears hanging at the sides, round pupils, a big oval nose, a short thick tail."""
+    """Longer head and snout, hanging ears, round pupils, a big oval nose, a short thick tail."""
     if a.sitting:
         pen.fill(DOG_TAIL, a.fur, a.line)
         body(pen, a)
@@ -192,30 +201,32 @@ def dog(pen, a):
     pen.fill(oval(a.turn, 0.5, 0.3, 0.21), a.nose)
 
 
-def draw(index, size, seed=0):
-    """Image `index`, which shows CLASSES[index % 2]: (size, size, 3) uint8, RGB, the same picture at every size.
+def draw(index: int, size: int, seed: int = 0) -> np.ndarray:
+    """Image `index`, of class CLASSES[index % 2]: uint8 (size, size, 3), RGB.
 
-    Depends on (seed, index) alone, not on what was drawn before.
+    A function of (seed, index): the same picture at every size and in any order.
     """
     rng = np.random.default_rng([seed, index])
     a = scene(rng)
     canvas = background(rng, 2 * size, *a.backdrop)
     (cat, dog)[index % 2](Pen(canvas, a.matrix, a.origin), a)
-    x = np.asarray(canvas.reduce(2).filter(ImageFilter.BoxBlur(a.blur * size)), dtype=np.float32)
+    blurred = canvas.reduce(2).filter(ImageFilter.BoxBlur(a.blur * size))
     grain = np.asarray(Image.fromarray(a.grain).resize((size, size), Image.Resampling.BILINEAR))
+    x = np.asarray(blurred, dtype=np.float32)
     x = (x - 128) * a.gain + (128 + a.shift) + grain[:, :, None]
     return x.clip(0, 255).astype(np.uint8)
 
 
 class Demo:
-    """`count` drawn pictures, half cats and half dogs, handed out as data.images.ImageSet hands out files."""
+    """`count` drawn pictures, half cats and half dogs, with the interface of images.ImageSet."""
 
-    path = Path(__file__)  # what the packed pictures are made from
+    path = Path(__file__)  # the source of the pictures
 
-    def __init__(self, count=4400):
+    def __init__(self, count: int = 4400):
         self.classes = CLASSES
         self.labels = [index % 2 for index in range(count)]
-        self.names = self.files = [f"{CLASSES[label]}.{index}" for index, label in enumerate(self.labels)]
+        self.names = [f"{CLASSES[label]}.{index}" for index, label in enumerate(self.labels)]
+        self.files = self.names
         self.splits = [""] * count
         self.fingerprint = hashlib.sha256(self.path.read_bytes()).hexdigest() + f"-{count}"
 
@@ -223,7 +234,8 @@ class Demo:
         return len(self.labels)
 
     def __str__(self):
-        return f"{len(self):,} drawn pictures, 2 classes: cat {self.labels.count(0):,}, dog {self.labels.count(1):,}"
+        cats, dogs = self.labels.count(0), self.labels.count(1)
+        return f"{len(self):,} drawn pictures, 2 classes: cat {cats:,}, dog {dogs:,}"
 
-    def load(self, index, size):
+    def load(self, index: int, size: int) -> np.ndarray:
         return draw(index, size)

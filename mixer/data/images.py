@@ -1,7 +1,7 @@
-"""Find, label and decode images: a flat Kaggle folder, class folders, or a zip of either, unopened.
+"""Find, label and decode images: a flat Kaggle folder, class folders, or a zip of either.
 
-The label comes from the class folder or, where all files lie in one folder, from the base name (`cat.0.jpg`, `dog.0.jpg`).
-Nothing is ever extracted from a zip, and only FORMATS are decoded.
+The label is the class folder, or the start of the file name where all files are in one folder
+(`cat.0.jpg`, `dog.0.jpg`). Zips are read in place. Only FORMATS are decoded.
 """
 import hashlib
 import io
@@ -12,35 +12,37 @@ import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..runtime.errors import InputError, listed, printable
+from ..runtime.errors import InputError, first_line, listed, printable
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 MAX_PIXELS = 64_000_000   # a larger picture counts as damaged; 64 MP decode to 192 MB
-MAX_BYTES = 64 * 2**20    # and so does a larger file
-MAX_NESTED_BYTES = 2 * 2**30  # of a train.zip inside a zip, which is held in memory; Kaggle's has 0.57e9
-DECODING = 1              # raise when `decode` changes what it returns: packed images are then made anew
-VAL_FOLDERS = ("val", "valid", "validation")
-TEST_FOLDERS = ("test", "test1")  # unlabelled in Kaggle's copy, so left alone
+MAX_BYTES = 64 * 2**20    # a larger file counts as damaged
+MAX_NESTED_BYTES = 2 * 2**30  # of a train.zip inside a zip, kept in memory; Kaggle's has 0.57e9
+DECODING = 1              # raise this when `decode` changes: cached images are then decoded again
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val",
+          "test": "test", "test1": "test"}  # folder -> split; Kaggle's test images have no labels
 
 
-def decode(data, size):
-    """bytes of one image file -> uint8 array (size, size, 3), upright RGB, squeezed to a square (bilinear, antialiased).
+def decode(data: bytes, size: int) -> np.ndarray:
+    """bytes of one image file -> uint8 array (size, size, 3): upright RGB, resized to a square.
 
-    EXIF rotation is applied, transparency laid over white, 16-bit grey scaled to 8, the first frame of an animation
-    taken, grey, CMYK and palette converted. Raises ValueError saying what is wrong with the file.
+    Bilinear and antialiased. Applies the EXIF rotation, puts transparency on white, scales 16-bit
+    grey to 8 bits, takes the first frame of an animation. Raises ValueError with the fault.
     """
     if not data:
         raise ValueError("empty file")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels are over the limit of {MAX_PIXELS:,}")
-            image.load()  # the whole of it: `verify` does not notice a file that is cut
+            W, H = image.size
+            if W * H > MAX_PIXELS:
+                raise ValueError(f"{W}x{H} pixels are over the limit of {MAX_PIXELS:,}")
+            image.load()  # all of it: `verify` does not notice a truncated file
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I"):
                 image = image.point(lambda value: value / 256).convert("L")
@@ -52,225 +54,244 @@ def decode(data, size):
             return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     except Image.UnidentifiedImageError:
         raise ValueError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
-    except Exception as e:  # Pillow's decoders raise nearly every type there is on hostile bytes
+    except Exception as e:  # on hostile bytes, Pillow raises nearly every exception type
         raise ValueError(str(e) or type(e).__name__) from e
 
 
 class Folder:
     """The files below a directory."""
 
-    kind = "folder"
-
-    def __init__(self, path):
+    def __init__(self, path: Path | str):
         self.path = Path(path)
 
-    def entries(self):
-        """{name relative to the folder: (bytes, modification time in ns)}; names with forward slashes."""
-        found, seen = {}, set()
+    def list_files(self) -> dict[str, tuple[int, int]]:
+        """{name relative to the folder, with forward slashes: (bytes, mtime in ns)}"""
+        files, seen = {}, set()
 
-        def unreadable(e):
+        def refuse(e):
             raise InputError(f"--data: {e.filename} cannot be read: {e.strerror}") from e
-        for folder, _, files in os.walk(self.path, followlinks=True, onerror=unreadable):
+        for folder, _, names in os.walk(self.path, followlinks=True, onerror=refuse):
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in seen:
-                raise InputError(f"--data: {folder} is a link to a folder that is there already: its images would count twice")
+                raise InputError(f"--data: {folder} links to a folder that was already found: "
+                                 "its images would count twice")
             seen.add((status.st_dev, status.st_ino))
-            for file in files:
-                full = Path(folder, file)
+            for name in names:
+                path = Path(folder, name)
+                relative = path.relative_to(self.path).as_posix()
                 try:
-                    status = full.stat()
-                except OSError:  # a dangling link: reported when it is read
-                    found[full.relative_to(self.path).as_posix()] = (0, 0)
-                    continue
-                if stat.S_ISREG(status.st_mode):
-                    found[full.relative_to(self.path).as_posix()] = (status.st_size, status.st_mtime_ns)
-        return found
+                    status = path.stat()
+                    if stat.S_ISREG(status.st_mode):
+                        files[relative] = (status.st_size, status.st_mtime_ns)
+                except OSError:  # a dangling link: `load` reports it
+                    files[relative] = (0, 0)
+        return files
 
-    def read(self, name):
+    def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
 
 class Zip:
-    """The members of a zip file, or of the train.zip inside it (Kaggle's own nesting), read in memory."""
+    """The members of a zip file, or of the train.zip inside it (Kaggle's nesting)."""
 
-    kind = "zip"
-
-    def __init__(self, path):
+    def __init__(self, path: Path | str):
         self.path = Path(path)
-        self.inner = None        # the bytes of the zip inside the zip
-        self.opened_by = None    # a forked process must not share its parent's file position
+        self.inner = None  # the bytes of the train.zip
         self._open()
-        if not any(is_image(name) for name in self.zip.namelist()):
-            nested = [name for name in self.zip.namelist() if Path(name).name.lower() == "train.zip"]
-            if nested:
-                self._read_inner(self.zip.getinfo(nested[0]))
-                self._open()
+        names = self.zip.namelist()
+        nested = [name for name in names if name.lower().split("/")[-1] == "train.zip"]
+        if nested and not any(map(is_image, names)):
+            info = self.zip.getinfo(nested[0])
+            if info.file_size > MAX_NESTED_BYTES:
+                raise InputError(f"--data: {info.filename} in {path} has {info.file_size:,} bytes, "
+                                 "too many to keep in memory: unpack it and give its own path")
+            try:
+                self.inner = self.zip.read(info)
+            except Exception as e:
+                raise InputError(f"--data: {info.filename} in {path} is damaged: "
+                                 f"{first_line(e)}") from e
+            self._open()
 
     def _open(self):
         try:
             self.zip = zipfile.ZipFile(self.path if self.inner is None else io.BytesIO(self.inner))
         except OSError as e:
             raise InputError(f"--data: {self.path} cannot be read: {e.strerror or e}") from None
-        except Exception as e:  # of hostile bytes zipfile makes nearly every type there is
-            raise InputError(f"--data: {self.path} is not a zip file, or is cut short ({e or type(e).__name__})") from e
+        except Exception as e:  # on hostile bytes, zipfile raises nearly every exception type
+            raise InputError(f"--data: {self.path} is not a zip file, or is truncated "
+                             f"({first_line(e)})") from e
         self.opened_by = os.getpid()
+        if any(info.flag_bits & 1 for info in self.zip.infolist()):
+            raise InputError(f"--data: {self.path} is encrypted: unpack it with its password and "
+                             "give the folder")
 
-    def _read_inner(self, info):
-        self._check(info)
-        if info.file_size > MAX_NESTED_BYTES:
-            raise InputError(f"--data: {info.filename} in {self.path} has {info.file_size:,} bytes; unpack it, and give its own path")
-        try:
-            self.inner = self.zip.read(info)
-        except Exception as e:
-            raise InputError(f"--data: {info.filename} in {self.path} is damaged: {e or type(e).__name__}") from e
-
-    def _check(self, info):
-        if info.flag_bits & 1:
-            raise InputError(f"--data: {self.path} is encrypted; unpack it with its password and give the folder")
-
-    def entries(self):
+    def list_files(self) -> dict[str, tuple[int, int]]:
         """{member name: (bytes, CRC-32)}"""
-        for info in self.zip.infolist():
-            self._check(info)
-        return {info.filename: (info.file_size, info.CRC) for info in self.zip.infolist() if not info.filename.endswith("/")}
+        return {info.filename: (info.file_size, info.CRC) for info in self.zip.infolist()
+                if not info.filename.endswith("/")}
 
-    def read(self, name):
-        if self.opened_by != os.getpid():
+    def read(self, name: str) -> bytes:
+        if self.opened_by != os.getpid():  # a forked process must not share its file position
             self._open()
         return self.zip.read(name)
 
 
 @dataclass
 class ImageSet:
-    """Labelled images in a folder or zip, sorted by name.
+    """Labelled images in a folder or zip, sorted by split and name.
 
-    names: what the split depends on, the same for a folder and for a zip of it; splits: "train" or "val" where the
-    source says so, else "".
+    The lists have one item per image. names: the split depends on them; a folder and a zip of it
+    have the same. splits: "train" or "val" where the source has such folders, else "".
     """
 
     source: Folder | Zip
     layout: str
-    classes: list
-    files: list
-    names: list
-    labels: list
-    splits: list
-    sizes: list
-    fingerprint: str
-    ignored: str = ""
+    classes: list[str]
+    files: list[str]
+    names: list[str]
+    labels: list[int]
+    splits: list[str]
+    sizes: list[int]      # bytes of each file
+    fingerprint: str      # changes with the files
+    unlabelled: int = 0   # ignored test images
 
     def __len__(self):
         return len(self.files)
 
     @property
-    def path(self):
+    def path(self) -> Path:
         return self.source.path
 
-    def load(self, index, size):
-        """Image `index` as a uint8 array (size, size, 3). Raises ValueError when it does not decode."""
+    def load(self, index: int, size: int) -> np.ndarray:
+        """Image `index` as a uint8 array (size, size, 3). Raises ValueError if it is damaged."""
         if self.sizes[index] > MAX_BYTES:
             raise ValueError(f"{self.sizes[index]:,} bytes are over the limit of {MAX_BYTES:,}")
         try:
             data = self.source.read(self.files[index])
-        except Exception as e:  # a damaged zip member, a file without permission, a dangling link
+        except Exception as e:  # a damaged zip member, missing permission, a dangling link
             raise ValueError(f"cannot be read: {e}") from e
         return decode(data, size)
 
     def __str__(self):
-        """The one line that says what was found."""
         counts = Counter(self.labels)
         per_class = listed(f"{name} {counts[label]:,}" for label, name in enumerate(self.classes))
-        split = Counter(part for part in self.splits if part)
-        line = f"{len(self):,} images in {printable(self.path.name)} ({self.layout}), {len(self.classes)} classes: {per_class}"
-        if split["val"]:
-            line += f"; {split['train']:,} train, {split['val']:,} val"
-        most = max(counts.values()) / len(self)
-        if most > 1.2 / len(self.classes):
-            line += f"; always answering {printable(self.classes[counts.most_common(1)[0][0]])} would score {most:.1%}"
-        return line + self.ignored
+        line = (f"{len(self):,} images in {printable(self.path.name)} ({self.layout}), "
+                f"{len(self.classes)} classes: {per_class}")
+        if "val" in self.splits:
+            line += f"; {self.splits.count('train'):,} train, {self.splits.count('val'):,} val"
+        label, most = counts.most_common(1)[0]
+        if most / len(self) > 1.2 / len(self.classes):
+            answer = printable(self.classes[label])
+            line += f"; always answering {answer} would score {most / len(self):.1%}"
+        if self.unlabelled:
+            line += f"; {self.unlabelled:,} unlabelled test images ignored"
+        return line
 
 
-def is_image(name):
-    """By its extension, and not a file of the operating system's own."""
+class Entry(NamedTuple):
+    """An image file that was found."""
+
+    file: str               # its name in the folder or zip
+    parts: tuple[str, ...]  # of its path, without outer folders: class folders and base name
+    split: str = ""         # train, val, test, or "" where the source does not split
+
+
+def find_images(path: Path | str) -> ImageSet:
+    """The images at `path`, a folder or a zip. Raises InputError where they cannot be used."""
+    # every image file
+    path = Path(path)
+    if not os.path.exists(path):
+        raise InputError(f"--data: {path} does not exist")
+    if not path.is_dir() and not path.is_file():  # opening a named pipe would wait for ever
+        raise InputError(f"--data: {path} is neither a folder nor a file")
+    source = Folder(path) if path.is_dir() else Zip(path)
+    files = source.list_files()
+    entries = [Entry(file, tuple(file.split("/"))) for file in sorted(files) if is_image(file)]
+    if not entries:
+        zips = [name for name in files if name.lower().endswith(".zip")]
+        hint = (f"to use a zip in it, give its own path: {path / zips[0]}" if zips else
+                f"it contains {len(files):,} other files")
+        raise InputError(f"--data: no images in {path} (looked for {', '.join(EXTENSIONS)}); "
+                         f"{hint}")
+
+    # which split each belongs to
+    entries = _with_splits(path, entries)
+    unlabelled = sum(entry.split == "test" for entry in entries)
+    entries = [entry for entry in entries if entry.split != "test"]
+
+    # which class
+    loose = [entry.file for entry in entries if len(entry.parts) == 1]
+    if loose and len(loose) < len(entries):
+        raise InputError(f"--data: {path} has class folders and {len(loose):,} images beside them "
+                         f"({listed(loose, 5)}): move these into a class folder or remove them")
+    entries.sort(key=lambda entry: (entry.split, entry.parts))
+    class_names = (_classes_by_name if loose else _classes_by_folder)(path, entries)
+    classes = sorted(set(class_names))
+    if len(classes) < 2:
+        raise InputError(f"--data: only one class found in {path}: {classes[0]}; "
+                         "make a folder for each class")
+
+    stamps = [(entry.file, files[entry.file]) for entry in entries]
+    layout = "class in the file name" if loose else "class folders"
+    return ImageSet(
+        source, f"{layout}, {'folder' if path.is_dir() else 'zip'}", classes,
+        files=[entry.file for entry in entries],
+        names=["/".join(entry.parts) for entry in entries],
+        labels=[classes.index(name) for name in class_names],
+        splits=[entry.split for entry in entries],
+        sizes=[files[entry.file][0] for entry in entries],
+        fingerprint=hashlib.sha256(repr(stamps).encode()).hexdigest(), unlabelled=unlabelled)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file has an image's extension, and neither it nor a folder of it is hidden."""
     parts = name.split("/")
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
     return not hidden and parts[-1].lower().endswith(EXTENSIONS)
 
 
-def find_images(path):
-    """The ImageSet at `path`, a folder or a zip file. Raises InputError saying what was found instead."""
-    path = Path(path)
-    if not os.path.exists(path):
-        raise InputError(f"--data: there is no {path}")
-    if not path.is_dir() and not path.is_file():  # opening a named pipe would wait for ever
-        raise InputError(f"--data: {path} is neither a folder nor a file")
-    source = Folder(path) if path.is_dir() else Zip(path)
-    entries = source.entries()
-    files = sorted(name for name in entries if is_image(name))
-    if not files:
-        zips = [name for name in entries if name.lower().endswith(".zip")]
-        hint = f"; to use a zip in it, give its own path: {path / zips[0]}" if zips else f"; it holds {len(entries):,} other files"
-        raise InputError(f"--data: no images in {path} (looked for {', '.join(EXTENSIONS)}){hint}")
+def _with_splits(path, entries):
+    """The entries without outer folders that contain everything, and with the split of each.
 
-    paths, parts, ignored = _split_folders(path, [tuple(file.split("/")) for file in files])
-    kept = [(file, rest, part) for file, rest, part in zip(files, paths, parts) if part != "test"]
-    depths = {len(rest) > 1 for _, rest, _ in kept}
-    if depths == {True, False}:
-        loose = [file for file, rest, _ in kept if len(rest) == 1]
-        raise InputError(f"--data: {path} has class folders and {len(loose):,} images beside them ({listed(loose, 5)}); "
-                         "move these into a class folder or away")
-    kept.sort(key=lambda item: (item[2], item[1]))
-    layout, classes, labels = (_by_folder if depths == {True} else _by_name)(path, kept)
-    digest = hashlib.sha256(repr([(file, entries[file]) for file, _, _ in kept]).encode()).hexdigest()
-    return ImageSet(source, f"{layout}, {source.kind}", classes, [file for file, _, _ in kept],
-                    ["/".join(rest) for _, rest, _ in kept], labels, [part for _, _, part in kept],
-                    [entries[file][0] for file, _, _ in kept], digest, ignored)
+    Where there is a train folder, train/ or val/ is the split and is removed, too.
+    """
+    while (entries[0].parts[0].lower() != "train" and all(
+            len(entry.parts) > 1 and entry.parts[0] == entries[0].parts[0] for entry in entries)):
+        entries = [entry._replace(parts=entry.parts[1:]) for entry in entries]
+    folders = {entry.parts[0].lower() for entry in entries}
+    if "train" not in folders:
+        return entries
+    others = {entry.parts[0] + ("/" if len(entry.parts) > 1 else "") for entry in entries
+              if entry.parts[0].lower() not in SPLITS}
+    if others:
+        raise InputError(f"--data: {path} has a train folder and also {listed(sorted(others), 5)}; "
+                         f"beside train, only {', '.join([*SPLITS][1:])} are allowed")
+    has_val = "val" in {SPLITS[folder] for folder in folders}
+    splits = SPLITS if has_val else {**SPLITS, "train": ""}  # `split` will choose some of train/
+    below = []
+    for file, (folder, *parts), _ in entries:
+        if len(parts) > 1 and parts[0] == folder:  # Kaggle's zip unpacks to train/train/
+            parts = parts[1:]
+        below.append(Entry(file, tuple(parts), splits[folder.lower()]))
+    return below
 
 
-def _split_folders(path, paths):
-    """Take common folders off, then train/ and val/: the paths below them, and the part of each."""
-    while len({p[0] for p in paths}) == 1 and all(len(p) > 1 for p in paths) and paths[0][0].lower() != "train":
-        paths = [p[1:] for p in paths]
-    heads = {p[0].lower() for p in paths if len(p) > 1}
-    if "train" not in heads:
-        return paths, [""] * len(paths), ""
-    part_of = {"train": "train", **dict.fromkeys(VAL_FOLDERS, "val"), **dict.fromkeys(TEST_FOLDERS, "test")}
-    strange = sorted({"/".join(p) if len(p) == 1 else p[0] + "/" for p in paths if len(p) == 1 or p[0].lower() not in part_of})
-    if strange:
-        raise InputError(f"--data: {path} has a train folder and, beside it, {listed(strange, 5)}; "
-                         f"beside train only {', '.join(VAL_FOLDERS + TEST_FOLDERS)} are understood")
-    parts = [part_of[p[0].lower()] for p in paths]
-    if "val" not in parts:
-        parts = ["" if part == "train" else part for part in parts]
-    paths = [p[2:] if len(p) > 2 and p[0] == p[1] else p[1:] for p in paths]  # Kaggle's zip unpacks to train/train/
-    tests = parts.count("test")
-    return paths, parts, f"; {tests:,} unlabelled test images left alone" if tests else ""
+def _classes_by_folder(path, entries):
+    """The class of each entry: the first folder of its path."""
+    train, val = ({entry.parts[0] for entry in entries if entry.split == split}
+                  for split in ("train", "val"))
+    if train != val:
+        raise InputError(f"--data: the class folders of train and val in {path} differ: "
+                         f"{listed(sorted(train ^ val))}")
+    return [entry.parts[0] for entry in entries]
 
 
-def _by_folder(path, kept):
-    """Class = first folder of the path."""
-    classes = sorted({rest[0] for _, rest, _ in kept})
-    per_part = {part: {rest[0] for _, rest, p in kept if p == part} for part in ("train", "val")}
-    if any(per_part.values()) and per_part["train"] != per_part["val"]:
-        odd = sorted(per_part["train"] ^ per_part["val"])
-        raise InputError(f"--data: the class folders of train and val in {path} differ: {listed(odd)}")
-    if len(classes) < 2:
-        raise InputError(f"--data: only one class found in {path}: {classes[0]}; there must be a folder for each class")
-    return "class folders", classes, [classes.index(rest[0]) for _, rest, _ in kept]
-
-
-def _by_name(path, kept):
-    """Class = cat or dog, what stands in front of the first dot, case ignored."""
-    classes = ["cat", "dog"]
-    matches = [re.match(r"(cat|dog)\.", rest[-1], re.IGNORECASE) for _, rest, _ in kept]
-    unknown = [file for (file, _, _), match in zip(kept, matches) if not match]
-    if len(unknown) == len(kept):
-        raise InputError(f"--data: only one class found in {path}: all {len(kept):,} images lie in one folder and none is "
-                         f"called cat.* or dog.* ({listed(unknown, 3)}); name them so, or make a folder for each class")
+def _classes_by_name(path, entries):
+    """The class of each entry: its file name up to the first dot, cat or dog in any case."""
+    matches = [re.match(r"(cat|dog)\.", entry.parts[0], re.IGNORECASE) for entry in entries]
+    unknown = [entry.file for entry, match in zip(entries, matches, strict=True) if not match]
     if unknown:
-        raise InputError(f"--data: {len(unknown):,} of {len(kept):,} images in {path} are called neither cat.* nor dog.*: "
-                         f"{listed(unknown)}; rename them or move them away")
-    labels = [classes.index(match[1].lower()) for match in matches]
-    if len(set(labels)) < 2:
-        raise InputError(f"--data: only one class found in {path}: all {len(kept):,} images are called {classes[labels[0]]}.*")
-    return "class in the file name", classes, labels
+        raise InputError(f"--data: {len(unknown):,} of {len(entries):,} images in {path} are named "
+                         f"neither cat.* nor dog.*: {listed(unknown)}; rename or remove them, or "
+                         "make a folder for each class")
+    return [match[1].lower() for match in matches]

@@ -1,5 +1,8 @@
 """The five architectures by name: `create_model("vit_cnn", patch=16)`."""
-from functools import partial
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import nn
 
 from .convmixer import ConvMixer
 from .efficientnet import EfficientNetV2B0
@@ -9,61 +12,72 @@ from .weights import load_weights
 
 __all__ = ["MODELS", "create_model", "load_weights", "model_options"]
 
-# name -> (class, {option it takes: the original experiment's value})
+
+class Architecture(NamedTuple):
+    """A model class, and the options of create_model that it has, with the original's values."""
+
+    model: type[nn.Module]
+    defaults: dict[str, int] = {}
+    patch_embed: type[nn.Module] | None = None  # of a ViT
+
+
 _VIT = {"patch": 24, "dim": 512, "depth": 4, "heads": 8}
+_CONVMIXER = {"patch": 24, "dim": 512, "depth": 4, "kernel_size": 9}
 MODELS = {
-    "resnet18": (ResNet18, {}),
-    "efficientnetv2_b0": (EfficientNetV2B0, {}),
-    "vit_linear": (partial(ViT, patch_embed=LinearPatchEmbed), _VIT),
-    "vit_cnn": (partial(ViT, patch_embed=ConvPatchEmbed), _VIT),
-    "convmixer": (ConvMixer, {"patch": 24, "dim": 512, "depth": 4, "kernel_size": 9}),
+    "resnet18": Architecture(ResNet18),
+    "efficientnetv2_b0": Architecture(EfficientNetV2B0),
+    "vit_linear": Architecture(ViT, _VIT, LinearPatchEmbed),
+    "vit_cnn": Architecture(ViT, _VIT, ConvPatchEmbed),
+    "convmixer": Architecture(ConvMixer, _CONVMIXER),
 }
 
 
-def model_options(name, image_size=192, num_classes=2, **options):
-    """The options `name` takes, defaults filled in, as a dict; an option that is None counts as not given.
+def model_options(name: str, image_size: int = 192, num_classes: int = 2,
+                  **options: int | None) -> dict[str, int]:
+    """All options that model `name` has: the given ones, and defaults for those that are None.
 
-    Raises ValueError naming everything that is wrong with them: one place, for every model.
+    Raises ValueError that lists every problem with them.
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; choose from {', '.join(MODELS)}")
-    defaults = MODELS[name][1]
-    given = {key: value for key, value in options.items() if value is not None}
-    resolved = {**defaults, **given}
-    wrong = [f"{name} has no {key}" for key in given if key not in defaults]
-    numbers = {"image_size": image_size, "num_classes": num_classes, **resolved}
-    bad = {key: value for key, value in numbers.items() if isinstance(value, bool) or not isinstance(value, int) or value < 1}
-    wrong += [f"{key} must be a positive whole number, not {value!r}" for key, value in bad.items()]
-    ok = {key: value for key, value in numbers.items() if key in (*defaults, "image_size") and key not in bad}
-    if {"patch", "image_size"} <= ok.keys() and image_size % ok["patch"]:
-        sides = ", ".join(str(side) for side in range(2, min(image_size, 1024) + 1) if image_size % side == 0)
-        wrong.append(f"patch {ok['patch']} does not divide a {image_size}x{image_size} image (these do: {sides or 'only 1'})")
-    if {"dim", "heads"} <= ok.keys() and ok["dim"] % ok["heads"]:
-        wrong.append(f"dim {ok['dim']} does not divide into {ok['heads']} heads")
-    if ok.get("kernel_size", 1) % 2 == 0:
-        wrong.append(f"kernel_size {ok['kernel_size']} is even: 'same' padding needs a centre, take an odd one")
-    if not defaults and ok.get("image_size", 32) < 32:
-        wrong.append(f"{name} halves the image five times: image_size must be at least 32 pixels, not {image_size}")
-    if wrong:
-        raise ValueError("; ".join(wrong))
-    return resolved
+    model, defaults, _ = MODELS[name]
+    options = {option: value for option, value in options.items() if value is not None}
+    problems = [f"{name} has no {option}" for option in options if option not in defaults]
+
+    valid = {}
+    for option, value in {"image_size": image_size, "num_classes": num_classes,
+                          **defaults, **options}.items():
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            valid[option] = value
+        else:
+            problems.append(f"{option} must be a positive whole number, not {value!r}")
+
+    checked = ("image_size", *defaults)
+    problems += model.check(**{option: valid[option] for option in checked if option in valid})
+    if problems:
+        raise ValueError("; ".join(problems))
+    return {**defaults, **options}
 
 
-def create_model(name, *, image_size=192, num_classes=2, patch=None, dim=None, depth=None, heads=None, kernel_size=None,
-                 depthwise=None):
-    """A freshly initialised model, (B, 3, S, S) -> (B, num_classes) logits, S = image_size in pixels.
+def create_model(name: str, *, image_size: int = 192, num_classes: int = 2,
+                 patch: int | None = None, dim: int | None = None, depth: int | None = None,
+                 heads: int | None = None, kernel_size: int | None = None,
+                 depthwise: Callable[[int, int], nn.Module] | None = None) -> nn.Module:
+    """A freshly initialised model, (B, 3, S, S) -> (B, num_classes) logits, S = image_size pixels.
 
-    name is one of MODELS. Options left out take the original experiment's values: patch 24 and dim 512 pixels and
-    channels, depth 4, heads 8 (ViT), kernel_size 9 (ConvMixer). depthwise(dim, kernel_size) builds another depthwise unit for ConvMixer,
-    `kernels.DepthwiseGELUBN` for one. Raises ValueError for a name or a value that does
-    not work, and for an option the model does not have.
+    name is one of MODELS. An option that is None has the original experiment's value: patch 24
+    pixels, dim 512 channels, depth 4, heads 8 (ViT), kernel_size 9 (ConvMixer).
+    depthwise(dim, kernel_size) builds another depthwise unit for ConvMixer, for example
+    `kernels.DepthwiseGELUBN`. Raises ValueError for an unknown name, an invalid value, and an
+    option that the model does not have.
     """
-    options = model_options(name, image_size, num_classes,
-                            patch=patch, dim=dim, depth=depth, heads=heads, kernel_size=kernel_size)
-    if name.startswith("vit"):
-        options["image_size"] = image_size
+    options = model_options(name, image_size, num_classes, patch=patch, dim=dim, depth=depth,
+                            heads=heads, kernel_size=kernel_size)
+    model, _, patch_embed = MODELS[name]
+    if model is ViT:
+        options.update(image_size=image_size, patch_embed=patch_embed)
     if depthwise is not None:
-        if name != "convmixer":
+        if model is not ConvMixer:
             raise ValueError(f"{name} has no depthwise unit to choose")
         options["depthwise"] = depthwise
-    return MODELS[name][0](num_classes=num_classes, **options)
+    return model(num_classes=num_classes, **options)

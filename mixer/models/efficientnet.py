@@ -1,8 +1,8 @@
 """EfficientNetV2-B0: Tan & Le, "EfficientNetV2: Smaller Models and Faster Training", ICML 2021.
 
-The TensorFlow flavour that timm calls tf_efficientnetv2_b0: BatchNorm eps 1e-3, "SAME" padding, SiLU. Names and
-initialisation are timm's, so its weights load as they are. Weights and activations are kept in channels_last memory,
-in which it trains faster than in NCHW.
+The TensorFlow variant, tf_efficientnetv2_b0 in timm: BatchNorm eps 1e-3, "SAME" padding, SiLU.
+Names and initialisation are timm's, so its weights load unchanged. Weights and activations are kept
+in channels_last memory: this model trains faster there than in NCHW.
 """
 import math
 
@@ -26,14 +26,16 @@ def batch_norm(channels):
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution with TensorFlow's "SAME" padding: output side = ceil(side / stride), the odd pixel at the far edge.
+    """Convolution with TensorFlow's "SAME" padding: output side = ceil(side / stride).
 
-    With an odd kernel and stride 1 that padding is symmetric, and only strided convolutions pay for a pad of their own.
+    An odd pixel of padding goes to the far edge. With an odd kernel and stride 1 the padding is
+    symmetric, so only strided convolutions need a separate pad.
     """
 
     def __init__(self, in_channels, channels, kernel_size, stride=1, groups=1, bias=False):
         padding = kernel_size // 2 if stride == 1 else 0
-        super().__init__(in_channels, channels, kernel_size, stride, padding, groups=groups, bias=bias)
+        super().__init__(in_channels, channels, kernel_size, stride, padding,
+                         groups=groups, bias=bias)
 
     def forward(self, x):
         if self.stride[0] > 1:
@@ -44,7 +46,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class SqueezeExcite(nn.Module):
-    """Scale each channel by a gate made of the channel means.  Hu et al. 2018, eq. 2-4."""
+    """Scale each channel by a gate computed from the channel means.  Hu et al. 2018, eq. 2-4."""
 
     def __init__(self, channels, reduced):
         super().__init__()
@@ -53,7 +55,8 @@ class SqueezeExcite(nn.Module):
         self.conv_expand = nn.Conv2d(reduced, channels, 1)
 
     def forward(self, x):
-        gate = self.conv_expand(self.act(self.conv_reduce(x.mean((2, 3), keepdim=True))))  # (B, C, 1, 1)
+        gate = x.mean((2, 3), keepdim=True)                                # (B, C, 1, 1)
+        gate = self.conv_expand(self.act(self.conv_reduce(gate)))
         return x * gate.sigmoid()
 
 
@@ -73,7 +76,7 @@ class ConvBlock(nn.Module):
 
 
 class FusedMBConv(nn.Module):
-    """conv 3x3 that widens, then 1x1 that projects.  Tan & Le 2021, figure 2; shapes as ConvBlock."""
+    """3x3 that widens, then 1x1 that projects; shapes as ConvBlock.  Tan & Le 2021, figure 2."""
 
     def __init__(self, in_channels, channels, stride, expansion):
         super().__init__()
@@ -92,7 +95,10 @@ class FusedMBConv(nn.Module):
 
 
 class MBConv(nn.Module):
-    """1x1 that widens, depthwise 3x3, squeeze-excite, 1x1 that projects.  Tan & Le 2021, figure 2; as ConvBlock."""
+    """1x1 that widens, depthwise 3x3, squeeze-excite, 1x1 that projects; shapes as ConvBlock.
+
+    Tan & Le 2021, figure 2.
+    """
 
     def __init__(self, in_channels, channels, stride, expansion):
         super().__init__()
@@ -138,8 +144,16 @@ class EfficientNetV2B0(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     @staticmethod
+    def check(*, image_size=None) -> list[str]:
+        """The problems of these options, a sentence each. An option that is None is not checked."""
+        if image_size and image_size < 32:
+            return ["EfficientNetV2-B0 halves the image five times: image_size must be at least "
+                    f"32 pixels, not {image_size}"]
+        return []
+
+    @staticmethod
     def _init(m):
-        """TensorFlow's initialisation, as in timm: He normal over the outputs of one group, uniform head."""
+        """TensorFlow's, as in timm: He normal over the outputs of one group, uniform head."""
         if isinstance(m, nn.Conv2d):
             fan_out = m.out_channels * m.kernel_size[0] * m.kernel_size[1] // m.groups
             nn.init.normal_(m.weight, 0.0, math.sqrt(2.0 / fan_out))
@@ -152,7 +166,7 @@ class EfficientNetV2B0(nn.Module):
 
     def forward(self, x):
         x = x.contiguous(memory_format=torch.channels_last)
-        x = self.act(self.bn1(self.conv_stem(x)))                          # (B, 32, H / 2, W / 2)
-        x = self.blocks(x)                                                 # (B, 192, H / 32, W / 32)
-        x = self.act(self.bn2(self.conv_head(x)))                          # (B, 1280, H / 32, W / 32)
-        return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))     # (B, num_classes)
+        x = self.act(self.bn1(self.conv_stem(x)))                        # (B, 32, H / 2, W / 2)
+        x = self.blocks(x)                                               # (B, 192, H / 32, W / 32)
+        x = self.act(self.bn2(self.conv_head(x)))                        # (B, 1280, H / 32, W / 32)
+        return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))   # (B, num_classes)

@@ -1,7 +1,7 @@
 """ResNet-18: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
 
-Names and initialisation are torchvision's, so its weights load as they are. Weights and activations are kept in
-channels_last memory, in which 3x3 convolutions train faster than in NCHW.
+Names and initialisation are torchvision's, so its weights load unchanged. Weights and activations
+are kept in channels_last memory: 3x3 convolutions train faster there than in NCHW.
 """
 import torch
 from torch import nn
@@ -12,11 +12,11 @@ STAGES = [(64, 1), (128, 2), (256, 2), (512, 2)]
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, (B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
+    """Two 3x3 convolutions and a shortcut, (B, C_in, H, W) -> (B, C, H / stride, W / stride)."""
 
     def __init__(self, in_channels, channels, stride):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
@@ -24,7 +24,8 @@ class BasicBlock(nn.Module):
         self.downsample = None
         if stride != 1 or in_channels != channels:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels))
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False),
+                nn.BatchNorm2d(channels))
 
     def forward(self, x):
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -44,8 +45,9 @@ class ResNet18(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         in_channels = 64
         for i, (channels, stride) in enumerate(STAGES, start=1):
-            stage = nn.Sequential(BasicBlock(in_channels, channels, stride), BasicBlock(channels, channels, 1))
-            self.add_module(f"layer{i}", stage)
+            self.add_module(f"layer{i}", nn.Sequential(
+                BasicBlock(in_channels, channels, stride),
+                BasicBlock(channels, channels, 1)))
             in_channels = channels
         self.fc = nn.Linear(in_channels, num_classes)
         for m in self.modules():  # He et al. 2015, eq. 10, as in torchvision
@@ -53,8 +55,16 @@ class ResNet18(nn.Module):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
         self.to(memory_format=torch.channels_last)
 
+    @staticmethod
+    def check(*, image_size=None) -> list[str]:
+        """The problems of these options, a sentence each. An option that is None is not checked."""
+        if image_size and image_size < 32:
+            return ["ResNet-18 halves the image five times: image_size must be at least 32 pixels, "
+                    f"not {image_size}"]
+        return []
+
     def forward(self, x):
         x = x.contiguous(memory_format=torch.channels_last)
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))               # (B, 64, H / 4, W / 4)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))          # (B, 512, H / 32, W / 32)
-        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))             # (B, num_classes)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))            # (B, 64, H / 4, W / 4)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))       # (B, 512, H / 32, W / 32)
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))          # (B, num_classes)

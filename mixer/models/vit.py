@@ -1,7 +1,8 @@
 """Vision Transformer: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021.
 
-As in the experiment we reproduce, and unlike the paper: qkv without bias, class and position tokens
-drawn from N(0, 1), no dropout. Parameter names are timm's, so timm's weights load as they are.
+Unlike the paper, and like the experiment that we reproduce: qkv has no bias, class and position
+tokens are drawn from N(0, 1), there is no dropout. Parameter names are timm's, so timm's weights
+load unchanged.
 """
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ class ConvPatchEmbed(nn.Module):
     """The same linear map written as a convolution with kernel and stride P.
 
     (B, C, H, W) -> (B, N, D), N = (H / P) * (W / P).
-    Raises ValueError when P does not divide H and W: a convolution alone would drop the rest in silence.
+    Raises ValueError when P does not divide H and W: the convolution would ignore the rest.
     """
 
     def __init__(self, patch, dim, in_channels=3):
@@ -44,8 +45,9 @@ class ConvPatchEmbed(nn.Module):
 
     def forward(self, x):
         B, C, H, W = x.shape
-        if H % self.patch or W % self.patch:
-            raise ValueError(f"a {H}x{W} image does not divide into {self.patch}x{self.patch} patches")
+        P = self.patch
+        if H % P or W % P:
+            raise ValueError(f"a {H}x{W} image does not divide into {P}x{P} patches")
         return self.proj(x).flatten(2).transpose(1, 2)             # (B, N, D)
 
 
@@ -95,29 +97,45 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """(B, 3, S, S) -> (B, num_classes) logits, S = image_size in pixels; the head reads the class token.
+    """(B, 3, S, S) -> (B, num_classes) logits, S = image_size in pixels.
 
-    `patch_embed` is the class that turns pixels into tokens. timm's own models take `qkv_bias=True, norm_eps=1e-6`.
-    Raises ValueError when heads does not divide dim, or on an image that is not S x S.
+    The head reads the class token. `patch_embed` is the class that turns pixels into tokens.
+    timm's models have `qkv_bias=True, norm_eps=1e-6`.
+    Raises ValueError when heads does not divide dim, when patch does not divide S, or for an image
+    that is not S x S.
     """
 
     def __init__(self, *, image_size=192, patch=24, dim=512, depth=4, heads=8, num_classes=2,
                  mlp_ratio=4.0, qkv_bias=False, norm_eps=1e-5, patch_embed=ConvPatchEmbed):
         super().__init__()
-        if dim % heads:
-            raise ValueError(f"dim {dim} does not divide into {heads} heads")
+        if problems := self.check(image_size=image_size, patch=patch, dim=dim, heads=heads):
+            raise ValueError("; ".join(problems))
         self.image_size = image_size
         self.patch_embed = patch_embed(patch, dim)
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.randn(1, (image_size // patch) ** 2 + 1, dim))
-        self.blocks = nn.Sequential(*(Block(dim, heads, mlp_ratio, qkv_bias, norm_eps) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(
+            Block(dim, heads, mlp_ratio, qkv_bias, norm_eps) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.head = nn.Linear(dim, num_classes)
 
+    @staticmethod
+    def check(*, image_size=None, patch=None, dim=None, depth=None, heads=None) -> list[str]:
+        """The problems of these options, a sentence each. An option that is None is not checked."""
+        problems = []
+        if image_size and patch and image_size % patch:
+            sides = (s for s in range(2, min(image_size, 1024) + 1) if image_size % s == 0)
+            problems.append(f"patch {patch} does not divide a {image_size}x{image_size} image "
+                            f"(these do: {', '.join(map(str, sides)) or 'only 1'})")
+        if dim and heads and dim % heads:
+            problems.append(f"dim {dim} does not divide into {heads} heads")
+        return problems
+
     def forward(self, x):
         B, _, H, W = x.shape
-        if (H, W) != (self.image_size, self.image_size):
-            raise ValueError(f"this ViT has positions for {self.image_size}x{self.image_size} images, not {H}x{W}")
+        S = self.image_size
+        if (H, W) != (S, S):
+            raise ValueError(f"this ViT has positions for {S}x{S} images, not {H}x{W}")
         x = self.patch_embed(x)                                            # (B, N, D)
         x = torch.cat([self.cls_token.expand(B, -1, -1), x], dim=1)        # (B, 1 + N, D)
         x = self.blocks(x + self.pos_embed)

@@ -1,47 +1,62 @@
-"""Other people's weights into our models."""
+"""Load weights that other programs saved into our models."""
+from pathlib import Path
+
+import torch
+from torch import nn
+
 from ..runtime.checkpoint import load_checkpoint
+from ..runtime.errors import listed
 
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
 
 
-def load_weights(model, source):
-    """Load a state dict, or the file that holds one, into `model`, strictly; returns the model.
+def load_weights(model: nn.Module, source: dict | Path | str) -> nn.Module:
+    """Load a state dict, or a file with one, into `model`, strictly. Returns the model.
 
-    Understands what timm and torchvision save, the plain nn.Sequential of ConvMixer's authors, weights kept under
-    `state_dict` or `model`, the prefixes of DataParallel, torch.compile and Lightning, and either patch embedding
-    of a ViT for the other. Raises ValueError naming the keys and shapes that do not fit.
+    Accepts the files of timm and torchvision, the plain nn.Sequential of ConvMixer's authors,
+    a state dict under the key `state_dict` or `model`, the prefixes of DataParallel, torch.compile
+    and Lightning, and the weights of one patch embedding of a ViT for the other.
+    Raises ValueError that names the keys and shapes that do not fit.
     """
+    # find the state dict
     state = source if isinstance(source, dict) else load_checkpoint(source)
     for key in ("state_dict", "model"):
         if isinstance(state.get(key), dict):
             state = state[key]
-    state = {_strip(name): tensor for name, tensor in state.items()}
+
+    # give its tensors our names and shapes
+    state = {_without_prefixes(name): tensor for name, tensor in state.items()}
     if "0.weight" in state:
         state = _from_authors_convmixer(state)
     own = model.state_dict()
     name = "patch_embed.proj.weight"
     if name in own and name in state and own[name].ndim != state[name].ndim:
-        state[name] = _other_patch_embed(state[name], own[name])
+        state[name] = _to_other_patch_embed(state[name], own[name].shape)
 
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    misfit = [f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
-              for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    wrong = [f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])}{', ...' if len(keys) > 3 else ''})"
-             for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misfit)) if keys]
-    if wrong:
-        raise ValueError(f"these weights do not fit {type(model).__name__}: {'; '.join(wrong)}")
+    # refuse what does not fit
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+            for name in own if name in state and own[name].shape != state[name].shape],
+    }
+    problems = [f"{len(names)} {problem} ({listed(sorted(names), 3)})"
+                for problem, names in problems.items() if names]
+    if problems:
+        raise ValueError(f"these weights do not fit {type(model).__name__}: {'; '.join(problems)}")
     model.load_state_dict(state)
     return model
 
 
-def _strip(name):
+def _without_prefixes(name: str) -> str:
     while name.startswith(PREFIXES):
         name = name.split(".", 1)[1]
     return name
 
 
-def _from_authors_convmixer(state):
-    """Sequential(conv, GELU, BN, *blocks, pool, flatten, linear) numbering -> stem, blocks, head."""
+def _from_authors_convmixer(state: dict) -> dict:
+    """Names of Sequential(conv, GELU, BN, *blocks, pool, flatten, linear) -> stem, blocks, head."""
     last = max(int(name.split(".")[0]) for name in state)
 
     def rename(name):
@@ -52,9 +67,9 @@ def _from_authors_convmixer(state):
     return {rename(name): tensor for name, tensor in state.items()}
 
 
-def _other_patch_embed(weight, like):
-    """The weight of one patch embedding as the other holds it: (D, C, P, P) <-> (D, P * P * C)."""
+def _to_other_patch_embed(weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The weight of one patch embedding in the shape of the other: (D, C, P, P) <-> (D, P*P*C)."""
     if weight.ndim == 4:
         return weight.permute(0, 2, 3, 1).flatten(1)
-    D, C, P, _ = like.shape
+    D, C, P, _ = shape
     return weight.reshape(D, P, P, C).permute(0, 3, 1, 2)

@@ -1,207 +1,239 @@
 """What bench.py measured -> markdown that reads well in a terminal of 120 columns."""
 import statistics
 import textwrap
+from collections.abc import Callable, Sequence
 
 from ..experiments import EPOCH_IMAGES, ROWS
+from .measurements import Measurement, from_json
 
 WIDTH = 120
 PUBLISHED = {row.title: row for row in ROWS}
+DTYPES = {"off": "float32", "fp16": "float16 autocast", "bf16": "bfloat16 autocast"}
 
 
-def bench_text(result):
-    """Everything `python bench.py` measured; `result` as in bench.json."""
-    config = result["config"]
-    size = f"{config['image_size']}x{config['image_size']}"
-    what = f"batch {config['batch_size']}, {size} pixels, --kernels {config['kernels']}" + (", compiled" if config["compile"] else "")
-    text = [heading(result, what), models_text(result["models"])]
-    if "peers" in result:
-        text.append(peers_text(result["peers"]))
-    if "largest" in result:
-        text.append(largest_text(result["largest"], config["max_batch"]))
-    if "data" in result:
-        text.append(data_text(result["data"], result["models"], config["batch_size"], config["data"]))
+def bench_text(result: dict) -> str:
+    """Everything that `python bench.py` measured; `result` as in bench.json."""
+    config, lists = result["config"], from_json(result)
+    settings = (f"batch {config['batch_size']}, {config['image_size']}x{config['image_size']} "
+                f"pixels, --kernels {config['kernels']}")
+    if config["compile"]:
+        settings += ", compiled"
+    text = [heading(result, settings), models_text(lists["models"])]
+    if "peers" in lists:
+        text.append(peers_text(lists["peers"]))
+    if "data" in lists:
+        text.append(data_text(lists["data"], lists["models"], config))
     return "\n\n".join(text) + "\n"
 
 
-def kernels_text(result):
-    """Everything `python bench.py --kernels-table` measured; `result` as in kernels.json."""
-    copies = [row["copy_gb_s"] for row in result["blocks"] if "failed" not in row]
+def kernels_text(result: dict) -> str:
+    """Everything that `python bench.py --kernels-table` measured; `result` as in kernels.json."""
+    lists = from_json(result)
+    copies = [m.copy_gb_s for m in lists["blocks"] if not m.failed]
     copy = number(statistics.median_high(copies) if copies else None)
-    text = [heading(result, f"batch as shown, copy {copy} GB/s"), blocks_text(result["blocks"])]
-    if result["convs"]:
-        text.append(convs_text(result["convs"]))
-    return "\n\n".join([*text, steps_text(result["steps"])]) + "\n"
+    text = [heading(result, f"batch as shown, copy {copy} GB/s"), blocks_text(lists["blocks"])]
+    if lists["convs"]:
+        text.append(convs_text(lists["convs"]))
+    return "\n\n".join([*text, steps_text(lists["steps"])]) + "\n"
 
 
-def heading(result, what):
-    """Machine, versions, dtype, and the rest that a number is nothing without."""
-    e, dtype = result["environment"], {"off": "float32", "fp16": "float16 autocast", "bf16": "bfloat16 autocast"}[result["config"]["amp"]]
-    versions = ", ".join(f"{name} {e[name]}" for name in ("python", "torch", "triton", "cuda") if e[name])
-    text = paragraph(f"{e['device']}; {versions}; {dtype}, {what}; {e['date']}.")
-    if e["cuda"] is None:
-        text += "\n" + paragraph("Taken on a CPU, with sizes that suit a CPU: nothing here speaks for a GPU.")
+def heading(result: dict, settings: str) -> str:
+    """Machine, versions, dtype and settings: everything needed to interpret a number."""
+    env, dtype = result["environment"], DTYPES[result["config"]["amp"]]
+    versions = ", ".join(f"{name} {env[name]}" for name in ("python", "torch", "triton", "cuda")
+                         if env[name])
+    text = paragraph(f"{env['device']}; {versions}; {dtype}, {settings}; {env['date']}.")
+    if env["cuda"] is None:
+        text += "\n" + paragraph("Measured on a CPU, with sizes that suit a CPU: these numbers say "
+                                 "nothing about GPUs.")
     return text
 
 
-def paragraph(text):
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
-
-
-def aligned(head, rows, left=1):
-    """A markdown table whose columns line up as plain text too; the first `left` columns are words, the others numbers."""
-    widths = [max(len(str(cell)) for cell in column) for column in zip(head, *rows)]
-
-    def line(cells):
-        return "| " + " | ".join(f"{cell:<{w}}" if i < left else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(cells, widths))) + " |"
-    rule = "|" + "|".join("-" * (w + 2) if i < left else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return "\n".join([line(head), rule, *map(line, rows)])
-
-
-def number(value):
-    """Three digits, or all those before the point; nothing for None."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
-def spread(median, p20, p80):
-    return "{} [{}, {}]".format(*(number(value).replace(",", "") for value in (median, p20, p80)))
-
-
-def failures(rows, name):
-    """A line for each row that failed."""
-    return [paragraph(f"{row[name]}, batch {row['batch_size']}: {row['failed']}") for row in rows if "failed" in row]
-
-
-def models_text(rows):
-    """The rows of the original table: time, then memory, what was published beside."""
-    text = ["**Time.** Median [p20, p80] of a training step (forward, backward, Adam) and of inference.", "", time_table(rows), "",
-            "**Memory**, MiB, training.", "", memory_table(rows)]
-    if failures(rows, "row"):
-        text += ["", *failures(rows, "row")]
-    done = [row for row in rows if "failed" not in row]
-    if done:
-        matmul, copy = (statistics.median_high(row[rate] for row in done) for rate in ("matmul_gflop_s", "copy_gb_s"))
+def models_text(models: list[Measurement]) -> str:
+    """The rows of the original table: time, then memory, beside what was published."""
+    text = ["**Time.** Median [p20, p80] of a training step (forward, backward, Adam) and of "
+            "inference.", "", time_table(models), "",
+            "**Memory**, MiB, training.", "", memory_table(models)]
+    failures = failure_lines(models, lambda m: m.row)
+    if failures:
+        text += ["", *failures]
+    speeds = [m.speed for m in models if not m.failed]
+    if speeds:
+        matmul = statistics.median_high(s.matmul_gflop_s for s in speeds) / 1000
+        copy = statistics.median_high(s.copy_gb_s for s in speeds)
         text += ["", paragraph(
-            f"s/epoch: of {EPOCH_IMAGES:,} images, computed. floor: the share of the step that it would take if nothing cost time but "
-            f"3x the forward FLOPs at the rate of a large matrix product ({matmul / 1000:,.2f} TFLOP/s), or writing and reading once "
-            f"what is saved for backward and Adam's state at that of a large copy ({copy:,.0f} GB/s), whichever is longer; both taken "
-            "in turn with the step. GFLOP: forward of one image, counted. saved/image: what autograd keeps. allocated, reserved: "
-            "PyTorch's peaks on CUDA. process: on CUDA all that the GPU has given away (mem_get_info), on a CPU the peak resident "
-            "size; before: the same before there was a model."), paragraph(
-            "2080: as published in 2021, s/epoch and MiB of one RTX 2080 (8 GB), batch 250, fp16, JPEG decoding included, memory as "
-            "nvidia-smi shows it.")]
+            f"s/epoch: seconds for {EPOCH_IMAGES:,} images, computed from images/s. floor: the "
+            "least possible time of a training step, as a share of its measured time. The least "
+            "time is the longer of two: 3x the forward FLOPs at the rate of a large matrix product "
+            f"({matmul:,.2f} TFLOP/s), or writing and reading once the tensors saved for backward, "
+            "the gradients, the weights and Adam's moments at the rate of a large copy "
+            f"({copy:,.0f} GB/s). Both rates are measured in turn with the step. GFLOP: forward "
+            "pass of one image, counted. saved/image: what autograd keeps for the backward pass. "
+            "allocated, reserved: PyTorch's peaks, on CUDA only. process: on CUDA the total GPU "
+            "memory in use (mem_get_info), on a CPU the peak resident size. before: the same, "
+            "before the model is created."), paragraph(
+            "2080: as published in 2021 for one RTX 2080 (8 GB): s/epoch and MiB, batch 250, fp16, "
+            "JPEG decoding included, memory as nvidia-smi shows it.")]
     return "\n".join(text)
 
 
-def time_table(rows):
+def time_table(models: list[Measurement]) -> str:
     lines = []
-    for row in rows:
-        if "failed" in row:
-            ours = [in_a_word(row), *[""] * 5]
-        else:
-            training, inference = (spread(*(row[f"{what}_{t}"] for t in ("ms", "p20", "p80"))) for what in ("training", "inference"))
-            ours = [training, number(row["training_images_per_s"]), number(row[f"seconds_per_{EPOCH_IMAGES}_images"]),
-                    f"{row['share_of_floor']:.0%}", inference, number(row["inference_images_per_s"])]
-        lines.append([row["row"], *ours, PUBLISHED[row["row"]].published_epoch_s])
-    return aligned(["row", "train, ms", "images/s", "s/epoch", "floor", "infer, ms", "images/s", "2080 s"], lines)
+    for m in models:
+        s = m.speed
+        cells = [in_a_word(m), *[""] * 5] if m.failed else [
+            spread(s.training_ms, s.training_p20, s.training_p80), number(s.training_images_per_s),
+            number(s.seconds_per_25000_images), f"{s.share_of_floor:.0%}",
+            spread(s.inference_ms, s.inference_p20, s.inference_p80),
+            number(s.inference_images_per_s)]
+        lines.append([m.row, *cells, PUBLISHED[m.row].published_epoch_s])
+    return aligned(["row", "train, ms", "images/s", "s/epoch", "floor", "infer, ms", "images/s",
+                    "2080 s"], lines)
 
 
-def memory_table(rows):
+def memory_table(models: list[Measurement]) -> str:
     lines = []
-    for row in rows:
-        if "failed" in row:
-            ours = [in_a_word(row), "", row["batch_size"], *[""] * 5]
-        else:
-            ours = [f"{row['parameters']:,}", number(row["gflop_per_image"]), row["batch_size"], number(row["saved_mib_per_image"]),
-                    *(number(row[f"{what}_mib"]) for what in ("allocated", "reserved", "process", "before"))]
-        lines.append([row["row"], *ours, f"{PUBLISHED[row['row']].published_mib:,}"])
-    return aligned(["row", "parameters", "GFLOP", "batch", "saved/image", "allocated", "reserved", "process", "before", "2080 MiB"], lines)
+    for m in models:
+        cells = [in_a_word(m), "", m.batch_size, *[""] * 5] if m.failed else [
+            f"{m.counts.parameters:,}", number(m.counts.gflop_per_image), m.batch_size,
+            number(m.counts.saved_mib_per_image), number(m.memory.allocated_mib),
+            number(m.memory.reserved_mib), number(m.memory.process_mib),
+            number(m.memory.before_mib)]
+        lines.append([m.row, *cells, f"{PUBLISHED[m.row].published_mib:,}"])
+    return aligned(["row", "parameters", "GFLOP", "batch", "saved/image", "allocated", "reserved",
+                    "process", "before", "2080 MiB"], lines)
 
 
-def in_a_word(row):
-    return "out of memory" if "out of memory" in row["failed"] else "failed"
+def peers_text(peers: list[Measurement]) -> str:
+    def ratio(value):
+        return "" if value is None else f"{value:.2f}"
+    lines = [[m.row, m.way, *(["failed", "", "", ""] if m.failed else [
+        spread(m.ms, m.p20, m.p80), ratio(m.time_ratio), number(m.memory.training_mib),
+        ratio(m.memory_ratio)])] for m in peers]
+    return "\n".join([
+        "**Peers.** Training steps, timed in turn. ours / peer below 1: ours takes less.", "",
+        aligned(["row", "candidate", "ms", "ours / peer, time", "MiB", "ours / peer, memory"],
+                lines, left=2), "",
+        paragraph("MiB: peak over three steps in a fresh process: on CUDA of allocated tensors, on "
+                  "a CPU the growth of the process. The linear ViTs are left out, because they are "
+                  "the same network as the CNN ViTs."),
+        *failure_lines(peers, lambda m: f"{m.row}, {m.way}")])
 
 
-def peers_text(rows):
-    lines = []
-    for row in rows:
-        if "failed" in row:
-            lines.append([row["row"], row["way"], "failed", "", "", ""])
-            continue
-        ratios = [f"{row[ratio]:.2f}" if ratio in row else "" for ratio in ("time_ratio", "memory_ratio")]
-        lines.append([row["row"], row["way"], spread(row["ms"], row["p20"], row["p80"]), ratios[0],
-                      number(row["training_mib"]), ratios[1]])
-    text = ["**Peers.** Training steps taken in turn; ours / peer: below 1, ours takes less.", "",
-            aligned(["row", "what", "ms", "ours / peer, time", "MiB", "ours / peer, memory"], lines, left=2)]
-    return "\n".join([*text, "", paragraph("MiB: peak of three steps in a fresh process: allocated tensors on CUDA, on a CPU what the process "
-                                           "grew by. The linear ViTs are the same network to a peer."),
-                      *failures([{**row, "row": f"{row['row']}, {row['way']}"} for row in rows], "row")])
-
-
-def data_text(stages, models, batch, name):
+def data_text(stages: list[Measurement], models: list[Measurement], config: dict) -> str:
     """Each stage, then the training steps that it must feed."""
-    def per_second(milliseconds):
-        return 1000 * batch / milliseconds
-    lines = [[row["stage"], spread(row["images_per_s"], row["p20"], row["p80"]), number(1000 * batch / row["images_per_s"])]
-             for row in stages if "failed" not in row]
-    lines += [[f"training step, {row['row']}", spread(*(per_second(row[f"training_{t}"]) for t in ("ms", "p80", "p20"))),
-               number(row["training_ms"])] for row in models if "failed" not in row]
-    return "\n".join([f"**Data**, {name}, beside the training steps that it must feed; decoding and packing happen once.", "",
-                      aligned(["stage", "images/s", f"ms for {batch} images"], lines), *failures(stages, "stage")])
+    batch = config["batch_size"]
+    lines = [[m.stage, spread(m.images_per_s, m.p20, m.p80), number(1000 * batch / m.images_per_s)]
+             for m in stages if not m.failed]
+    for m in models:
+        if not m.failed:
+            ms = m.speed.training_ms, m.speed.training_p80, m.speed.training_p20
+            lines.append([f"training step, {m.row}", spread(*(1000 * batch / t for t in ms)),
+                          number(m.speed.training_ms)])
+    return "\n".join([
+        paragraph(f"**Data**, {config['data']}: the stages, and the training steps that they must "
+                  "feed. Decoding and packing happen once."), "",
+        aligned(["stage", "images/s", f"ms for {batch} images"], lines),
+        *failure_lines(stages, lambda m: m.stage)])
 
 
-def largest_text(rows, budget):
-    lines = [[row["row"], in_a_word(row) if "failed" in row else row["largest_batch"], f"{PUBLISHED[row['row']].published_mib:,}"]
-             for row in rows]
-    return "\n".join([f"**The largest batch** that trains in {budget:g} GB, CUDA context included, found by trying.", "",
-                      aligned(["row", "batch", "2080 MiB at batch 250"], lines), *failures(rows, "row")])
+def blocks_text(blocks: list[Measurement]) -> str:
+    """The fused block: a line per shape and candidate, forward beside forward + backward."""
+    modes = {}  # {(shape, candidate): its measurements}
+    for m in blocks:
+        modes.setdefault((tuple(m.shape), m.way), []).append(m)
 
-
-def blocks_text(rows):
-    """The fused block: a line for each shape and way, forward beside forward + backward."""
-    lines, last, pairs = [], None, {}
-
-    def rate(gb_s):
-        return f"{gb_s:.1f}" if gb_s < 100 else f"{gb_s:.0f}"
-    for row in rows:
-        pairs.setdefault((tuple(row["shape"]), row.get("way", "failed")), {})[row.get("mode")] = row
-    for (shape, way), modes in pairs.items():
-        if way == "failed":
-            lines.append([shape_text(shape), way, *[""] * 7])
+    lines, last = [], None
+    for (shape, candidate), measured in modes.items():
+        if candidate is None:
+            lines.append([shape_text(shape), "failed", *[""] * 7])
             continue
-        cells = []
-        for row in modes.values():
-            cells += [spread(row["ms"], row["p20"], row["p80"]), f"{row['faster_than_eager']:.2f}x", rate(row["gb_s"])]
-        lines.append([shape_text(shape) if shape != last else "", way, *cells, f"{row['saved_bytes_per_sample'] / 1024:.0f}"])
+        line = [shape_text(shape) if shape != last else "", candidate]
+        for m in measured:
+            line += [spread(m.ms, m.p20, m.p80), f"{m.faster_than_eager:.2f}x",
+                     f"{m.gb_s:.1f}" if m.gb_s < 100 else f"{m.gb_s:.0f}"]
+        lines.append([*line, f"{measured[0].saved_bytes_per_sample / 1024:.0f}"])
         last = shape
-    return "\n".join(["**The block**, with residual, in training: median [p20, p80], times as fast as eager, GB/s of "
-                      "what must be moved,", "KiB a sample that autograd keeps.", "",
-                      aligned(["N, C, map, K", "way", "forward, ms", "", "GB/s", "and backward, ms", "", "GB/s", "KiB"], lines, left=2),
-                      *failures([{**row, "shape": shape_text(row["shape"])} for row in rows], "shape")])
+    return "\n".join([
+        paragraph("**The block**, with residual, in training: median [p20, p80], speed relative to "
+                  "eager, GB/s of the bytes that must be read and written, KiB per sample that "
+                  "autograd keeps."), "",
+        aligned(["N, C, map, K", "candidate", "forward, ms", "", "GB/s", "and backward, ms", "",
+                 "GB/s", "KiB"], lines, left=2),
+        *failure_lines(blocks, lambda m: shape_text(m.shape))])
 
 
-def convs_text(rows):
-    lines = []
-    for row in rows:
-        figures = ["failed", "", ""] if "failed" in row else [
-            *(spread(*(row[f"{way}_{part}"] for part in ("median", "p20", "p80"))) for way in ("aten", "ours")), f"{row['faster']:.1f}x"]
-        lines.append([shape_text(row["shape"]), *figures])
-    return "\n".join(["**A depthwise conv's backward alone**, ms.", "", aligned(["N, C, map, K", "PyTorch's", "ours", "faster"], lines),
-                      *failures([{**row, "shape": shape_text(row["shape"])} for row in rows], "shape")])
+def convs_text(convs: list[Measurement]) -> str:
+    lines = [[shape_text(m.shape), *(["failed", "", ""] if m.failed else [
+        spread(m.aten_median, m.aten_p20, m.aten_p80),
+        spread(m.ours_median, m.ours_p20, m.ours_p80), f"{m.faster:.1f}x"])] for m in convs]
+    return "\n".join(["**The backward pass of a depthwise conv alone**, ms.", "",
+                      aligned(["N, C, map, K", "PyTorch's", "ours", "faster"], lines),
+                      *failure_lines(convs, lambda m: shape_text(m.shape))])
 
 
-def steps_text(rows):
-    lines = []
-    for row in rows:
-        figures = ["failed", "", ""] if "failed" in row else [
-            spread(row["ms"], row["p20"], row["p80"]), f"{row['faster']:.2f}x" if row["faster"] else "-", number(row["training_mib"])]
-        lines.append([f"{row['model']}, batch {row['batch_size']}, {row['image_size']} px", row["way"], *figures])
-    return "\n".join(["**A training step**, forward, backward, Adam: median [p20, p80], times as fast as eager, peak memory.", "",
-                      aligned(["model", "way", "ms", "", "MiB"], lines, left=2),
-                      *failures([{**row, "model": f"{row['model']}, {row['way']}"} for row in rows], "model")])
+def steps_text(steps: list[Measurement]) -> str:
+    lines = [[f"{m.model}, batch {m.batch_size}, {m.image_size} px", m.way,
+              *(["failed", "", ""] if m.failed else [
+                  spread(m.ms, m.p20, m.p80), f"{m.faster:.2f}x" if m.faster else "-",
+                  number(m.memory.training_mib)])] for m in steps]
+    return "\n".join(["**A training step**, forward, backward, Adam: median [p20, p80], speed "
+                      "relative to eager, peak memory.", "",
+                      aligned(["model", "candidate", "ms", "", "MiB"], lines, left=2),
+                      *failure_lines(steps, lambda m: f"{m.model}, {m.way}")])
 
 
-def shape_text(shape):
+def aligned(head: Sequence, rows: Sequence[Sequence], left: int = 1) -> str:
+    """A markdown table whose columns line up as plain text too.
+
+    The first `left` columns are words, the others numbers.
+    """
+    columns = list(zip(head, *rows, strict=True))
+    widths = [max(len(str(cell)) for cell in column) for column in columns]
+
+    def line(cells):
+        padded = [f"{cell:<{width}}" if i < left else f"{cell:>{width}}"
+                  for i, (cell, width) in enumerate(zip(cells, widths, strict=True))]
+        return f"| {' | '.join(padded)} |"
+    dashes = ["-" * (width + 2) if i < left else "-" * (width + 1) + ":"
+              for i, width in enumerate(widths)]
+    return "\n".join([line(head), f"|{'|'.join(dashes)}|", *map(line, rows)])
+
+
+def paragraph(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def number(value: float | None) -> str:
+    """Three digits, or all those before the point; `-` for None."""
+    if value is None:
+        return "-"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}"
+
+
+def spread(median: float, p20: float, p80: float) -> str:
+    median, p20, p80 = (number(value).replace(",", "") for value in (median, p20, p80))
+    return f"{median} [{p20}, {p80}]"
+
+
+def shape_text(shape: Sequence[int]) -> str:
     N, C, side, K = shape
     return f"{N}, {C}, {side}x{side}, {K}"
+
+
+def csv_rows(rows: list[dict]) -> list[dict]:
+    """The same rows, each with all keys, and shapes as text."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [{key: shape_text(row[key]) if key == "shape" else row.get(key) for key in keys}
+            for row in rows]
+
+
+def in_a_word(m: Measurement) -> str:
+    return "out of memory" if "out of memory" in m.failed else "failed"
+
+
+def failure_lines(measured: list[Measurement], label: Callable[[Measurement], str]) -> list[str]:
+    """A paragraph for each measurement that failed."""
+    return [paragraph(f"{label(m)}, batch {m.batch_size}: {m.failed}")
+            for m in measured if m.failed]

@@ -1,4 +1,4 @@
-"""From a dataclass to a command line, and from exceptions to one line on stderr and an exit code."""
+"""From a dataclass to a command line; from an exception to lines on stderr and an exit code."""
 import argparse
 import dataclasses
 import difflib
@@ -9,122 +9,159 @@ import signal
 import sys
 import traceback
 import typing
+from collections.abc import Callable, Iterable
 
 from . import signals
 from .distributed import lost_another, rank_and_size
-from .errors import Diverged, InputError, Interrupted, UsageError, printable
+from .errors import Diverged, InputError, Interrupted, UsageError, first_line, printable
 from .processes import TORCHRUN
 from .streams import make_lasting
 
-
-def option(default, help, *, choices=None, least=None, most=None, above=None, below=None):
-    """A dataclass field with what the command line must know about it; bounds are checked by `invalid_values`."""
-    return dataclasses.field(default=default, metadata=dict(help=help, choices=choices, least=least, most=most, above=above, below=below))
-
-
-def _flag(field):
-    return "--" + field.name.replace("_", "-")
+# the bounds of an option, in words and as a comparison
+BOUNDS = {"least": ("at least", operator.ge), "most": ("at most", operator.le),
+          "above": ("above", operator.gt), "below": ("below", operator.lt)}
 
 
-def option_types(config_class):
+def option(default, help: str, *, choices=None, least=None, most=None, above=None, below=None):
+    """A dataclass field with its help and its limits, which `invalid_values` checks."""
+    return dataclasses.field(default=default, metadata=dict(
+        help=help, choices=choices, least=least, most=most, above=above, below=below))
+
+
+def option_types(config_class: type) -> dict[str, type]:
     """{field name: int, float, str or bool}; `int | None` counts as int."""
     hints = typing.get_type_hints(config_class)
     return {name: (typing.get_args(hint) or (hint,))[0] for name, hint in hints.items()}
 
 
-def invalid_values(config):
-    """What is out of bounds in a config, one sentence each."""
-    wrong = []
-    for field in dataclasses.fields(config):
-        value, rule = getattr(config, field.name), field.metadata
-        if value is None:
-            continue
-        if value == "":  # as of a variable that a shell does not know
-            wrong.append(f"{_flag(field)} is empty")
-        elif isinstance(value, int) and value >= 2**63:
-            wrong.append(f"{_flag(field)} must be below 2^63, not {value}")
-        if rule["choices"] and value not in rule["choices"]:
-            wrong.append(f"{_flag(field)} {value}: there are {', '.join(rule['choices'])}"
-                         + did_you_mean(str(value), rule["choices"]))
-        for bound, text, fits in (("least", "at least", operator.ge), ("most", "at most", operator.le), ("above", "above", operator.gt),
-                                  ("below", "below", operator.lt)):
-            if rule[bound] is not None and not (math.isfinite(value) and fits(value, rule[bound])):
-                wrong.append(f"{_flag(field)} must be {text} {rule[bound]:g}, not {value}")
-                break
-    return wrong
+def invalid_values(config) -> list[str]:
+    """One sentence for each value of a config that its option does not allow."""
+    problems = [_problem(getattr(config, field.name), _flag(field.name), field.metadata)
+                for field in dataclasses.fields(config)]
+    return [problem for problem in problems if problem]
 
 
-def parse(config_class, argv, description):
-    """argv -> {option: value} of those given, and what is wrong with the rest, one sentence each."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False, add_help=True)
-    parser.error = _raise_usage_error
+def _problem(value, flag, limits):
+    if value is None:
+        return None
+    if value == "":  # a variable that the shell does not know
+        return f"{flag} is empty"
+    if isinstance(value, int) and value >= 2**63:
+        return f"{flag} must be below 2^63, not {value}"
+    choices = limits["choices"]
+    if choices and value not in choices:
+        hint = did_you_mean(value, choices)
+        return f"{flag} {value}: choose from {', '.join(choices)}{hint}"
+    for name, (words, fits) in BOUNDS.items():
+        bound = limits[name]
+        if bound is not None and not (math.isfinite(value) and fits(value, bound)):
+            return f"{flag} must be {words} {bound:g}, not {value}"
+    return None
+
+
+def parse(config_class: type, argv: list[str], description: str) -> tuple[dict, list[str]]:
+    """argv -> ({option: value} for the flags in it, one sentence for each problem).
+
+    Raises UsageError if argparse cannot read it.
+    """
     types = option_types(config_class)
-    for field in dataclasses.fields(config_class):
-        rule = field.metadata
-        if types[field.name] is bool:
-            parser.add_argument(_flag(field), action="store_true", default=argparse.SUPPRESS, help=rule["help"])
-            continue
-        choices = f" ({', '.join(rule['choices'])})" if rule["choices"] else ""
-        shown = "" if field.default is None else f" [{field.default}]"
-        parser.add_argument(_flag(field), metavar=field.name.split("_")[-1].upper(), default=argparse.SUPPRESS,
-                            help=(rule["help"] + choices + shown).replace("%", "%%"))
-    known, unknown = parser.parse_known_args(argv)
-    flags = [_flag(field) for field in dataclasses.fields(config_class)]
-    wrong = [f"unknown argument {word}{did_you_mean(word.split('=')[0], flags)}" for before, word in zip([""] + unknown, unknown)
-             if word.startswith("-") or not before.startswith("-")]  # not the value behind an unknown flag
-    given = {}
-    for name, text in vars(known).items():
+    texts, unknown = _parser(config_class, types, description).parse_known_args(argv)
+    problems = _unknown_arguments(unknown, [_flag(name) for name in types])
+    options = {}
+    for name, text in vars(texts).items():
         try:
-            given[name] = types[name](text)
+            options[name] = types[name](text)
         except ValueError:
-            what = "a whole number" if types[name] is int else "a number"
-            wrong.append(f"--{name.replace('_', '-')} must be {what}, not {text!r}")
-    return given, wrong
+            kind = "a whole number" if types[name] is int else "a number"
+            problems.append(f"{_flag(name)} must be {kind}, not {text!r}")
+    return options, problems
+
+
+def _parser(config_class, types, description):
+    """An ArgumentParser that keeps the flags in argv alone, as text."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     argument_default=argparse.SUPPRESS)
+    parser.error = _raise_usage_error
+    for field in dataclasses.fields(config_class):
+        flag = _flag(field.name)
+        text = field.metadata["help"].replace("%", "%%")
+        if types[field.name] is bool:
+            parser.add_argument(flag, action="store_true", help=text)
+            continue
+        if field.metadata["choices"]:
+            text += f" ({', '.join(field.metadata['choices'])})"
+        if field.default is not None:
+            text += f" [{field.default}]"
+        parser.add_argument(flag, metavar=field.name.split("_")[-1].upper(), help=text)
+    return parser
 
 
 def _raise_usage_error(message):
     raise UsageError([message])
 
 
-def run(main, argv):
-    """Call `main(argv)` and leave with an exit code; what is wrong goes to stderr, a line each, the traceback with --debug.
+def _unknown_arguments(words, flags):
+    """One sentence for each unknown flag or word. The word after an unknown flag is its value."""
+    problems = []
+    after_flag = False
+    for word in words:
+        is_flag = word.startswith("-")
+        if is_flag or not after_flag:
+            hint = did_you_mean(word.split("=")[0], flags)
+            problems.append(f"unknown argument {word}{hint}")
+        after_flag = is_flag
+    return problems
 
-    Of several processes (torchrun), the first alone speaks on stdout, and says what all of them would say.
+
+def _flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """` (did you mean X?)`, or nothing if no choice is similar."""
+    near = [choice for choice in choices if len(word) > 2 and choice.startswith(word)]
+    near = near or difflib.get_close_matches(word, choices, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def run(main: Callable[[list[str]], object], argv: list[str]) -> typing.NoReturn:
+    """Run `main(argv)` and exit. An error becomes one line per problem on stderr.
+
+    --debug adds the traceback. In a run of several ranks, only rank 0 prints to stdout, and only
+    rank 0 reports what all ranks would report.
     """
     rank = rank_and_size()[0]
     make_lasting(silent=rank > 0)
-    signals.start_raising()
-    if TORCHRUN in os.environ:  # killed, it shall leave no processes behind that hold GPUs and folder
+    if TORCHRUN in os.environ:  # if torchrun is killed, its workers must not keep GPUs and folder
         signals.die_with_parent(os.getppid(), signal.SIGTERM)
-    code, said = 0, []
+    exit_code = 0
     try:
+        signals.listen()
         main(argv)
-    except (Exception, Interrupted, KeyboardInterrupt) as e:
+    except (Exception, Interrupted) as e:
         if "--debug" in argv:
             traceback.print_exc()
         if signals.was_raised() and not isinstance(e, Interrupted):
             e = Interrupted(signals.pending())
-        code = getattr(e, "exit_code", 130 if isinstance(e, KeyboardInterrupt) else 1)
-        said = [] if rank and isinstance(e, (UsageError, Diverged, Interrupted)) else _in_lines(e)
-    for line in said:
-        print(line if code > 128 else f"error{f' (rank {rank})' if rank else ''}: {line}", file=sys.stderr)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    sys.exit(code)
+        exit_code = getattr(e, "exit_code", 1)
+        if rank == 0 or not isinstance(e, (UsageError, Diverged, Interrupted)):
+            _report(e, rank)
+    sys.exit(exit_code)
 
 
-def _in_lines(e):
-    """What to say of an exception: of ours all, of other people's the first line."""
+def _report(e, rank):
+    prefix = f"error (rank {rank}): " if rank else "error: "
+    for message in _messages(e):
+        print(message if isinstance(e, Interrupted) else prefix + message, file=sys.stderr)
+
+
+def _messages(e):
+    """The lines to print for an exception: all of ours, the first one of a library's."""
     if isinstance(e, UsageError):
         return str(e).splitlines()
     if isinstance(e, (InputError, Interrupted)):
         return [printable(e)]
     if lost_another(e):
-        return ["another process of this run is gone, and may have said why; --resume auto goes on from the last checkpoint"]
-    return [printable((str(e).strip() or type(e).__name__).splitlines()[0])]
-
-
-def did_you_mean(word, choices):
-    """` (did you mean X?)`, or nothing where no choice is near."""
-    near = [choice for choice in choices if len(word) > 2 and choice.startswith(word)] or difflib.get_close_matches(word, choices, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+        return ["another process of this run has died, and may have printed why; "
+                "--resume auto continues from the last checkpoint"]
+    return [printable(first_line(e))]

@@ -1,9 +1,10 @@
-"""Where a command runs: device, autocast dtype, and the memory there."""
+"""Where a command runs: device, autocast dtype, memory, versions."""
 import contextlib
 import datetime
 import os
 import platform
 import resource
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -12,72 +13,92 @@ from .distributed import rank_and_size
 from .errors import InputError
 from .processes import out_of_memory
 
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "off": None}
+PACKAGES = ("torch", "triton", "numpy", "pillow")
 
-def pick_device(name):
-    """`auto`, `cpu`, `cuda`, `cuda:N` -> torch.device; of several processes on a machine, each takes a GPU of its own.
 
-    Raises InputError listing the devices there are.
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` -> torch.device. Each rank on a machine has its own GPU.
+
+    Raises InputError with the devices of this machine.
     """
-    count, processes = torch.cuda.device_count(), rank_and_size()[1]
-    there = ["cpu"] + [f"cuda:{i}" for i in range(count)]
-    if name == "cuda" or (name == "auto" and count):
+    gpus, processes = torch.cuda.device_count(), rank_and_size()[1]
+    devices = ["cpu"] + [f"cuda:{i}" for i in range(gpus)]
+    if name == "cuda" or (name == "auto" and gpus):
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0) if processes > 1 else 0}"
     elif processes > 1 and name.startswith("cuda"):
-        raise InputError(f"--device {name}: {processes} processes cannot share a GPU; --device cuda gives each its own")
+        raise InputError(f"--device {name}: {processes} processes cannot share a GPU; "
+                         "--device cuda gives each its own")
     if name == "auto":
         name = "cpu"
-    if name not in there:
-        raise InputError(f"--device {name} is not there; this machine has {', '.join(there)}")
+    if name not in devices:
+        raise InputError(f"--device {name}: no such device; choose from {', '.join(devices)}")
     return torch.device(name)
 
 
-def pick_amp(name, device):
-    """`auto`, `fp16`, `bf16`, `off` -> torch.float16, torch.bfloat16 or None. Raises InputError where the device lacks it."""
+def pick_amp(name: str, device: torch.device) -> torch.dtype | None:
+    """`auto`, `fp16`, `bf16` or `off` -> the autocast dtype, None for off.
+
+    Raises InputError if the device does not support it.
+    """
     if name == "auto":
         name = "fp16" if device.type == "cuda" else "off"
     if name == "fp16" and device.type == "cpu":
-        raise InputError("--amp fp16: no fp16 training on the CPU; take --amp off or bf16")
-    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise InputError(f"--amp bf16: {torch.cuda.get_device_name(device)} has no bf16; take --amp fp16")
-    return {"fp16": torch.float16, "bf16": torch.bfloat16, "off": None}[name]
+        raise InputError("--amp fp16: no fp16 training on the CPU; choose off or bf16")
+    if (name == "bf16" and device.type == "cuda"
+            and not torch.cuda.is_bf16_supported(including_emulation=False)):
+        raise InputError(f"--amp bf16: {torch.cuda.get_device_name(device)} has no bf16; "
+                         "choose fp16")
+    return DTYPES[name]
 
 
-def peak_memory_mib(device):
-    """On CUDA the peak of allocated tensors, on the CPU the peak resident size of the whole process; MiB."""
+def peak_memory_mib(device: torch.device) -> float:
+    """MiB. CUDA: the peak of allocated tensors; CPU: the peak resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 @contextlib.contextmanager
-def explain_out_of_memory(config, device):
-    """Memory that runs out inside is told of in one line: what it was needed for, how much there is, what to change."""
+def explain_out_of_memory(config, device: torch.device) -> Iterator[None]:
+    """If memory runs out inside, raise RuntimeError with one line: the peak, and what to try."""
     try:
         yield
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e):
             raise
-        there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        total, hint = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), ""
+        if device.type == "cuda":
+            total, hint = torch.cuda.mem_get_info(device)[1], " or --data-on-device no"
         raise RuntimeError(
-            f"out of memory on {device} at batch size {config.batch_size} and {config.image_size}x{config.image_size} pixels: "
-            f"{peak_memory_mib(device):,.0f} MiB were taken, of {there / 2**20:,.0f} MiB in all; a smaller --batch-size, --image-size or model"
-            + (", or --data-on-device no," if device.type == "cuda" else "") + " may fit") from e
+            f"out of memory on {device} at batch size {config.batch_size} and "
+            f"{config.image_size}x{config.image_size} pixels: "
+            f"{peak_memory_mib(device):,.0f} of {total / 2**20:,.0f} MiB were in use; "
+            f"try a smaller --batch-size, --image-size or model{hint}") from e
 
-PACKAGES = ("torch", "triton", "numpy", "pillow")
+
+def environment(device: torch.device) -> dict[str, str | None]:
+    """Date, machine and versions, as plain values."""
+    gpu = device.type == "cuda"
+    return {"date": datetime.date.today().isoformat(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "device": torch.cuda.get_device_name(device) if gpu else _cpu(),
+            "cuda": torch.version.cuda if gpu else None,
+            "python": platform.python_version(),
+            **{package: _version(package) for package in PACKAGES}}
 
 
-def environment(device):
-    """Machine and versions, as plain values."""
-    cpu = platform.processor() or platform.machine()
+def _cpu():
+    name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as f:
-            cpu = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")), cpu)
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return {"date": datetime.date.today().isoformat(), "system": f"{platform.system()} {platform.machine()}",
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu}, {torch.get_num_threads()} threads",
-            "cuda": torch.version.cuda if device.type == "cuda" else None, **versions}
+            names = [line.split(":", 1)[1].strip() for line in f if line.startswith("model name")]
+        name = names[0] if names else name
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def _version(package):
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

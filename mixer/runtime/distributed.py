@@ -1,7 +1,8 @@
-"""One run in several processes, as torchrun starts them: who we are, what we share out, what we agree on.
+"""One run in several ranks (processes), as torchrun starts them.
 
-Every process has all images, takes its part of each batch, and comes to the same decisions at the same step. The first
-(rank 0) speaks and writes. What processes tell each other beside gradients are a few numbers, over gloo, on the CPU.
+Every rank has all images, trains on its slice of each batch, and makes the same decisions at the
+same step. Rank 0 prints and writes files. Beside gradients, the ranks exchange a few numbers, over
+gloo, on the CPU.
 """
 import concurrent.futures
 import contextlib
@@ -9,6 +10,7 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,35 +18,35 @@ import torch
 import torch.distributed as dist
 
 from . import signals
-from .errors import InputError
+from .errors import InputError, first_line
 
 
-def rank_and_size():
-    """Of this process, as torchrun says in RANK and WORLD_SIZE; (0, 1) where it runs by itself."""
+def rank_and_size() -> tuple[int, int]:
+    """RANK and WORLD_SIZE, which torchrun sets; (0, 1) without torchrun."""
     words = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     return tuple(map(int, words)) if all(word.isdecimal() for word in words) else (0, 1)
 
 
 @dataclass(frozen=True)
 class World:
-    """All processes of a run, and which of them this is. With one process nothing is sent anywhere."""
+    """The ranks of a run, and which of them this process is. A single rank sends nothing."""
 
     rank: int = 0
     size: int = 1
 
-    def batch_slice(self, samples):
-        """This process's part of the (B,) samples of a batch; parts differ by one at most."""
+    def batch_slice(self, samples: np.ndarray) -> np.ndarray:
+        """This rank's slice of the (B,) samples of a batch. Slices differ by one sample at most."""
         return np.array_split(samples, self.size)[self.rank]
 
-    def sum(self, tensor):
-        """The sum of a tensor over all processes, in each of them."""
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all ranks."""
         if self.size > 1:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
         return tensor
 
-    def max(self, number):
-        """The largest of one whole number a process."""
+    def max(self, number: int) -> int:
+        """The largest of the ranks' numbers."""
         if self.size == 1:
             return number
         number = torch.tensor(number)
@@ -52,42 +54,47 @@ class World:
         return number.item()
 
     def broadcast(self, value):
-        """What the first process holds, plain values and CPU tensors, in all of them."""
+        """Rank 0's value, in all ranks: plain values and CPU tensors."""
         if self.size == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values, device=torch.device("cpu"))
         return values[0]
 
-    def broadcast_buffers(self, model):
-        """Give all processes the first one's BatchNorm statistics: each takes its own where they are not synchronised."""
+    def broadcast_buffers(self, model: torch.nn.Module) -> None:
+        """Copy rank 0's BatchNorm statistics to all ranks. Without --sync-bn each has its own."""
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
 
 @contextlib.contextmanager
-def process_group(device, name):
-    """Inside, the processes that torchrun started are one World; alone, a World of one. `name` keeps runs apart that one
-    torchrun starts one after another. Raises InputError where the others are not to be found."""
+def process_group(device: torch.device, name: str) -> Iterator[World]:
+    """Inside, the ranks that torchrun started are one World. Without torchrun, a World of one.
+
+    name: of this group; one torchrun may start several runs, one after another (--arch all).
+    Raises InputError if the other ranks cannot be found.
+    """
     rank, size = rank_and_size()
     if size == 1:
         yield World()
         return
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # what NCCL and Triton take where nothing else is said
+        torch.cuda.set_device(device)  # the default of NCCL and Triton
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        store, rank, size = _heeding_signals(_meet, name)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
+        store, rank, size = _interruptible(_meet, name)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (ValueError, RuntimeError) as e:
-        raise InputError(f"RANK and WORLD_SIZE say that this is process {rank} of {size}, but the others are not to be found "
-                         f"({str(e).splitlines()[0]}): start with torchrun, or unset them") from e
+        raise InputError(f"RANK and WORLD_SIZE say that this is process {rank} of {size}, "
+                         f"but the others cannot be found ({first_line(e)}): "
+                         "start with torchrun, or unset them") from e
     yield World(rank, size)
-    dist.destroy_process_group()  # not after a failure, where it could wait for those that are gone
+    dist.destroy_process_group()  # not after a failure: it could wait for ranks that have died
 
 
-def _heeding_signals(f, *args):
-    """f(*args), in a thread: in C++ it would wait for processes that may never come, and no signal would be heard."""
+def _interruptible(f, *args):
+    """f(*args) in a thread. In the main thread, C++ code that waits would delay every signal."""
     future = concurrent.futures.Future()
 
     def work():
@@ -103,31 +110,46 @@ def _heeding_signals(f, *args):
 
 
 def _meet(name):
-    """(store, rank, size) of the processes that torchrun started, once all are there; the store is theirs alone.
+    """Wait for all ranks. Return (store, rank, size); the store holds nothing of earlier ranks.
 
-    torchrun keeps its store when it starts processes again, and with it the addresses of those that are gone (pytorch issue
-    135712); nor does it count the attempts alike on all machines. So each process greets with a word of its own until the
-    first one answers it with its word, and that waits until all have taken this up: an old greeting is answered in vain.
+    torchrun keeps its store when it restarts ranks, with the addresses of the dead ones in it
+    (pytorch issue 135712), and machines may count restarts differently. So the ranks agree on a
+    new prefix for their keys:
+
+    1. Each rank > 0 posts a random token, and waits for the reply to it.
+    2. Rank 0 replies to every token with its own token, which becomes the prefix.
+    3. Each rank > 0 confirms the prefix. Rank 0 waits for all confirmations.
+
+    Tokens left by dead ranks get a reply that nobody reads.
     """
     store, rank, size = next(dist.rendezvous("env://"))
-    store, word = dist.PrefixStore(name, store), uuid.uuid4().hex
-    if rank:
-        store.set(f"greeting {rank}", word)
-        word = store.get(word).decode()  # waits
-        store.set(f"{word} {rank}", "taken up")
-        return dist.PrefixStore(word, store), rank, size
-    missing, until = set(range(1, size)), time.monotonic() + store.timeout.total_seconds()
+    store = dist.PrefixStore(name, store)
+    token = uuid.uuid4().hex
+    if rank == 0:
+        prefix = token
+        _gather(store, prefix, size)
+    else:
+        store.set(f"token {rank}", token)
+        prefix = store.get(token).decode()  # waits
+        store.set(f"{prefix} {rank}", "confirmed")
+    return dist.PrefixStore(prefix, store), rank, size
+
+
+def _gather(store, prefix, size):
+    """Rank 0's side of `_meet`."""
+    missing = set(range(1, size))
+    deadline = time.monotonic() + store.timeout.total_seconds()
     while missing:
-        if time.monotonic() > until:
-            raise RuntimeError(f"nothing of {len(missing)} of them for {store.timeout}")
-        missing -= {other for other in missing if store.check([f"{word} {other}"])}
-        for other in missing:
-            if store.check([f"greeting {other}"]):
-                store.set(store.get(f"greeting {other}").decode(), word)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{len(missing)} of them did not come within {store.timeout}")
+        missing = {rank for rank in missing if not store.check([f"{prefix} {rank}"])}
+        for rank in missing:
+            if store.check([f"token {rank}"]):
+                token = store.get(f"token {rank}").decode()
+                store.set(token, prefix)
         time.sleep(0.01)
-    return dist.PrefixStore(word, store), rank, size
 
 
-def lost_another(e):
-    """Whether an exception says that another process of the run is gone."""
+def lost_another(e: BaseException) -> bool:
+    """Whether an exception says that another rank has died."""
     return isinstance(e, dist.DistError) or "gloo/transport" in str(e)

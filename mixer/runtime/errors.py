@@ -1,43 +1,53 @@
-"""What a command can say when it stops, and with which exit code.
+"""The errors that a command reports, and their exit codes.
 
-0 done, 1 failed while running, 2 wrong usage or input, 3 diverged; stopped by Ctrl-C 130, by SIGTERM 143, by SIGHUP 129.
+0 done, 1 failed while running, 2 wrong usage or input, 3 diverged.
+130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
 """
 import signal
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """The arguments or the data are wrong; the message names the flag or the file and how to put it right."""
+    """Wrong arguments or data. The message names the flag or the file, and what to do."""
 
     exit_code = 2
 
 
 class UsageError(InputError):
-    """The arguments alone are wrong, in every process of a run alike; each of `wrong` is a line of its own."""
+    """Wrong arguments, the same in every rank. The message has one line per problem."""
 
-    def __init__(self, wrong):
-        super().__init__("\n".join(map(printable, wrong)))
+    def __init__(self, problems: Iterable[str]):
+        super().__init__("\n".join(map(printable, problems)))
 
 
 class Diverged(RuntimeError):
-    """The loss or the weights are no longer finite."""
+    """The loss or the weights are not finite."""
 
     exit_code = 3
 
 
 class Interrupted(BaseException):
-    """Stopped by a signal; what there was to save is saved. No Exception: nothing that catches those may swallow it."""
+    """Stopped by a signal, with everything saved.
 
-    def __init__(self, signum, message=""):
+    Derives from BaseException so that `except Exception` cannot swallow it.
+    """
+
+    def __init__(self, signum: int, message: str = ""):
         super().__init__(f"stopped by {signal.Signals(signum).name}{message}")
         self.exit_code = 128 + signum
 
 
-def printable(text):
-    """Text in which nothing moves a cursor, starts a line or fails to encode: file names may hold anything."""
+def printable(text: object) -> str:
+    """Text that is safe to print: a file name may move the cursor, start a line or not encode."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
-def listed(words, most=10):
+def first_line(e: BaseException) -> str:
+    """Of an exception's message, or its type if it has none."""
+    return (str(e).strip() or type(e).__name__).splitlines()[0]
+
+
+def listed(words: Iterable, most: int = 10) -> str:
     """`a, b, c and 7 more`: a readable list of any length."""
     words = list(words)
     more = f" and {len(words) - most:,} more" if len(words) > most else ""

@@ -1,32 +1,34 @@
-"""Files that are whole or absent, and folders with one user at a time."""
+"""Files that are complete or absent, and folders with one user at a time."""
 import contextlib
 import csv
 import fcntl
 import json
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import InputError
 
 
-def writable_folder(path, flag):
-    """The folder that `flag` names, made if need be. Raises InputError where nothing can be written there."""
+def writable_folder(path: Path | str, flag: str) -> Path:
+    """The folder that `flag` names, created if needed. Raises InputError if it is not writable."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()  # what permissions say is not all: a disk may be full or read-only
+        tempfile.TemporaryFile(dir=path).close()  # the disk may be full or read-only
     except OSError as e:
         raise InputError(f"{flag}: cannot write to {path}: {e.strerror}") from e
     return Path(path)
 
 
-def save_atomically(path, write):
-    """Call `write(temporary path)`, then rename: the file at `path` is the old one or the whole new one, never a part.
+def save_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
+    """Call `write(temporary path)`, then rename: `path` is the old or the complete new file.
 
-    A failure leaves the old file and no temporary one. Raises OSError, naming `path`, where the disk is full or broken.
+    A failure leaves the old file and no temporary one. Raises OSError, naming `path`, if the disk
+    is full or broken.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")  # the suffix stays: figures are written by it
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")  # figures need the suffix
     try:
         write(temporary)
         with open(temporary, "rb") as f:
@@ -39,39 +41,42 @@ def save_atomically(path, write):
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path, text):
+def write_text(path: Path | str, text: str) -> None:
     save_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_json(path, contents):
+def write_json(path: Path | str, contents) -> None:
     write_text(path, json.dumps(contents, indent=1) + "\n")
 
 
-def write_csv(path, rows):
-    """A list of dicts with the same keys -> one header and a line each; None is an empty field."""
+def write_csv(path: Path | str, rows: list[dict]) -> None:
+    """A list of dicts with the same keys -> a header and one line each. None is an empty field."""
     def write(temporary):
-        with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as f:  # file names need not be text
+        # a file name need not be text
+        with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as f:
             writer = csv.DictWriter(f, rows[0] if rows else ["step"], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
     save_atomically(path, write)
 
 
-def read_csv(path):
-    """What `write_csv` wrote, numbers as floats and empty fields as None."""
+def read_csv(path: Path | str) -> list[dict[str, float | None]]:
+    """The rows of a file of `write_csv` that holds numbers. An empty field is None."""
     with open(path, newline="") as f:
-        return [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(f)]
+        return [{key: float(value) if value else None for key, value in row.items()}
+                for row in csv.DictReader(f)]
 
 
 @contextlib.contextmanager
-def locked(path, when_busy):
-    """Hold the lock file `path`; the system lets go of it should this process die, whatever children it leaves.
+def locked(path: Path | str, when_busy: Callable[[], object]) -> Iterator[None]:
+    """Hold the lock file `path`. The system releases it if this process dies, even if its children
+    live on.
 
-    Where another process holds it, `when_busy()` is called: it raises, or returns to wait.
+    If another process holds the lock, `when_busy()` is called: it raises, or returns to wait.
     """
     with open(path, "w") as f:
         try:
-            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a process's own lock, which a forked child does not share
+            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a forked child does not share it
         except (BlockingIOError, PermissionError):
             when_busy()
             fcntl.lockf(f, fcntl.LOCK_EX)

@@ -1,96 +1,116 @@
-"""Run a function in a process of its own, and hear what became of it."""
-import functools
+"""Run a function in a fresh process and return its result, its error or its exit code."""
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import traceback
+from collections.abc import Callable
+from multiprocessing import resource_tracker
 
 import torch
 
 from . import signals
+from .errors import Interrupted, first_line
+
+SPAWN = multiprocessing.get_context("spawn")
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # an environment variable that torchrun sets for its workers
 
 
 class ChildFailed(RuntimeError):
-    """What went wrong in a fresh process, in one line; `trace` has the rest."""
+    """What went wrong in a fresh process, in one line. `trace` is its traceback."""
 
-    def __init__(self, message, trace=""):
+    def __init__(self, message: str, trace: str = ""):
         super().__init__(message)
         self.trace = trace
 
 
-def out_of_memory(e):
-    """Whether an exception says that memory ran out, the GPU's or the machine's."""
+def out_of_memory(e: BaseException) -> bool:
+    """Whether an exception says that the memory of the GPU or of the machine ran out."""
     return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or any(
         words in str(e) for words in ("can't allocate memory", "size calculation overflowed"))
 
 
-def in_one_line(e):
-    """An exception for a table; every kind of memory that ran out reads the same."""
-    text = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-    if out_of_memory(e):
-        return f"out of memory: {text}"
-    return f"{type(e).__name__}: {text}"
+def in_one_line(e: BaseException) -> str:
+    """An exception for a table. Every kind of exhausted memory reads the same."""
+    kind = "out of memory" if out_of_memory(e) else type(e).__name__
+    return f"{kind}: {first_line(e)}"
 
 
-def in_fresh_process(f, *args):
-    """f(*args) in a process that has done nothing before, gone when this returns. Raises ChildFailed when it failed or died."""
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(send, os.getpid(), f, args))  # no daemon: it may have decoders of its own
-    with signals.deferred():  # none comes between its start and the `try` that ends it
-        process.start()
-    send.close()
-    try:
-        signals.check()
-        result, failure = receive.recv()
-    except EOFError:
-        process.join()
-        killed = " (killed: out of memory?)" if process.exitcode == -signal.SIGKILL else ""
-        raise ChildFailed(f"its process ended with exit code {process.exitcode}{killed}") from None
-    except BaseException:  # Ctrl-C, SIGTERM: it would go on for minutes
-        process.terminate()
-        process.join(10)
-        process.kill()
-        raise
-    finally:
-        process.join()
+def in_fresh_process(f: Callable, *args):
+    """Return f(*args), run in a fresh process. Raises ChildFailed if that fails or dies.
+
+    After a signal the process ends first, then Interrupted is raised.
+    """
+    exit_code, answer = _run(f, args)
+    signals.check()
+    if answer is None:
+        killed = " (killed: out of memory?)" if exit_code == -signal.SIGKILL else ""
+        raise ChildFailed(f"its process ended with exit code {exit_code}{killed}")
+    result, failure = answer
     if failure:
         raise ChildFailed(*failure)
     return result
 
 
-def attempt(f, *args, debug=False):
-    """`in_fresh_process` for a table: (f(*args), {}), or (None, {"failed": the reason in one line}); debug prints the traceback."""
+def attempt(f: Callable, *args, debug: bool = False) -> tuple[object, str | None]:
+    """`in_fresh_process` for a table: (result, None), or (None, the error in one line).
+
+    debug: print the traceback.
+    """
     try:
-        return in_fresh_process(f, *args), {}
+        return in_fresh_process(f, *args), None
     except ChildFailed as e:
         if debug:
             print(e.trace, file=sys.stderr)
-        return None, {"failed": str(e)}
+        return None, str(e)
+
+
+def exit_code_of(f: Callable, *args) -> int:
+    """Run f(*args), which exits, in a fresh process. Return its exit code as a shell does.
+
+    A signal does not interrupt this: the process receives it, and may save before it exits.
+    """
+    exit_code, _ = _run(f, args)
+    return exit_code if exit_code >= 0 else 128 - exit_code
+
+
+def _run(f, args):
+    """Run f(*args) in a fresh process until it ends: its exit code and its answer, if any.
+
+    A signal sent to this process is passed on. If this process dies, the other one does, too.
+    """
+    receive, send = SPAWN.Pipe(duplex=False)
+    process = SPAWN.Process(target=_answer, args=(send, os.getpid(), f, args))
+
+    def pass_on(signum):
+        if process.is_alive():
+            os.kill(process.pid, signum)
+
+    resource_tracker.ensure_running()  # `start` starts it otherwise, which unblocks the signals
+    with signals.deferred(pass_on):
+        with signals.blocked():  # until its imports are done and it listens
+            process.start()
+        if signum := signals.pending():
+            pass_on(signum)
+        send.close()
+        try:
+            answer = receive.recv()
+        except EOFError:  # it has ended without an answer
+            answer = None
+        process.join()
+    return process.exitcode, answer
 
 
 def _answer(send, parent, f, args):
+    """The fresh process: sends (result, None), or (None, (error in one line, traceback))."""
+    os.setsid()  # Ctrl-C in a terminal reaches the parent alone, which passes it on
     signals.die_with_parent(parent)
-    for signum in signals.STOPPING:  # a terminal's reach both; the parent ends this one
-        signal.signal(signum, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda signum, _: sys.exit(128 + signum))  # so that temporary folders go
+    os.environ.pop(TORCHRUN, None)  # torchrun is not its parent
     try:
-        answer = f(*args), None
-    except Exception as e:  # told by the parent, in its table
-        answer = None, (in_one_line(e), traceback.format_exc())
-    send.send(answer)
-
-TORCHRUN = "TORCHELASTIC_RUN_ID"  # which it sets for the processes that it starts
-
-
-def call(command):
-    """Run a command to its end and return its exit code, as a shell does where a signal ended it. Signals sent to us are passed
-    on, for it to stop in order."""
-    env = {name: value for name, value in os.environ.items() if name != TORCHRUN}  # this is its parent, not torchrun
-    child = subprocess.Popen([str(word) for word in command], start_new_session=True, env=env,
-                             preexec_fn=functools.partial(signals.die_with_parent, os.getpid()))
-    with signals.deferred(child.send_signal):
-        code = child.wait()
-    return code if code >= 0 else 128 - code
+        signals.listen()
+        send.send((f(*args), None))
+    except Interrupted as e:
+        sys.exit(e.exit_code)
+    except Exception as e:
+        send.send((None, (in_one_line(e), traceback.format_exc())))
+        sys.exit(1)

@@ -1,70 +1,69 @@
-"""Ctrl-C, SIGTERM and SIGHUP: heard from a command's first line on, whatever it is doing.
+"""Ctrl-C, SIGTERM and SIGHUP, the signals that stop a command.
 
-While Python imports torch, which takes seconds, a signal ends the command at once: nothing has been begun. Later it raises
-Interrupted, so that files and processes are put away; inside `deferred()` it only waits in `pending()`, for the loop to
-finish its step and save. A second Ctrl-C leaves at once, wherever it comes.
-
-Imports nothing slow: scripts call `listen()` before their other imports.
+The first signal raises Interrupted, so that files and processes are put away. Inside `deferred()`
+nothing is raised: the loop finishes its step, looks at `pending()` and saves. A second Ctrl-C
+exits at once.
 """
 import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable, Iterator
 
 from .errors import Interrupted
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
-_signum = None      # the first that came
-_raised = False
-_on_signal = "leave"  # or "raise", or what `deferred` was given
+
+_first: int | None = None  # the signal that came first
+_raised = False            # whether it has raised Interrupted
+_callback: Callable[[int], object] | None = None  # inside `deferred`: called instead of raising
 
 
-def listen():
-    """Take over the signals, but for those that our parent had ignored, as nohup does."""
+def listen() -> None:
+    """Take over the signals, except those that our parent ignores, as nohup does."""
     for signum in STOPPING:
         if signal.getsignal(signum) is not signal.SIG_IGN:
-            signal.signal(signum, _heard)
+            signal.signal(signum, _on_signal)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # a fresh process starts with them blocked
 
 
-def start_raising():
-    """The imports are done: from now on a signal raises Interrupted."""
-    global _on_signal
-    _on_signal = "raise"
-
-
-def pending():
+def pending() -> int | None:
     """The signal that came first, or None."""
-    return _signum
+    return _first
 
 
-def was_raised():
-    """Whether a signal raised Interrupted: another exception may be what a library, in C++, has made of that."""
+def was_raised() -> bool:
+    """Whether a signal raised Interrupted. C++ code may have turned it into another error."""
     return _raised
 
 
-def check():
-    """Raise Interrupted if a signal came: the first exception can be lost where Python ignores one, as in a `__del__`."""
-    if _signum:
-        raise Interrupted(_signum)
+def check() -> None:
+    """Raise Interrupted if a signal came. Python drops the first one if a `__del__` was running."""
+    if _first:
+        raise Interrupted(_first)
 
 
 @contextlib.contextmanager
-def deferred(then=lambda signum: None):
-    """Inside, a signal only sets `pending()`, and calls `then` with its number."""
-    global _on_signal
-    before, _on_signal = _on_signal, then
+def deferred(callback: Callable[[int], object] = lambda signum: None) -> Iterator[None]:
+    """Inside, a signal raises nothing. It sets `pending()` and calls `callback(signum)`."""
+    global _callback
+    before = _callback
+    _callback = callback
     try:
         yield
     finally:
-        _on_signal = before
+        _callback = before
 
 
 @contextlib.contextmanager
-def blocked():
-    """Processes forked inside never hear the signals, which a terminal sends to all of a group: their parent ends them. And the
-    parent hears none meanwhile, not in the hooks that run around a fork, where Python ignores exceptions: `check` afterwards."""
+def blocked() -> Iterator[None]:
+    """Inside, no signal arrives. A process started inside receives none until it calls `listen`.
+
+    A signal sent meanwhile sets `pending()` at the end, and raises nothing: call `check` later.
+    Around a fork Python runs hooks in which it ignores exceptions, so Interrupted would be lost.
+    """
     with deferred():
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         try:
@@ -73,26 +72,27 @@ def blocked():
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _heard(signum, frame):
-    global _signum, _raised
-    first, _signum = _signum is None, _signum or signum
-    if signum == signal.SIGINT and not first:
+def _on_signal(signum, frame):
+    global _first, _raised
+    repeated = _first is not None
+    if not repeated:
+        _first = signum
+    if repeated and signum == signal.SIGINT:
         for child in multiprocessing.active_children():
             child.kill()
         os._exit(128 + signum)
-    if first and _on_signal == "leave":
-        with contextlib.suppress(OSError):
-            os.write(2, f"{Interrupted(signum)}\n".encode())
-        os._exit(128 + signum)
-    if callable(_on_signal):
-        _on_signal(signum)
-    elif first and _on_signal == "raise":
+    if _callback is not None:
+        _callback(signum)
+    elif not repeated:
         _raised = True
         raise Interrupted(signum)
 
 
-def die_with_parent(parent, signum=signal.SIGKILL):
-    """Called in a child of process `parent`: it gets `signum` when that ends, by whatever (Linux, prctl(2))."""
+def die_with_parent(parent: int, signum: int = signal.SIGKILL) -> None:
+    """Called in a child of process `parent`: the system sends it `signum` when the parent ends.
+
+    prctl(2), Linux alone. However the parent ends, kill -9 included.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum)
-    if os.getppid() != parent:
+    if os.getppid() != parent:  # it has ended already
         os._exit(1)

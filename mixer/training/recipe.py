@@ -1,35 +1,46 @@
-"""The recipe: optimizer, learning rate, a plain AMP step, evaluation."""
+"""The experiment: optimizer, learning rate, training step and evaluation."""
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from ..data.augment import to_float
+from ..data.batches import Subset
 from ..runtime.distributed import World
+from .config import Config
 
 
-def make_optimizer(model, lr, weight_decay=0.0):
-    """Adam with the default betas; weight decay is decoupled and spares what has one axis: biases and norms."""
-    groups = [{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": weight_decay},
-              {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, fused=True)  # fused: with a GradScaler, no wait for the device
+def make_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    """Adam; decoupled weight decay on weights with two or more axes: not on biases and norms."""
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": weight_decay},
+              {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, fused=True)  # fused: no wait for the GradScaler
 
 
-def learning_rate(step, config, steps):
-    """Of step `step`, counted from 0: linear warm-up, then constant, or half a cosine down to 0 at `steps`."""
+def learning_rate(step: int, config: Config, steps: int) -> float:
+    """For step `step` (from 0) of `steps`: linear warm-up, then constant, or half a cosine to 0."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     if config.schedule == "constant":
         return config.lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, steps - config.warmup)))
+    angle = math.pi * (step - config.warmup) / max(1, steps - config.warmup)
+    return config.lr * 0.5 * (1 + math.cos(angle))
 
 
-def train_step(model, x, y, optimizer, scaler, *, amp=None, label_smoothing=0.0, clip_grad=None, weight=1.0):
-    """One optimizer step on float x (B, 3, H, W) and int64 y (B,); amp is the autocast dtype or None.
+def train_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor,
+               optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *,
+               amp: torch.dtype | None = None, label_smoothing: float = 0.0,
+               clip_grad: float | None = None,
+               weight: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """One optimizer step on float x (B, 3, H, W) and int64 y (B,); amp is the autocast dtype.
 
-    weight: of this loss, where several processes average their gradients over unequal parts of a batch.
-    Returns the mean loss and the number of correct answers, both on the device: nothing here waits for it.
+    weight multiplies the loss, for ranks that average the gradients of unequal slices of a batch.
+    Returns the mean loss and the number of correct answers, on the device: nothing waits for it.
     """
     with torch.autocast(x.device.type, dtype=amp, enabled=amp is not None):
         logits = model(x)
@@ -44,33 +55,30 @@ def train_step(model, x, y, optimizer, scaler, *, amp=None, label_smoothing=0.0,
     return loss.detach(), (logits.argmax(1) == y).sum()
 
 
-def applied_steps(optimizer):
-    """How many steps the optimizer has made; a GradScaler skips those whose gradients overflowed."""
-    for state in optimizer.state.values():
-        return int(state["step"].item())
-    return 0
-
-
 @torch.inference_mode()
-def evaluate(model, part, batch_size, device, *, classes, amp=None, stop=lambda: False, world=World()):
-    """Over a Subset, each image once: mean loss, accuracy, confusion counts [true][predicted] as nested lists.
+def evaluate(model: nn.Module, subset: Subset, batch_size: int, device: torch.device, *,
+             classes: int, world: World, amp: torch.dtype | None = None,
+             stop: Callable[[], bool] = lambda: False,
+             ) -> tuple[float, float, list[list[int]]] | None:
+    """Mean loss, accuracy and confusion counts [true][predicted] over a Subset, each image once.
 
-    Leaves the model in eval mode. Returns None as soon as `stop()` is true. The processes of `world` take equal shares of each
-    batch, the last ones perhaps none, and ask `stop` equally often.
+    Returns None as soon as `stop()` is true. Each rank of `world` takes a slice of each batch; the
+    last one may be empty. All ranks call `stop` equally often. Leaves the model in eval mode.
     """
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=device)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-    for start in range(0, len(part), batch_size):
+    for start in range(0, len(subset), batch_size):
         if stop():
             return None
-        samples = world.batch_slice(np.arange(start, min(start + batch_size, len(part))))
+        samples = world.batch_slice(np.arange(start, min(start + batch_size, len(subset))))
         if len(samples) == 0:
             continue
-        images, y = part.batch(samples, device)
+        images, y = subset.batch(samples, device)
         with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
             logits = model(to_float(images)).float()
         loss += F.cross_entropy(logits, y, reduction="sum")
         confusion.index_add_(0, y * classes + logits.argmax(1), torch.ones_like(y))
     loss, confusion = world.sum(loss), world.sum(confusion).view(classes, classes).cpu()
-    return loss.item() / len(part), confusion.trace().item() / len(part), confusion.tolist()
+    count = len(subset)
+    return loss.item() / count, confusion.trace().item() / count, confusion.tolist()

@@ -1,35 +1,58 @@
 """May this run go on from that checkpoint?"""
 import dataclasses
+from pathlib import Path
 
 from ..runtime.checkpoint import load_checkpoint
+from ..runtime.distributed import World
 from ..runtime.errors import InputError
+from .config import Config
 
-# options that change no weight: a resumed run may have others
-FREE_ON_RESUME = {"data", "log_every", "cache", "workers", "bad_images", "data_on_device", "device", "kernels", "require_acc", "out",
-                  "resume", "debug"}
-
-
-def resume_identity(config, data):
-    """What a run is, as plain values: runs with equal identities have equal weights at equal steps."""
-    free = FREE_ON_RESUME | ({"steps", "epochs"} if config.schedule == "constant" else set())
-    return {**{name: value for name, value in dataclasses.asdict(config).items() if name not in free}, "images": data}
+# options that change no weight: they may differ between a run and its continuation
+FREE_ON_RESUME = {"data", "log_every", "cache", "workers", "bad_images", "data_on_device", "device",
+                  "kernels", "require_acc", "out", "resume", "debug"}
 
 
-def find_checkpoint(resume, out):
-    """What --resume names, loaded: a path, or "auto" for out/last.pt; None to start afresh. Raises InputError."""
+def resume_identity(config: Config, images: str) -> dict:
+    """Plain values that define a run: with equal ones, the weights at each step are equal.
+
+    images: the fingerprint of the images.
+    """
+    free = FREE_ON_RESUME
+    if config.schedule == "constant":
+        free = free | {"steps", "epochs"}  # the learning rate does not depend on them
+    options = {name: value for name, value in dataclasses.asdict(config).items()
+               if name not in free}
+    return {**options, "images": images}
+
+
+def open_checkpoint(resume: str | None, out: Path, identity: dict, world: World) -> dict | None:
+    """The checkpoint that a run goes on from, or None if it starts afresh; the same for all ranks.
+
+    Only rank 0 reads the file. Raises InputError if it is damaged or belongs to another run.
+    """
+    checkpoint = world.broadcast(find_checkpoint(resume, out) if world.rank == 0 else None)
+    if checkpoint:
+        check_identity(checkpoint, identity)
+    return checkpoint
+
+
+def find_checkpoint(resume: Path | str | None, out: Path) -> dict | None:
+    """Load the checkpoint that --resume names: a path, or "auto" for out/last.pt if it exists."""
     if resume is None or (resume == "auto" and not (out / "last.pt").exists()):
         return None
     try:
-        return load_checkpoint(out / "last.pt" if resume == "auto" else resume, whole=True)
+        return load_checkpoint(out / "last.pt" if resume == "auto" else resume, verify=True)
     except ValueError as e:
         raise InputError(f"--resume: {e}") from None
 
 
-def check_identity(checkpoint, identity):
-    """Raise InputError where a checkpoint is of another run, naming the differences."""
-    there = checkpoint.get("identity")
-    if not isinstance(there, dict) or "optimizer" not in checkpoint:
-        raise InputError("--resume: the checkpoint holds weights, not the state of a run; last.pt in the run's folder does")
-    other = [f"{key} is {there.get(key)!r} there and {value!r} here" for key, value in identity.items() if there.get(key) != value]
-    if other:
-        raise InputError(f"--resume: the checkpoint is of another run: {', '.join(other)}")
+def check_identity(checkpoint: dict, identity: dict) -> None:
+    """Raise InputError, with all differences, if the checkpoint belongs to another run."""
+    saved = checkpoint.get("identity")
+    if not isinstance(saved, dict) or "optimizer" not in checkpoint:
+        raise InputError("--resume: the checkpoint holds only weights, not the state of a run; "
+                         "use last.pt of the run's folder")
+    differences = [f"{key} was {saved.get(key)!r} and is {value!r}"
+                   for key, value in identity.items() if saved.get(key) != value]
+    if differences:
+        raise InputError(f"--resume: the checkpoint is of another run: {', '.join(differences)}")

@@ -7,14 +7,20 @@ from mixer.data.augment import MAX_ANGLE, augment, draws, draws_for, to_float
 
 
 def images(count, side=24, seed=0):
-    return torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=generator)
 
 
 def rotated(image, angle):
-    """The definition, pixel by pixel in float64: image (H, W, 3) -> (3, H, W) in [0, 1], reflect-101 border."""
+    """The definition, pixel by pixel in float64, with a reflect-101 border.
+
+    image (H, W, 3) -> (3, H, W) in [0, 1].
+    """
     H, W, _ = image.shape
     image = image.numpy().astype(np.float64) / 255
-    reflect = lambda i, n: (n - 1) - abs((i % (2 * n - 2)) - (n - 1))
+
+    def reflect(i, n):
+        return (n - 1) - abs((i % (2 * n - 2)) - (n - 1))
     out = np.empty((3, H, W))
     cy, cx = (H - 1) / 2, (W - 1) / 2
     for i in range(H):
@@ -32,10 +38,11 @@ def test_rotation_equals_its_definition():
     batch = images(3)
     angle = np.array([0.2, 0.0, -math.radians(MAX_ANGLE)])
     out = augment(batch, np.zeros(3, dtype=bool), angle)
-    for got, image, a in zip(out, batch, angle):
+    for got, image, a in zip(out, batch, angle, strict=True):
         # coordinates in fp32: an error of some 1e-6 pixels, times a contrast of at most 1 per pixel
         assert (got.double() - rotated(image, a)).abs().max() < 1e-5
-    assert (out[0].double() - rotated(batch[0], -0.2)).abs().max() > 0.1  # and the measure tells one way from the other
+    # and the measure can fail: the other direction is far away
+    assert (out[0].double() - rotated(batch[0], -0.2)).abs().max() > 0.1
 
 
 def test_non_square_images_turn_without_shear():
@@ -83,7 +90,8 @@ def test_draws_are_keyed_by_seed_epoch_and_sample():
 def test_draws_follow_the_originals_distribution():
     flip, angle = draws(0, 0, 100_000)
     turned = angle[angle != 0]
-    # standard deviation of a share of 100,000 coins: 0.0016; six of them
+    # the standard deviation of the fraction of heads in 100,000 coins is 0.0016; six of them
     assert abs(flip.mean() - 0.5) < 0.01 and abs(len(turned) / 100_000 - 0.5) < 0.01
-    assert np.abs(turned).max() <= math.radians(15) and abs(turned.std() - math.radians(15) / 3 ** 0.5) < 0.01
+    assert np.abs(turned).max() <= math.radians(15)
+    assert abs(turned.std() - math.radians(15) / 3 ** 0.5) < 0.01
     assert abs(np.corrcoef(flip, angle)[0, 1]) < 0.02

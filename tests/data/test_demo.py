@@ -1,11 +1,11 @@
-"""The drawn pictures: the same from (seed, index) at any size, and not told apart by colour, brightness or place."""
+"""The drawn pictures: functions of (seed, index), whose class no colour or brightness tells."""
 import numpy as np
 import pytest
 
 from mixer.data import demo
 from mixer.data.demo import CLASSES, draw
 
-N = 1600  # half to fit a rule, half to test it: two standard errors of an accuracy near 0.5 are 0.035
+N = 1600  # half to fit a rule, half to test it: 2 standard errors of an accuracy of 0.5 are 0.035
 LABELS = np.arange(N) % 2
 
 
@@ -15,7 +15,10 @@ def pictures():
 
 
 def threshold_accuracy(feature):
-    """Accuracy on the second half of the best rule "dog above c" or "dog below c" of the first; feature (N,)."""
+    """Fit "dog above c" or "dog below c" on the first half; its accuracy on the second.
+
+    feature (N,).
+    """
     half = N // 2
     cuts = np.quantile(feature[:half], np.linspace(0, 1, 201))
     fitted = [((feature[:half] > c) == LABELS[:half]).mean() for c in cuts]
@@ -25,7 +28,7 @@ def threshold_accuracy(feature):
 
 
 def linear_accuracy(features, ridge):
-    """Accuracy on the second half of least squares on the first half's standardised features (N, F)."""
+    """Fit least squares on the first half of the features (N, F); its accuracy on the second."""
     half = N // 2
     x = (features - features[:half].mean(0)) / (features[:half].std(0) + 1e-6)
     x = np.concatenate([x, np.ones((N, 1))], axis=1)
@@ -35,10 +38,11 @@ def linear_accuracy(features, ridge):
 
 
 def nearest_accuracy(features):
-    """Accuracy on the second half of the label of the nearest neighbour in the first; features (N, F)."""
+    """Accuracy of the label of the nearest neighbour in the first half; features (N, F)."""
     half = N // 2
     fit, test = features[:half], features[half:]
-    distance = (fit ** 2).sum(1) - 2 * test @ fit.T  # less the test picture's own square: the same for all neighbours
+    # without the test picture's own square, which is the same for all neighbours
+    distance = (fit ** 2).sum(1) - 2 * test @ fit.T
     return (LABELS[:half][distance.argmin(1)] == LABELS[half:]).mean()
 
 
@@ -59,8 +63,10 @@ def colour_features(pictures):
 def colour_accuracies(pictures):
     """name of the rule -> its accuracy on the second half."""
     x = pictures / 255
-    features = [x.mean((1, 2, 3)), x.std((1, 2, 3)), *x.mean((1, 2)).T]
-    one = {name: threshold_accuracy(f) for name, f in zip(["brightness", "contrast", "red", "green", "blue"], features)}
+    red, green, blue = x.mean((1, 2)).T
+    features = {"brightness": x.mean((1, 2, 3)), "contrast": x.std((1, 2, 3)),
+                "red": red, "green": green, "blue": blue}
+    one = {name: threshold_accuracy(feature) for name, feature in features.items()}
     return one | {"colours": linear_accuracy(colour_features(pictures), ridge=10)}
 
 
@@ -84,19 +90,22 @@ def test_classes_alternate(monkeypatch):
 @pytest.mark.parametrize("size", [48, 96, 192])
 def test_size_and_dtype(size):
     picture = draw(3, size)
-    assert picture.shape == (size, size, 3) and picture.dtype == np.uint8 and picture.flags.writeable
+    assert picture.shape == (size, size, 3) and picture.dtype == np.uint8
+    assert picture.flags.writeable
 
 
 def test_the_same_picture_at_every_size():
-    """Mean difference in grey levels of 255. Measured on 20 images: at most 4.8 with itself, at least 23 with another.
+    """Mean difference in grey levels of 255.
 
-    What is left is the grain, which 192 pixels interpolate between its 96 cells, and line widths in whole pixels.
+    Measured on 20 images: at most 4.8 to itself, at least 23 to another. The rest comes from the
+    grain, which 192 pixels interpolate between its 96 cells, and from line widths in whole pixels.
     """
     def error(i, j):
         large = draw(i, 192).reshape(96, 2, 96, 2, 3).mean((1, 3))
         return np.abs(large - draw(j, 96)).mean()
     assert max(error(i, i) for i in range(20)) < 7
-    assert min(error(i, i + 2) for i in range(20)) > 14  # the same species, another picture: the measure can fail
+    # the measure can fail: another picture of the same species
+    assert min(error(i, i + 2) for i in range(20)) > 14
 
 
 def test_colour_and_brightness_do_not_tell_the_class(pictures):
@@ -105,7 +114,7 @@ def test_colour_and_brightness_do_not_tell_the_class(pictures):
 
 
 def test_templates_do_not_tell_the_class(pictures):
-    """Grey pixels and neighbours see some shape, the face being near the middle: a help, but no solution."""
+    """Grey pixels and neighbours see some shape, as the face is near the middle, but not enough."""
     near = nearest_accuracy(thumbnails(pictures, 8).reshape(N, -1))
     linear = linear_accuracy(thumbnails(pictures, 24).mean(3).reshape(N, -1), ridge=1000)
     assert near < 0.92 and linear < 0.88, (near, linear)  # measured: 0.88, 0.84
@@ -115,13 +124,15 @@ def test_the_probes_find_a_tint(pictures):
     """The same rules on a spoilt data set, whose cats are redder."""
     tinted = pictures.astype(int) + (LABELS == 0)[:, None, None, None] * np.array([60, 0, -60])
     accuracies = colour_accuracies(tinted.clip(0, 255).astype(np.uint8))
-    assert accuracies["contrast"] > 0.65 and accuracies["red"] > 0.65 and accuracies["colours"] > 0.9, accuracies
-    darker = colour_accuracies((pictures * np.where(LABELS == 0, 0.35, 1.0)[:, None, None, None]).astype(np.uint8))
-    assert darker["brightness"] > 0.9 and darker["green"] > 0.9, darker
+    assert accuracies["contrast"] > 0.65 and accuracies["red"] > 0.65, accuracies
+    assert accuracies["colours"] > 0.9, accuracies
+    darker = pictures * np.where(LABELS == 0, 0.35, 1.0)[:, None, None, None]
+    accuracies = colour_accuracies(darker.astype(np.uint8))
+    assert accuracies["brightness"] > 0.9 and accuracies["green"] > 0.9, accuracies
 
 
 def test_the_template_probes_find_a_fixed_shape(pictures):
-    """A bright square always at the same place of a dog's picture: both template rules must see it."""
+    """A bright square at the same place in each dog's picture: both template rules must see it."""
     marked = pictures.copy()
     marked[1::2, 6:18, 6:18] = 255
     assert nearest_accuracy(thumbnails(marked, 8).reshape(N, -1)) > 0.92

@@ -1,15 +1,17 @@
-"""One block with its inputs, what it gives in float64, and the measure of how far another way is off."""
+"""One block with its inputs, its float64 results, and a measure of an implementation's error."""
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 from kernels import reference
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("y", "mean", "var", "dx", "dweight", "dbias", "dgamma", "dbeta")
 
 
 class Block(NamedTuple):
-    """Inputs of depthwise_gelu_bn. Scale, shift and bias are random; x, parameters and dy come from separate seeds."""
+    """Arguments of depthwise_gelu_bn, and the gradient dy of y."""
     x: torch.Tensor
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -25,35 +27,43 @@ class Block(NamedTuple):
         return Block(*(f(t) if isinstance(t, torch.Tensor) else t for t in self))
 
 
-def make_block(N, C, H, W, K, dtype=torch.float32, *, residual=True, given=False, bare=False, scale=1.0, device="cpu"):
-    """given: statistics come from outside; bare: no bias, gamma and beta; scale: of x."""
+def make_block(N, C, H, W, K, dtype=torch.float32, *, residual=True, fixed_stats=False, bare=False,
+               scale=1.0, device="cpu"):
+    """A random block, each tensor from its own seed.
+
+    fixed_stats: mean and var are arguments; bare: no bias, gamma and beta; scale: of x.
+    """
     def draw(seed, *shape):
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    bias, gamma, beta = draw(3, C).to(dtype).float(), draw(4, C) + 1.5, draw(5, C)  # a bias that float16 holds: eager rounds it
-    stats = (draw(6, C) * 0.1, draw(7, C).abs() + 0.5) if given else (None, None)
+    bias = draw(3, C).to(dtype).float()  # a bias that float16 holds: eager PyTorch rounds it
+    parameters = (None, None, None) if bare else (bias, draw(4, C) + 1.5, draw(5, C))
+    stats = (draw(6, C) * 0.1, draw(7, C).abs() + 0.5) if fixed_stats else (None, None)
     block = Block(scale * draw(1, N, C, H, W).to(dtype), (draw(2, C, 1, K, K) / K).to(dtype),
-                  *((None, None, None) if bare else (bias, gamma, beta)), *stats, 1e-5, residual, draw(8, N, C, H, W).to(dtype))
+                  *parameters, *stats, 1e-5, residual, draw(8, N, C, H, W).to(dtype))
     return block.map(lambda t: t.to(device))
 
 
 def run(implementation, block):
-    """{name: result} of an implementation's two functions; gradients of absent parameters left out."""
+    """{name: result} of an implementation's two functions, without those of absent parameters."""
     y, mean, var = implementation.forward(*block[:-1])
-    gradients = implementation.backward(block.dy, *block[:4], mean, var, block.eps, block.residual, block.mean is None)
-    return only_given(block, dict(zip(NAMES, (y, mean, var, *gradients))))
+    gradients = implementation.backward(block.dy, *block[:4], mean, var, block.eps,
+                                        block.residual, block.mean is None)
+    return only_present(block, (y, mean, var, *gradients))
 
 
 def by_autograd(block):
     """{name: result} of plain PyTorch in the block's own dtype."""
     leaves = [None if t is None else t.detach().clone().requires_grad_() for t in block[:5]]
     y, mean, var = reference.forward(*leaves, *block[5:-1])
-    gradients = iter(torch.autograd.grad(y, [t for t in leaves if t is not None], block.dy.to(y.dtype)))
-    return only_given(block, dict(zip(NAMES, (y, mean, var, *(None if t is None else next(gradients) for t in leaves)))))
+    gradients = iter(torch.autograd.grad(y, [t for t in leaves if t is not None],
+                                         block.dy.to(y.dtype)))
+    gradients = [None if t is None else next(gradients) for t in leaves]
+    return only_present(block, (y, mean, var, *gradients))
 
 
-def only_given(block, results):
-    absent = {"d" + name for name in ("bias", "gamma", "beta") if getattr(block, name) is None}
-    return {name: t.detach() for name, t in results.items() if name not in absent}
+def only_present(block, results):
+    absent = {f"d{name}" for name in ("bias", "gamma", "beta") if getattr(block, name) is None}
+    return {name: t.detach() for name, t in zip(NAMES, results, strict=True) if name not in absent}
 
 
 def exact(block):
@@ -61,49 +71,57 @@ def exact(block):
 
 
 def size_of_sums(block):
-    """{name: (largest sum of absolute terms, largest root of their sum of squares)} of the results that are sums.
+    """{name: (largest sum of absolute terms, largest root of their sum of squares)} of each sum.
 
-    Adding in float32 moves a sum by eps times the first at most; terms that were rounded to the dtype of x, as plain
-    PyTorch's are, make it wander by eps of that dtype times the second.
+    Adding in float32 moves a sum by eps times the first at most. Terms that were rounded to the
+    dtype of x, as plain PyTorch's are, make it wander by eps of that dtype times the second.
     """
     b = block.map(lambda t: t.double())
-    z = torch.nn.functional.conv2d(b.x, b.weight, b.bias, padding=b.weight.shape[-1] // 2, groups=b.x.shape[1]).requires_grad_()
-    g = torch.nn.functional.gelu(z)
+    C, K, n = b.x.shape[1], b.weight.shape[-1], b.x.numel() // b.x.shape[1]
+    channel = (1, C, 1, 1)
+    z = F.conv2d(b.x, b.weight, b.bias, padding=K // 2, groups=C).requires_grad_()
+    g = F.gelu(z)
     var, mean = torch.var_mean(g, (0, 2, 3), unbiased=False)
     if b.mean is not None:
         mean, var = b.mean, b.var
-    C, K, n = b.x.shape[1], b.weight.shape[-1], b.x.numel() // b.x.shape[1]
-    channel = (1, C, 1, 1)
-    xhat = (g - mean.view(channel)) * torch.rsqrt(var + b.eps).view(channel)
+    centred = g - mean.view(channel)
+    xhat = centred * torch.rsqrt(var + b.eps).view(channel)
     dz, = torch.autograd.grad(xhat, z, b.dy * (1.0 if b.gamma is None else b.gamma.view(channel)))
 
-    def of_products(dz, x):  # what dweight adds up
-        return torch.ops.aten.convolution_backward(dz, x, b.weight, [C], [1, 1], [K // 2] * 2, [1, 1], False, [0, 0], C,
-                                                   [False, True, False])[1]
-    terms = {"mean": g / n, "var": (g - mean.view(channel)).square() / n, "dbias": dz, "dgamma": b.dy * xhat, "dbeta": b.dy}
-    sums = {name: (t.abs().sum((0, 2, 3)), t.square().sum((0, 2, 3)).sqrt()) for name, t in terms.items()}
-    sums["dweight"] = of_products(dz.abs(), b.x.abs()), of_products(dz.square(), b.x.square()).sqrt()
-    return {name: (first.max().item(), second.max().item()) for name, (first, second) in sums.items()}
+    def dweight(dz, x):
+        return torch.ops.aten.convolution_backward(
+            dz, x, b.weight, [C], [1, 1], [K // 2, K // 2], [1, 1], False, [0, 0], C,
+            [False, True, False])[1]
+    terms = {"mean": g / n, "var": centred.square() / n, "dbias": dz, "dgamma": b.dy * xhat,
+             "dbeta": b.dy}
+    sums = {name: (t.abs().sum((0, 2, 3)), t.square().sum((0, 2, 3)).sqrt())
+            for name, t in terms.items()}
+    sums["dweight"] = dweight(dz.abs(), b.x.abs()), dweight(dz.square(), b.x.square()).sqrt()
+    return {name: (first.max().item(), second.max().item())
+            for name, (first, second) in sums.items()}
 
 
-def too_far(got, block):
-    """Which results are off by more than twice what plain PyTorch is off by in the same dtype, one sentence each.
+def too_far(results, block):
+    """Which results have more than twice the error of plain PyTorch in the same dtype.
 
-    Off from float64 on the same inputs, largest element. PyTorch's own error can be small by luck, where there are few
-    elements, and its sums on the CPU are in double: what one rounding of the result, or of each term of a sum, can do, is
-    not wrong.
+    One sentence each. The error is the largest difference from float64 on the same inputs.
+    PyTorch's own error can be small by luck, where there are few elements, and its sums on the CPU
+    are in double. So one rounding of the result, or of each term of a sum, is not too far.
     """
     plain, want, sums = by_autograd(block), exact(block), size_of_sums(block)
-    assert got.keys() == want.keys()
-    wrong = []
-    for name, t in got.items():
+    assert results.keys() == want.keys()
+    problems = []
+    for name, t in results.items():
         if t.shape != want[name].shape or not t.isfinite().all():
-            wrong.append(f"{name} is {tuple(t.shape)}, {(~t.isfinite()).sum()} not finite")
+            problems.append(f"{name} is {tuple(t.shape)}, {(~t.isfinite()).sum()} not finite")
             continue
         floor = torch.finfo(t.dtype).eps * want[name].abs().max().item()
         if name in sums:
-            floor = torch.finfo(torch.float32).eps * sums[name][0] + torch.finfo(block.x.dtype).eps * sums[name][1]
-        error, plain_error = ((r.double() - want[name]).abs().max().item() for r in (t, plain[name]))
+            floor = (torch.finfo(torch.float32).eps * sums[name][0]
+                     + torch.finfo(block.x.dtype).eps * sums[name][1])
+        error, plain_error = ((r.double() - want[name]).abs().max().item()
+                              for r in (t, plain[name]))
         if error > 2 * plain_error + floor:
-            wrong.append(f"{name} is off by {error:.1e}, plain PyTorch by {plain_error:.1e}, a rounding is {floor:.1e}")
-    return wrong
+            problems.append(f"{name} is off by {error:.1e}, plain PyTorch by {plain_error:.1e}, "
+                            f"a rounding is {floor:.1e}")
+    return problems

@@ -1,10 +1,10 @@
 """train.py and bench.py as a user starts them, hundreds of times.
 
-Each command is a process of its own with its own arguments, environment, streams and exit code. Most are forked from a
-server that has imported torch already, which saves three seconds each; `fresh=True` starts Python anew, as a shell does.
+Each command is a process with its own arguments, environment, streams and exit code. Most are
+forked from a server that has imported torch already, which saves three seconds each, and fork
+their own children; `fresh=True` starts a new Python, as a shell does.
 """
 import contextlib
-import importlib
 import multiprocessing
 import os
 import resource
@@ -12,66 +12,51 @@ import runpy
 import signal
 import subprocess
 import sys
-import threading
 import time
-from dataclasses import dataclass
+import types
 from pathlib import Path
 
 import pytest
 
-from mixer.runtime.checkpoint import load_checkpoint
-from mixer.runtime.files import read_csv
-from mixer.runtime.signals import STOPPING
+from mixer.runtime import processes, signals
 
 ROOT = Path(__file__).parent.parent.parent
-TINY = ["--arch", "convmixer", "--patch", "8", "--dim", "16", "--depth", "1", "--kernel-size", "3",
-        "--image-size", "32", "--batch-size", "8", "--device", "cpu"]
-HANGS = 300  # seconds
-TIMING = {"images_per_s", "data_wait", "memory_mib"}
+TINY = ["--arch", "convmixer", "--patch", "8", "--dim", "16", "--depth", "1",
+        "--kernel-size", "3", "--image-size", "32", "--batch-size", "8", "--device", "cpu"]
+SHORT = [*TINY, "--steps", 60, "--log-every", 5, "--lr", 0.003, "--schedule", "cosine",
+         "--warmup", 5]
+EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
+HANGS = 300  # seconds after which a test gives up
+FORK = multiprocessing.get_context("fork")
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.helpers.commands", "train", "bench", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"])
-
-
-@dataclass
-class Plant:
-    """Something that happens inside a command: at call number `call` of the function `where`, its process gets `signum`: before it, or
-    `delay` seconds later, whatever runs then."""
-    where: str                # module.function, as the command's code looks it up
-    signum: int
-    call: int = 1
-    delay: float = 0
-
-    def set(self):
-        module, name = self.where.rsplit(".", 1)
-        module = importlib.import_module(module)
-        original, calls = getattr(module, name), 0
-
-        def planted(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls == self.call and self.delay:
-                threading.Timer(self.delay, os.kill, (os.getpid(), self.signum)).start()
-            elif calls == self.call:
-                os.kill(os.getpid(), self.signum)
-            return original(*args, **kwargs)
-        setattr(module, name, planted)
+SERVER.set_forkserver_preload(["tests.helpers.commands", "train", "bench", "torch._dynamo",
+                               "matplotlib.figure", "matplotlib.backends.backend_agg"])
 
 
 class Command:
-    """A command that has been started. stdout and stderr go to files in `folder`, unless `streams` {0, 1, 2: a path to open, or
-    None for closed} says otherwise; `limits` {resource.RLIMIT_...: bytes} hold for it; `ignored` signals are so from the start."""
+    """A command that has been started.
 
-    def __init__(self, script, arguments, folder, env=None, *, streams=None, limits=None, plants=(), ignored=(), fresh=False):
+    streams: {0, 1, 2: a path to open, or None for closed}; stdout and stderr go to files in
+    `folder` unless this names others. limits: {resource.RLIMIT_...: bytes}. plants: faults inside
+    the command, see helpers/plants.py. ignored: signals that it ignores from its start.
+    """
+
+    def __init__(self, script, arguments, folder, env=None, *, streams=None, limits=None,
+                 plants=(), ignored=(), fresh=False):
+        assert not (fresh and plants), "a fault can only be planted in a forked command"
         folder.mkdir(exist_ok=True)
-        stamp = f"{time.time_ns()}"
-        streams = {0: os.devnull, 1: folder / f"{stamp}.out", 2: folder / f"{stamp}.err", **(streams or {})}
-        self.files = [streams[1], streams[2]]
-        arguments, env = [str(ROOT / script), *map(str, arguments)], {**os.environ, **(env or {})}
+        stamp = time.time_ns()
+        self.files = {1: folder / f"{stamp}.out", 2: folder / f"{stamp}.err", **(streams or {})}
+        self.plants = {folder / f"{stamp}.planted{i}": plant for i, plant in enumerate(plants)}
+        streams = {0: os.devnull, **self.files}
+        arguments = [str(ROOT / script), *map(str, arguments)]
+        env = {**os.environ, **(env or {})}
         if fresh:
-            self.process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env, start_new_session=True,
-                                            preexec_fn=lambda: _prepare(streams, limits, ignored))
+            self.process = subprocess.Popen(
+                [sys.executable, *arguments], cwd=ROOT, env=env, start_new_session=True,
+                preexec_fn=lambda: _prepare(streams, limits, ignored))
         else:
-            self.process = forked(_enter, arguments, env, streams, limits, plants, ignored)
+            self.process = forked(_enter, arguments, env, streams, limits, self.plants, ignored)
         self.pid = self.process.pid
 
     def send(self, signum):
@@ -80,37 +65,63 @@ class Command:
 
     def code(self):
         """The exit code, negative for a signal that killed it; None while it runs."""
-        return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
+        if isinstance(self.process, subprocess.Popen):
+            return self.process.poll()
+        return self.process.exitcode
 
-    def said(self, stream=1):
-        path = self.files[stream - 1]
+    def output(self, stream=1):
+        """What it has written to a stream so far."""
+        path = self.files[stream]
         return Path(path).read_text(errors="replace") if path and Path(path).is_file() else ""
 
     def wait_for(self, text):
         """Until stdout holds `text`, or the command has ended."""
-        wait_until(lambda: text in self.said() or self.code() is not None, self)
+        wait_until(lambda: text in self.output() or self.code() is not None, self)
         return self
 
+    def ends_within(self, seconds):
+        end = time.monotonic() + seconds
+        while self.code() is None and time.monotonic() < end:
+            time.sleep(0.002)
+        return self.code() is not None
+
+    def wait_until_it_listens(self):
+        """Until it handles signals, or has ended."""
+        wait_until(lambda: listens(self.pid) or self.code() is not None, self)
+
+    def wait_for_its_children(self):
+        """Until nothing of its session runs: the system takes a moment to bury what was killed."""
+        wait_until(lambda: not session_members(self.pid))
+
     def wait(self):
-        """To its end: CompletedProcess with returncode, stdout and stderr."""
+        """Until the end: CompletedProcess with returncode, stdout and stderr.
+
+        Raises AssertionError when a planted fault has not happened: then the test shows nothing.
+        """
         wait_until(lambda: self.code() is not None, self)
-        return subprocess.CompletedProcess(None, self.code(), self.said(1), self.said(2))
+        result = subprocess.CompletedProcess(None, self.code(), self.output(1), self.output(2))
+        missed = [plant for marker, plant in self.plants.items() if not marker.exists()]
+        assert not missed, f"planted, but never happened: {missed}, in {result}"
+        return result
 
 
-def wait_until(true, command=None):
-    """Until true() is. On a machine that stands still for seconds that may take as long; five minutes mean that it never comes."""
-    until = time.monotonic() + HANGS
-    while not true():
-        if time.monotonic() > until:
-            said = command and command.said() + command.said(2)
+def wait_until(condition, command=None):
+    """Until condition() is true. On a machine that stands still for seconds that may take as
+    long; five minutes mean that it never comes."""
+    end = time.monotonic() + HANGS
+    while not condition():
+        if time.monotonic() > end:
+            output = ""
             if command:
+                output = command.output(1) + command.output(2)
                 command.send(signal.SIGKILL)
-            raise AssertionError(f"nothing for {HANGS} s{f': {said}' if said else ''}")
+            raise AssertionError(f"nothing for {HANGS} s: {output}")
         time.sleep(0.002)
 
 
 def forked(f, *args):
-    """A process of the server's that runs f(*args). The server starts with the first one, and finds train.py by PYTHONPATH."""
+    """A process, forked from the server, that runs f(*args). The first one starts the server,
+    which finds train.py by PYTHONPATH."""
     process = SERVER.Process(target=f, args=args)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
@@ -119,31 +130,44 @@ def forked(f, *args):
 
 
 def _prepare(streams, limits, ignored):
-    for signum in STOPPING:  # not what the server has taken over, nor what nohup had pytest ignore
+    """Signals, streams and limits of this process, as its parent wants them."""
+    for signum in signals.STOPPING:  # not as in the server, nor as nohup set them for pytest
         signal.signal(signum, signal.SIG_IGN if signum in ignored else signal.SIG_DFL)
     for number, path in streams.items():
         if path is None:
             os.close(number)
-        else:
-            opened = os.open(path, os.O_RDWR | os.O_CREAT if number == 0 or str(path).startswith("/dev/") else os.O_WRONLY | os.O_CREAT)
-            os.dup2(opened, number)
-            os.close(opened)
-    for what, size in (limits or {}).items():
-        resource.setrlimit(what, (size, size))
+            continue
+        read_too = number == 0 or str(path).startswith("/dev/")
+        opened = os.open(path, os.O_CREAT | (os.O_RDWR if read_too else os.O_WRONLY))
+        os.dup2(opened, number)
+        os.close(opened)
+    for kind, size in (limits or {}).items():
+        resource.setrlimit(kind, (size, size))
 
 
 def _enter(arguments, env, streams, limits, plants, ignored):
+    """What a forked process does: it becomes the command."""
     os.setsid()
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(env)
-    for plant in plants:
-        plant.set()
+    processes.SPAWN = types.SimpleNamespace(Pipe=FORK.Pipe, Process=ForkedChild)
     _prepare(streams, limits, ignored)
+    for marker, plant in plants.items():
+        plant.set(marker)
     sys.argv = arguments
-    sys.stdin, sys.stdout, sys.stderr = (None if streams[n] is None else open(n, mode, closefd=False)
-                                         for n, mode in ((0, "r"), (1, "w"), (2, "w")))
+    sys.stdin, sys.stdout, sys.stderr = (
+        None if streams[number] is None else open(number, mode, closefd=False)
+        for number, mode in ((0, "r"), (1, "w"), (2, "w")))
     runpy.run_path(arguments[0], run_name="__main__")
+
+
+class ForkedChild(FORK.Process):
+    """Stands for a spawned process, which starts with our modules as they are when imported."""
+
+    def run(self):
+        signals._first, signals._callback = None, None
+        super().run()
 
 
 def session_members(session):
@@ -151,28 +175,18 @@ def session_members(session):
     members = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            state, _, _, theirs = path.read_text().rsplit(")", 1)[1].split()[:4]
-            if int(theirs) == session and state != "Z":
+            state, _, _, sid, *_ = path.read_text().rsplit(")", 1)[1].split()
+            if int(sid) == session and state != "Z":
                 members[int(path.parent.name)] = state
     return members
 
 
-def same_run(a, b):
-    """Two folders hold one run: weights, optimizer, log and best checkpoint, but for timing."""
-    one, other = load_checkpoint(a / "last.pt", whole=True), load_checkpoint(b / "last.pt", whole=True)
-    assert all(one["state_dict"][k].equal(other["state_dict"][k]) for k in one["state_dict"])
-    for s, t in zip(one["optimizer"]["state"].values(), other["optimizer"]["state"].values(), strict=True):
-        assert all(s[k].equal(t[k]) for k in s)
-    assert one["state"]["confusion"] == other["state"]["confusion"] and one["scaler"] == other["scaler"]
-    assert without_timing(one["state"]["rows"]) == without_timing(other["state"]["rows"])
-    assert without_timing(read_csv(a / "log.csv")) == without_timing(read_csv(b / "log.csv"))
-    assert len(read_csv(a / "log.csv")) == len(one["state"]["rows"])
-    if (a / "best.pt").exists():
-        one, other = load_checkpoint(a / "best.pt", whole=True), load_checkpoint(b / "best.pt", whole=True)
-        assert all(one["state_dict"][k].equal(other["state_dict"][k]) for k in one["state_dict"])
-        assert without_timing([one["row"]]) == without_timing([other["row"]])
-    assert (a / "summary.json").exists() == (b / "summary.json").exists()
-
-
-def without_timing(rows):
-    return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
+def listens(pid):
+    """Whether a command handles signals by now: it leads a session and catches SIGHUP, as Python
+    does not by itself. False when it has ended."""
+    try:
+        with open(f"/proc/{pid}/status") as f:
+            caught = next(int(line.split()[1], 16) for line in f if line.startswith("SigCgt"))
+        return os.getsid(pid) == pid and bool(caught >> (signal.SIGHUP - 1) & 1)
+    except (OSError, StopIteration):
+        return False

@@ -1,5 +1,8 @@
-"""The Triton kernels compile for the GPUs that they are for, with no GPU there: no spills, shared memory and tensor cores as
-designed."""
+"""The Triton kernels compile for GPUs that are not there: without spills, with shared memory and
+tensor cores as designed.
+
+By default each kernel once; every case with -m campaign.
+"""
 import json
 import os
 import subprocess
@@ -10,34 +13,42 @@ import pytest
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 SCRIPT = Path(__file__).parent.parent / "helpers" / "compile_kernels.py"
-# bytes of shared memory that one program may take: CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability"
+TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
+# Bytes of shared memory that one program may take: CUDA C++ Programming Guide, table "Technical
+# Specifications per Compute Capability".
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-TENSOR_CORES = {80: {"mma.sync"}, 90: {"mma.sync", "wgmma.mma_async"}, 100: {"mma.sync", "tcgen05.mma"}}
+TENSOR_CORES = {80: {"mma.sync"}, 90: {"mma.sync", "wgmma.mma_async"},
+                100: {"mma.sync", "tcgen05.mma"}}
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "TRITON_DEFAULT_FP_FUSION": "1"}
-    return lambda *arguments: subprocess.Popen([sys.executable, SCRIPT, *map(str, arguments)], env=environment, text=True,
-                                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    """start(*arguments) -> a process of compile_kernels.py."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
+                   "TRITON_DEFAULT_FP_FUSION": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    return lambda *arguments: subprocess.Popen(
+        [sys.executable, SCRIPT, *arguments], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-@pytest.fixture(scope="module")
-def compiled(start):
-    parts = min(2, os.cpu_count())
-    processes = [start(part, parts) for part in range(parts)]
+@pytest.fixture(scope="module",
+                params=["sample", pytest.param("all", marks=pytest.mark.campaign)])
+def compiled(start, request):
+    """What each case takes."""
+    if request.param == "all":
+        processes, count = [start("all", "0", "2"), start("all", "1", "2")], 2 * 4 * 3 * 3 + 16
+    else:
+        processes, count = [start("sample")], 6
     outputs = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0] * parts, outputs
-    return [json.loads(line) for output, _ in outputs for line in output.splitlines()]
+    assert not any(process.returncode for process in processes), outputs
+    cases = [json.loads(line) for output, _ in outputs for line in output.splitlines()]
+    assert len(cases) == count
+    return cases
 
 
-def test_every_case_was_compiled(compiled):
-    assert len(compiled) == 2 * 4 * 3 * 3 + 4 * 3 + 4
-
-
-@pytest.mark.skipif(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9),
-                    reason="tiles are sized for Triton 3.9; the assembler of 3.6 spills 8 to 96 bytes in nine of these cases")
+@pytest.mark.skipif(TRITON < (3, 9), reason="tiles are sized for Triton 3.9; the assembler of 3.6 "
+                                            "spills 8 to 96 bytes in nine of all cases")
 def test_nothing_spills(compiled):
     assert not [case for case in compiled if case["spilled"]]
 
@@ -47,17 +58,21 @@ def test_shared_memory_fits(compiled):
 
 
 def test_products_are_on_tensor_cores(compiled):
-    """Every kernel has a conv in it. On Hopper, 16-bit products take the warp-group instructions."""
+    """Every kernel has a conv in it. On Hopper, 16-bit products take the warp-group instructions.
+    """
     for case in compiled:
-        assert case["tensor_cores"] and set(case["tensor_cores"]) <= TENSOR_CORES[case["capability"]], case
+        instructions = set(case["tensor_cores"])
+        assert instructions and instructions <= TENSOR_CORES[case["capability"]], case
         if case["capability"] == 90 and case["dtype"] != "float32":
-            assert "wgmma.mma_async" in case["tensor_cores"], case
+            assert "wgmma.mma_async" in instructions, case
 
 
 def test_one_launch_forward_and_one_backward(start):
-    """From the launchers' own arguments. With too few channels to fill a GPU the work is split, in two launches each way."""
+    """From the launchers' own arguments. With too few channels to fill a GPU the work is split, in
+    two launches each way."""
     process = start("launches")
     output, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert json.loads(output) == ["forward_kernel", "apply_kernel", "backward_kernel",
-                                  "moments_kernel", "apply_kernel", "apply_kernel", "sums_kernel", "gradients_kernel"]
+    assert json.loads(output) == [
+        "forward_kernel", "apply_kernel", "backward_kernel",
+        "moments_kernel", "apply_kernel", "apply_kernel", "sums_kernel", "gradients_kernel"]

@@ -1,12 +1,14 @@
+"""The CPU's implementation and the reference against float64."""
 import pytest
 import torch
-from tests.helpers.blocks import Block, exact, make_block, run, too_far
 
 from kernels import depthwise_cpu, reference
+from tests.helpers.blocks import Block, exact, make_block, run, too_far
 
-SHAPES = [(3, 2, 8, 8, 9), (5, 2, 12, 12, 9), (2, 3, 16, 16, 7), (1, 2, 32, 32, 3), (3, 1, 7, 5, 3), (2, 2, 5, 9, 11), (4, 3, 3, 3, 1),
-          (2, 2, 1, 6, 5)]
-OPTIONS = [{}, dict(given=True, residual=False), dict(bare=True)]
+# N, C, H, W, K
+SHAPES = [(3, 2, 8, 8, 9), (5, 2, 12, 12, 9), (2, 3, 16, 16, 7), (1, 2, 32, 32, 3), (3, 1, 7, 5, 3),
+          (2, 2, 5, 9, 11), (4, 3, 3, 3, 1), (2, 2, 1, 6, 5)]
+OPTIONS = [{}, dict(fixed_stats=True, residual=False), dict(bare=True)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -19,31 +21,35 @@ def test_as_exact_as_plain_pytorch(shape, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_layouts_and_large_values(dtype):
-    for options in (dict(scale=2000.0), dict(scale=2000.0, given=True)):  # float16 ends at 65504
-        block = make_block(3, 2, 8, 8, 5, dtype, **options)
+    for fixed_stats in (False, True):
+        # float16 ends at 65504
+        block = make_block(3, 2, 8, 8, 5, dtype, scale=2000.0, fixed_stats=fixed_stats)
         assert not too_far(run(depthwise_cpu, block), block)
     block = make_block(4, 6, 8, 8, 5, dtype)
     wide = torch.randn(4, 6, 8, 16).to(dtype)
-    for layout in (lambda t: t.to(memory_format=torch.channels_last), lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+    for layout in (lambda t: t.to(memory_format=torch.channels_last),
+                   lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
                    lambda t: wide[..., ::2].copy_(t)):
         other = block._replace(x=layout(block.x), dy=layout(block.dy.clone()))
         results = run(depthwise_cpu, other)
         assert not too_far(results, other)
-        assert results["y"].stride() == results["dx"].stride() == torch.empty_like(other.x).stride()
+        strides = torch.empty_like(other.x).stride()
+        assert results["y"].stride() == results["dx"].stride() == strides
 
 
 @pytest.mark.parametrize("implementation", [depthwise_cpu, reference], ids=["cpu", "reference"])
-@pytest.mark.parametrize("options", OPTIONS, ids=["batch", "given", "bare"])
+@pytest.mark.parametrize("options", OPTIONS, ids=["batch", "fixed", "bare"])
 def test_float64_equals_autograd(implementation, options):
-    """1e-12 is some thousand roundings of float64: sums of a hundred terms in another order, and nothing else."""
+    """1e-12 is some thousand roundings of float64: sums of a hundred terms in another order."""
     for shape in SHAPES:
         block = make_block(*shape, torch.float64, **options)
         got, want = run(implementation, block), exact(block)
         for name in want:
-            torch.testing.assert_close(got[name], want[name], rtol=1e-12, atol=1e-12 * want[name].abs().max().item(), msg=name)
+            torch.testing.assert_close(got[name], want[name], rtol=1e-12, msg=name,
+                                       atol=1e-12 * want[name].abs().max().item())
 
 
-def spoilt(change_weight=lambda w: w, approximate="none", twist=lambda dx: dx):
+def spoilt(change_weight=lambda w: w, twist=lambda dx: dx):
     """depthwise_cpu with a fault."""
     class Spoilt:
         @staticmethod
@@ -63,9 +69,12 @@ def without_a_tap(weight):
     return weight
 
 
-@pytest.mark.parametrize("fault", [dict(change_weight=without_a_tap), dict(change_weight=lambda w: w.transpose(2, 3)),
-                                   dict(twist=lambda dx: dx.flip(2, 3))], ids=["missing tap", "swapped offsets", "turned dx"])
-def test_the_measure_rejects_spoilt_ways(fault):
+@pytest.mark.parametrize("fault", [
+    pytest.param(dict(change_weight=without_a_tap), id="missing tap"),
+    pytest.param(dict(change_weight=lambda w: w.transpose(2, 3)), id="swapped offsets"),
+    pytest.param(dict(twist=lambda dx: dx.flip(2, 3)), id="turned dx"),
+])
+def test_the_measure_rejects_spoilt_implementations(fault):
     block = make_block(3, 2, 8, 8, 5)
     assert isinstance(block, Block) and not too_far(run(spoilt(), block), block)
     assert too_far(run(spoilt(**fault), block), block)

@@ -1,34 +1,38 @@
 """The operator as PyTorch sees it: gradients, registrations, autocast, compile, what it saves."""
+import itertools
+
 import pytest
 import torch
-from tests.helpers.blocks import make_block, run, too_far
-from tests.conftest import DEVICE
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels import depthwise_gelu_bn, depthwise_op, reference, why_not_triton
+from tests.helpers.blocks import DEVICE, make_block, run, too_far
 
 
 def as_op(block, wrt=("x", "weight", "bias", "gamma", "beta")):
     """The block through depthwise_gelu_bn: (y, {name: gradient})."""
     tensors = {name: getattr(block, name) for name in ("x", "weight", "bias", "gamma", "beta")}
-    leaves = {name: t.detach().clone(memory_format=torch.preserve_format).requires_grad_(name in wrt) for name, t in tensors.items() if t is not None}
-    y, _, _ = depthwise_gelu_bn(**{**tensors, **leaves}, mean=block.mean, var=block.var, eps=block.eps, residual=block.residual)
+    leaves = {name: t.detach().clone().requires_grad_(name in wrt)
+              for name, t in tensors.items() if t is not None}
+    y, _, _ = depthwise_gelu_bn(**{**tensors, **leaves}, mean=block.mean, var=block.var,
+                                eps=block.eps, residual=block.residual)
     y.backward(block.dy.to(y.dtype))
     return y.detach(), {name: leaf.grad for name, leaf in leaves.items()}
 
 
 @pytest.fixture(params=["own", "triton"])
 def through(request, monkeypatch):
-    """The way that the operator takes on this device, and Triton's, interpreted where there is no GPU."""
+    """The implementation of this device, and Triton's, which is interpreted without a GPU."""
     if request.param == "triton":
         pytest.importorskip("triton", reason="Triton is not installed")
         from kernels import depthwise_launch
         monkeypatch.setattr(depthwise_op, "implementation", lambda x, kernel_size: depthwise_launch)
 
 
-@pytest.mark.parametrize("options", [{}, dict(given=True), dict(bare=True, residual=False)], ids=["batch", "given", "bare"])
+@pytest.mark.parametrize("options", [{}, dict(fixed_stats=True), dict(bare=True, residual=False)],
+                         ids=["batch", "fixed", "bare"])
 def test_gradients_reach_every_input(through, options):
-    block = make_block(3, 2, 8, 8, 5, **options, device=DEVICE)
+    block = make_block(2, 2, 4, 5, 3, **options, device=DEVICE)
     y, gradients = as_op(block)
     want = run(reference, block)
     torch.testing.assert_close(y, want["y"], rtol=1e-5, atol=1e-5)
@@ -41,40 +45,45 @@ def test_gradients_reach_every_input(through, options):
 def test_gradcheck():
     block = make_block(2, 2, 4, 5, 3, torch.float64)
     block = block.map(lambda t: t.double().requires_grad_())
-    for given in (False, True):
-        stats = (torch.tensor([0.1, -0.2]).double(), torch.tensor([0.7, 1.3]).double()) if given else (None, None)
-        for residual in (False, True):
-            assert torch.autograd.gradcheck(lambda *args: depthwise_gelu_bn(*args, *stats, residual=residual)[0], block[:5])
+    fixed = torch.tensor([0.1, -0.2]).double(), torch.tensor([0.7, 1.3]).double()
+    for stats, residual in itertools.product([(None, None), fixed], (False, True)):
+        def y(*inputs, stats=stats, residual=residual):
+            return depthwise_gelu_bn(*inputs, *stats, residual=residual)[0]
+        assert torch.autograd.gradcheck(y, block[:5])
 
 
 def test_opcheck(through):
-    block = make_block(2, 2, 8, 8, 3, device=DEVICE)
+    ops = torch.ops.vit_convmixer
+    block = make_block(1, 2, 4, 5, 3, device=DEVICE)
     leaves = [t.requires_grad_() for t in block[:5]]
-    torch.library.opcheck(torch.ops.vit_convmixer.depthwise_gelu_bn, (*leaves, None, None, 1e-5, True))
+    torch.library.opcheck(ops.depthwise_gelu_bn, (*leaves, None, None, 1e-5, True))
     mean, var = block.bias.detach(), block.gamma.detach().abs()
-    torch.library.opcheck(torch.ops.vit_convmixer.depthwise_gelu_bn, (*leaves[:2], None, None, None, mean, var, 1e-5, False))
+    torch.library.opcheck(ops.depthwise_gelu_bn,
+                          (*leaves[:2], None, None, None, mean, var, 1e-5, False))
     with torch.no_grad():
-        args = (block.dy, *block[:4], mean, var, 1e-5, True, True)
-        torch.library.opcheck(torch.ops.vit_convmixer.depthwise_gelu_bn_backward, args)
+        torch.library.opcheck(ops.depthwise_gelu_bn_backward,
+                              (block.dy, *block[:4], mean, var, 1e-5, True, True))
 
 
 def test_compiles_without_a_graph_break():
     block = make_block(3, 2, 8, 8, 5, device=DEVICE)
 
     def f(x, weight, bias, gamma, beta):
-        return depthwise_gelu_bn(x.sin(), weight, bias, gamma, beta, residual=True)[0].square().sum()
+        y, _, _ = depthwise_gelu_bn(x.sin(), weight, bias, gamma, beta, residual=True)
+        return y.square().sum()
     gradients = []
-    for way in (f, torch.compile(f, fullgraph=True, backend="aot_eager")):
+    for function in (f, torch.compile(f, fullgraph=True, backend="aot_eager")):
         leaves = [t.detach().clone().requires_grad_() for t in block[:5]]
-        gradients.append(torch.autograd.grad(way(*leaves), leaves))
-    for got, want in zip(*gradients):
+        gradients.append(torch.autograd.grad(function(*leaves), leaves))
+    for got, want in zip(*gradients, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_casts_as_a_conv_does(through, dtype):
-    """float32 in, low precision out; with the residual float32 again, as fn(x) + x gives, and x itself not rounded."""
-    block = make_block(3, 2, 8, 8, 5, device=DEVICE)
+    """float32 in, low precision out; with the residual float32 out, as fn(x) + x gives, and x is
+    not rounded."""
+    block = make_block(2, 1, 4, 5, 3, device=DEVICE)
     low = block._replace(x=block.x.to(dtype), weight=block.weight.to(dtype), residual=False)
     with torch.autocast(DEVICE, dtype):
         y, gradients = as_op(block._replace(residual=False))
@@ -90,7 +99,7 @@ def test_two_backwards_and_no_second_derivative():
     leaves = [t.requires_grad_() for t in block[:5]]
     y = depthwise_gelu_bn(*leaves)[0]
     first, second = (torch.autograd.grad(y, leaves, block.dy, retain_graph=True) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     gradient, = torch.autograd.grad(y.square().sum(), leaves[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         gradient.sum().backward()
@@ -102,14 +111,21 @@ def test_one_activation_is_saved_instead_of_three(residual):
     x, weight, bias, gamma, beta = (t.requires_grad_() for t in block[:5])
     activation = x.nbytes
 
-    def saved(f):
-        seen = {}
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.setdefault(t.data_ptr(), t), lambda t: t):
-            f()
-        return sum(t.nbytes for t in seen.values() if t.nbytes >= activation)
+    def saved_bytes(f):
+        saved = {}
 
-    assert saved(lambda: depthwise_gelu_bn(x, weight, bias, gamma, beta, residual=residual)) == activation
-    assert saved(lambda: reference.forward(x, weight, bias, gamma, beta, None, None, 1e-5, residual)) == 3 * activation
+        def save(t):
+            return saved.setdefault(t.data_ptr(), t)
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
+            f()
+        return sum(t.nbytes for t in saved.values() if t.nbytes >= activation)
+
+    def fused():
+        depthwise_gelu_bn(x, weight, bias, gamma, beta, residual=residual)
+
+    def plain():
+        reference.forward(x, weight, bias, gamma, beta, None, None, 1e-5, residual)
+    assert saved_bytes(fused) == activation and saved_bytes(plain) == 3 * activation
 
 
 def test_flops_are_those_of_the_convs():
@@ -120,43 +136,53 @@ def test_flops_are_those_of_the_convs():
     with FlopCounterMode(display=False) as fused:
         y = depthwise_gelu_bn(*leaves)[0]
     assert fused.get_total_flops() == plain.get_total_flops() == 2 * block.x.numel() * 25
-    with FlopCounterMode(display=False) as backward:  # PyTorch's own count of a grouped conv's backward forgets the groups
+    # PyTorch's own count of a grouped conv's backward forgets the groups.
+    with FlopCounterMode(display=False) as backward:
         y.sum().backward()
     assert backward.get_total_flops() == 2 * fused.get_total_flops()
 
 
 def test_nothing_in_nothing_out():
-    shape = (0, 3, 8, 8)
-    x, weight = torch.empty(shape, device=DEVICE, requires_grad=True), torch.ones(3, 1, 3, 3, device=DEVICE, requires_grad=True)
-    y = depthwise_gelu_bn(x, weight, mean=torch.zeros(3, device=DEVICE), var=torch.ones(3, device=DEVICE))[0]
+    x = torch.empty(0, 3, 8, 8, device=DEVICE, requires_grad=True)
+    weight = torch.ones(3, 1, 3, 3, device=DEVICE, requires_grad=True)
+    mean, var = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE)
+    y, _, _ = depthwise_gelu_bn(x, weight, mean=mean, var=var)
     y.sum().backward()
-    assert y.shape == x.grad.shape == shape and not weight.grad.any()
+    assert y.shape == x.grad.shape == (0, 3, 8, 8) and not weight.grad.any()
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_layout_is_kept(through, memory_format):
-    x = torch.randn(2, 3, 8, 8, device=DEVICE).to(memory_format=memory_format).requires_grad_()
+    x = torch.randn(2, 3, 4, 5, device=DEVICE).to(memory_format=memory_format).requires_grad_()
     y = depthwise_gelu_bn(x, torch.randn(3, 1, 3, 3, device=DEVICE))[0]
     y.square().sum().backward()
-    assert y.is_contiguous(memory_format=memory_format) and x.grad.is_contiguous(memory_format=memory_format)
+    for t in (y, x.grad):
+        assert t.is_contiguous(memory_format=memory_format)
 
 
 def test_wrong_calls():
     x, weight, c = torch.ones(2, 3, 4, 4), torch.ones(3, 1, 3, 3), torch.ones(3)
-    for arguments, message in (((x[0], weight), "are not"), ((x, weight[:2]), "are not"), ((x, weight.expand(3, 3, 3, 3)), "are not"),
-                               ((x, weight[..., :2]), "are not"), ((x, torch.ones(3, 1, 4, 4)), "kernel size 4 is even"),
-                               ((x, weight, c[:2]), r"bias \(2,\) is not \(3,\)"), ((x, weight, c, c, c, c), "together"),
-                               ((x[:1, :, :1, :1], weight), "one value a channel")):
+    for arguments, message in [
+        ((x[0], weight), "are not"),
+        ((x, weight[:2]), "are not"),
+        ((x, weight.expand(3, 3, 3, 3)), "are not"),
+        ((x, weight[..., :2]), "are not"),
+        ((x, torch.ones(3, 1, 4, 4)), "kernel size 4 is even"),
+        ((x, weight, c[:2]), r"bias \(2,\) is not \(3,\)"),
+        ((x, weight, c, c, c, c), "both mean and var"),
+        ((x[:1, :, :1, :1], weight), "more than one value per channel"),
+    ]:
         with pytest.raises(ValueError, match=message):
             depthwise_gelu_bn(*arguments)
 
 
-def test_without_a_gpu_the_reason_is_told():
-    assert why_not_triton(torch.device("cpu")) == "Triton kernels need a CUDA device, and this is cpu"
+def test_without_a_gpu_there_is_a_reason():
+    reason = "Triton kernels need a CUDA device, and this is cpu"
+    assert why_not_triton(torch.device("cpu")) == reason
 
 
-def test_what_no_kernel_takes_falls_back_and_says_so_once(monkeypatch, recwarn):
-    """A CUDA tensor of a dtype or shape without a kernel: the choice is made from a stand-in, since there may be no GPU."""
+def test_a_shape_without_a_kernel_falls_back_and_warns_once(monkeypatch, recwarn):
+    """From a stand-in for a CUDA tensor, since there may be no GPU."""
     pytest.importorskip("triton", reason="Triton is not installed")
     monkeypatch.setattr(depthwise_op, "why_not_triton", lambda device: None)
     depthwise_op.warn_once.cache_clear()
@@ -188,7 +214,8 @@ def test_cuda_graph_and_grad_scaler():
         got = step()
     graph.replay()
     torch.cuda.synchronize()
-    assert torch.equal(got[0], want[0]) and all(torch.equal(a, b) for a, b in zip(got[1], want[1]))
+    for a, b in zip((got[0], *got[1]), (want[0], *want[1]), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_the_measure_sees_a_wrong_variance():

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from mixer.models import load_weights
-from mixer.models import create_model
-from mixer.models.convmixer import ConvMixer, Residual, depthwise_unit
+from mixer.models import create_model, load_weights
+from mixer.models.convmixer import ConvMixer, depthwise_unit
+from tests.helpers.networks import authors_convmixer
 
 
 @pytest.mark.parametrize("options, parameters", [
@@ -20,20 +20,11 @@ def test_imagenet_parameter_counts(options, parameters):
 
 @pytest.mark.parametrize("act", [nn.GELU, nn.ReLU])
 def test_equals_timm(assert_same_network, act):
-    convmixer = pytest.importorskip("timm.models.convmixer", reason="timm is the oracle here: pip install timm")
-    peer = convmixer.ConvMixer(dim=48, depth=3, kernel_size=5, patch_size=8, num_classes=4, act_layer=act)
+    convmixer = pytest.importorskip("timm.models.convmixer", reason="needs timm: pip install timm")
+    peer = convmixer.ConvMixer(dim=48, depth=3, kernel_size=5, patch_size=8, num_classes=4,
+                               act_layer=act)
     model = ConvMixer(dim=48, depth=3, kernel_size=5, patch=8, num_classes=4, act=act)
     assert_same_network(model, peer, nn.Module.load_state_dict)
-
-
-def authors_convmixer(dim, depth, kernel_size, patch, num_classes):
-    """The paper's model as one nn.Sequential (figure 3 there), for its numbering."""
-    act = nn.GELU
-    return nn.Sequential(
-        nn.Conv2d(3, dim, patch, patch), act(), nn.BatchNorm2d(dim),
-        *[nn.Sequential(Residual(depthwise_unit(dim, kernel_size)), nn.Conv2d(dim, dim, 1), act(), nn.BatchNorm2d(dim))
-          for _ in range(depth)],
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(dim, num_classes))
 
 
 def test_equals_the_authors_sequential(assert_same_network):

@@ -7,19 +7,22 @@ from mixer.models import create_model
 from mixer.models.efficientnet import SameConv2d
 
 
-@pytest.mark.parametrize("image_size", [64, 75])  # 75: odd maps on the way down, where "SAME" pads unevenly
+@pytest.mark.parametrize("image_size", [64, 75])  # 75: odd maps, where "SAME" pads unevenly
 def test_equals_timm(assert_same_network, image_size):
-    timm = pytest.importorskip("timm", reason="timm is the oracle here: pip install timm")
+    timm = pytest.importorskip("timm", reason="needs timm: pip install timm")
     peer = timm.create_model("tf_efficientnetv2_b0", num_classes=3)
     assert_same_network(create_model("efficientnetv2_b0", num_classes=3), peer,
                         nn.Module.load_state_dict, image_size, torch.channels_last)
 
 
 def test_initialised_as_timm():
-    timm = pytest.importorskip("timm", reason="timm is the oracle here: pip install timm")
-    ours, theirs = create_model("efficientnetv2_b0").state_dict(), timm.create_model("tf_efficientnetv2_b0", num_classes=2).state_dict()
-    for name in ("conv_stem.weight", "blocks.4.0.conv_dw.weight", "blocks.5.7.conv_pwl.weight", "blocks.3.1.se.conv_reduce.weight"):
-        assert abs(ours[name].std() / theirs[name].std() - 1) < 0.15, name  # 864 draws or more: a std within 5 %, thrice
+    timm = pytest.importorskip("timm", reason="needs timm: pip install timm")
+    ours = create_model("efficientnetv2_b0").state_dict()
+    theirs = timm.create_model("tf_efficientnetv2_b0", num_classes=2).state_dict()
+    for name in ("conv_stem.weight", "blocks.4.0.conv_dw.weight", "blocks.5.7.conv_pwl.weight",
+                 "blocks.3.1.se.conv_reduce.weight"):
+        # 864 draws or more: a std within 5 %, times three
+        assert abs(ours[name].std() / theirs[name].std() - 1) < 0.15, name
     assert ours["blocks.3.1.se.conv_reduce.bias"].eq(0).all()
 
 

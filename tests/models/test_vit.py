@@ -5,8 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mixer.models import load_weights
-from mixer.models import create_model
+from mixer.models import create_model, load_weights
 from mixer.models.vit import ConvPatchEmbed, LinearPatchEmbed, ViT
 
 
@@ -18,7 +17,8 @@ def test_linear_and_conv_patch_embedding_are_one_function():
     x = torch.rand(3, 3, 16, 24, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(3, 6, 32, dtype=torch.float64)
     tokens = [embed(x) for embed in (conv, linear)]
-    grads = [torch.autograd.grad(t, [x, *embed.parameters()], upstream) for t, embed in zip(tokens, (conv, linear))]
+    grads = [torch.autograd.grad(t, [x, *embed.parameters()], upstream)
+             for t, embed in zip(tokens, (conv, linear), strict=True)]
     torch.testing.assert_close(*tokens)
     torch.testing.assert_close(grads[0][0], grads[1][0])
     torch.testing.assert_close(grads[0][1].permute(0, 2, 3, 1).flatten(1), grads[1][1])
@@ -45,20 +45,24 @@ def test_a_patch_that_does_not_divide_is_refused(embed):
 def test_wrong_calls():
     with pytest.raises(ValueError, match="dim 30 does not divide into 8 heads"):
         ViT(dim=30)
+    with pytest.raises(ValueError, match="patch 20 does not divide a 192x192 image"):
+        ViT(patch=20)
     with pytest.raises(ValueError, match="192x192 images, not 96x96"):
         create_model("vit_cnn", depth=1)(torch.rand(1, 3, 96, 96))
 
 
 def timm_vit(**options):
-    timm = pytest.importorskip("timm", reason="timm is the oracle here: pip install timm")
-    return timm.models.VisionTransformer(img_size=64, patch_size=16, embed_dim=64, depth=3, num_heads=4, num_classes=5, **options)
+    timm = pytest.importorskip("timm", reason="needs timm: pip install timm")
+    return timm.models.VisionTransformer(img_size=64, patch_size=16, embed_dim=64, depth=3,
+                                         num_heads=4, num_classes=5, **options)
 
 
 OURS = dict(image_size=64, patch=16, dim=64, depth=3, heads=4, num_classes=5)
 
 
 def test_equals_timm(assert_same_network):
-    assert_same_network(ViT(**OURS, qkv_bias=True, norm_eps=1e-6), timm_vit(), nn.Module.load_state_dict)
+    model = ViT(**OURS, qkv_bias=True, norm_eps=1e-6)
+    assert_same_network(model, timm_vit(), nn.Module.load_state_dict)
 
 
 def test_equals_timm_with_the_originals_settings(assert_same_network):

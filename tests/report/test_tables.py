@@ -1,110 +1,135 @@
-"""Tables that fit a terminal, whatever is in them, and say what failed and what they were measured on."""
+"""Tables that fit a terminal, whatever is in them, and say what failed and what was measured."""
 import csv
 import json
-from pathlib import Path
 
 import pytest
 
 from mixer.experiments import ROWS
-from mixer.report.tables import WIDTH, aligned, bench_text, kernels_text, number, shape_text, spread
+from mixer.report import tables
+from mixer.report.tables import aligned, bench_text, kernels_text, number, shape_text, spread
+from tests.helpers.tables import COMMITTED, cells
 
-RESULTS = Path(__file__).parent.parent.parent / "results"
-
-GPU = {"device": "NVIDIA H200", "python": "3.12.3", "torch": "2.11.0", "triton": "3.6.0", "cuda": "13.0", "date": "2026-11-22"}
+GPU = {"device": "NVIDIA H200", "python": "3.12.3", "torch": "2.11.0", "triton": "3.6.0",
+       "cuda": "13.0", "date": "2026-11-22"}
 CPU = {**GPU, "device": "AMD EPYC 9575F 64-Core Processor, 128 threads", "cuda": None}
-CONFIG = {"batch_size": 250, "image_size": 192, "kernels": "auto", "compile": True, "amp": "fp16", "max_batch": 8.0, "data": "cats.zip"}
-OUT = "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB. " + "GPU 0 has a total capacity of which so much is free. " * 4
-
-
-def model(title, scale=1.0):
-    """A row with the most digits that a CPU (scale 1) or a GPU would give."""
-    times = {f"{what}_{t}": 98_765.4 / scale for what in ("training", "inference") for t in ("ms", "p20", "p80")}
-    return {"row": title, "batch_size": 250, "parameters": 13_524_482, "gflop_per_image": 3.934, "saved_mib_per_image": 42.62,
-            "training_images_per_s": 54_321.0, "inference_images_per_s": 154_321.0, "seconds_per_25000_images": 9_765.4,
-            "share_of_floor": 0.87, "matmul_gflop_s": 712_345.6, "copy_gb_s": 4321.0, "training_mib": 12_345.6, "allocated_mib": 12_345.6,
-            "reserved_mib": 23_456.7, "process_mib": 34_567.8, "before_mib": 1_234.5, **times}
+CONFIG = {"batch_size": 250, "image_size": 192, "kernels": "auto", "compile": True, "amp": "fp16",
+          "data": "cats.zip"}
+OUT = ("out of memory: CUDA out of memory. Tried to allocate 2.00 GiB. "
+       + "GPU 0 has a total capacity of which so much is free. " * 4)
+MEMORY = {"training_mib": 12_345.6, "allocated_mib": 12_345.6, "reserved_mib": 23_456.7,
+          "process_mib": 34_567.8, "before_mib": 1_234.5}
+# the most digits that a CPU or a GPU would give
+MODEL = {"batch_size": 250, "parameters": 13_524_482, "gflop_per_image": 3.934,
+         "saved_mib_per_image": 42.62, **MEMORY,
+         **{f"training_{t}": 98_765.4 for t in ("ms", "p20", "p80")},
+         "training_images_per_s": 54_321.0,
+         **{f"inference_{t}": 98_765.4 for t in ("ms", "p20", "p80")},
+         "inference_images_per_s": 154_321.0, "seconds_per_25000_images": 9_765.4,
+         "share_of_floor": 0.87, "matmul_gflop_s": 712_345.6, "copy_gb_s": 4321.0}
+TIMES = {"ms": 12_345.6, "p20": 12_345.6, "p80": 12_345.6}
 
 
 def result(environment=GPU, failing=False):
-    models = [{"row": row.title, "batch_size": 250, "failed": OUT} if failing and i % 2 else model(row.title) for i, row in enumerate(ROWS)]
-    way = {"batch_size": 250, "ms": 12_345.6, "p20": 12_345.6, "p80": 12_345.6, "faster": 0.5, "training_mib": 12_345.6}
-    peers = [{"row": "ResNet-18", "way": "ours", **way}, {"row": "ResNet-18", "way": "torchvision", **way, "time_ratio": 0.5, "memory_ratio": 1.25},
+    """As in bench.json."""
+    models = [{"row": row.title, **MODEL} for row in ROWS]
+    if failing:
+        models[1::2] = [{"row": row.title, "batch_size": 250, "failed": OUT} for row in ROWS[1::2]]
+    step = {**TIMES, "faster": 0.5, "batch_size": 250, **MEMORY}
+    peers = [{"row": "ResNet-18", "way": "ours", **step},
+             {"row": "ResNet-18", "way": "torchvision", **step, "time_ratio": 0.5,
+              "memory_ratio": 1.25},
              {"row": "ResNet-18", "way": "torchvision, compiled", "batch_size": 250, "failed": OUT}]
-    largest = [{"row": row.title, "batch_size": 250, **({"failed": OUT} if failing else {"largest_batch": 1234})} for row in ROWS]
-    data = [{"stage": "packing, all cores", "images_per_s": 12_345.6, "p20": 12_345.6, "p80": 12_345.6}]
-    return {"environment": environment, "config": CONFIG, "models": models, "peers": peers, "largest": largest, "data": data}
-
-
-def cells(text, first):
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith(f"| {first}")]
+    data = [{"stage": "packing, all cores", "images_per_s": 12_345.6, "p20": 12_345.6,
+             "p80": 12_345.6}]
+    return {"environment": environment, "config": CONFIG, "models": models, "peers": peers,
+            "data": data}
 
 
 @pytest.mark.parametrize("failing", [False, True])
 @pytest.mark.parametrize("environment", [GPU, CPU], ids=["gpu", "cpu"])
 def test_every_line_fits_a_terminal(environment, failing):
     text = bench_text(result(environment, failing))
-    assert max(map(len, text.splitlines())) <= WIDTH == 120
+    assert max(map(len, text.splitlines())) <= tables.WIDTH == 120
 
 
 def test_a_table_says_what_it_was_measured_on():
     for environment in (GPU, CPU):
         head = bench_text(result(environment)).split("\n\n")[0]
-        for word in (environment["device"], "torch 2.11.0", "float16 autocast", "batch 250", "192x192", "2026-11-22", "compiled"):
+        for word in (environment["device"], "torch 2.11.0", "float16 autocast", "batch 250",
+                     "192x192", "2026-11-22", "compiled"):
             assert word in head
-        assert ("nothing here speaks for a GPU" in head) == (environment is CPU)
+        assert ("these numbers say nothing about GPUs" in head) == (environment is CPU)
 
 
 def test_a_failed_row_stays_and_says_why():
     text = bench_text(result(failing=True))
-    time, memory, batch = cells(text, "EfficientNetV2-B0")
+    time, memory = cells(text, "EfficientNetV2-B0")
     assert time == ["EfficientNetV2-B0", "out of memory", *[""] * 5, "32"]
-    assert memory == ["EfficientNetV2-B0", "out of memory", "", "250", *[""] * 5, "7,790"] and batch[1] == "out of memory"
+    assert memory == ["EfficientNetV2-B0", "out of memory", "", "250", *[""] * 5, "7,790"]
     assert "EfficientNetV2-B0, batch 250: out of memory: CUDA out of memory" in text
-    assert cells(text, "ResNet-18")[4] == ["ResNet-18", "torchvision, compiled", "failed", "", "", ""]
+    peer = cells(text, "ResNet-18")[4]
+    assert peer == ["ResNet-18", "torchvision, compiled", "failed", "", "", ""]
 
 
 def test_figures_stand_where_they_belong():
-    time, memory, ours, peer, *_ = cells(bench_text(result()), "ResNet-18")
-    assert time == ["ResNet-18", "98765 [98765, 98765]", "54,321", "9,765", "87%", "98765 [98765, 98765]", "154,321", "20"]
-    assert memory == ["ResNet-18", "13,524,482", "3.93", "250", "42.6", "12,346", "23,457", "34,568", "1,234", "4,554"]
+    text = bench_text(result())
+    time, memory, ours, peer, *_ = cells(text, "ResNet-18")
+    assert time == ["ResNet-18", "98765 [98765, 98765]", "54,321", "9,765", "87%",
+                    "98765 [98765, 98765]", "154,321", "20"]
+    assert memory == ["ResNet-18", "13,524,482", "3.93", "250", "42.6", "12,346", "23,457",
+                      "34,568", "1,234", "4,554"]
     assert ours[3] == ours[5] == "" and (peer[3], peer[5]) == ("0.50", "1.25")
-    data = cells(bench_text(result()), "packing")[0]
-    assert data[1:] == ["12346 [12346, 12346]", "20.3"]
-    assert cells(bench_text(result()), "training step, ViT 24 CNN")[0][1:] == ["2.53 [2.53, 2.53]", "98,765"]
+    assert cells(text, "packing")[0][1:] == ["12346 [12346, 12346]", "20.3"]
+    step = cells(text, "training step, ViT 24 CNN")[0]
+    assert step[1:] == ["2.53 [2.53, 2.53]", "98,765"]
 
 
 def test_the_kernels_table():
     times = {"ms": 1234.5, "p20": 1234.5, "p80": 1234.5}
-    block = {**times, "shape": [250, 1536, 32, 9], "batch_size": 250, "faster_than_eager": 12.34, "gb_s": 4321.0, "copy_gb_s": 4300.0, "saved_bytes_per_sample": 2**22}
-    conv = {"shape": [250, 1536, 32, 9], "faster": 12.3, **{f"{way}_{t}": 1234.5 for way in ("aten", "ours") for t in ("median", "p20", "p80")}}
-    step = {"model": "timm convmixer_1024_20_ks9_p14", "image_size": 224, "batch_size": 64, **times, "faster": 2.0, "training_mib": 12_345.6}
-    ways = ("eager", "compile NCHW")
-    text = kernels_text({"environment": GPU, "config": CONFIG, "blocks": [
-        *({**block, "way": way, "mode": mode} for mode in ("forward", "forward + backward") for way in ways),
-        {"shape": [8, 64, 12, 9], "batch_size": 8, "failed": OUT}],
-        "convs": [conv, {"shape": [8, 64, 12, 9], "batch_size": 8, "failed": OUT}], "steps": [{**step, "way": "eager"}, {**step, "way": "fused", "faster": None},
-                                  {"model": "ConvMixer 24", "image_size": 192, "batch_size": 250, "way": "compile", "failed": OUT}]})
-    assert max(map(len, text.splitlines())) <= WIDTH
-    assert cells(text, "250, 1536")[0] == ["250, 1536, 32x32, 9", "eager"] + 2 * ["1234 [1234, 1234]", "12.34x", "4321"] + ["4096"]
-    assert [row[1] for row in cells(text, "8, 64")] == ["failed", "failed"] and "copy 4,300 GB/s" in text
-    assert cells(text, "250, 1536")[1] == ["250, 1536, 32x32, 9", "1234 [1234, 1234]", "1234 [1234, 1234]", "12.3x"]
-    assert cells(text, "timm")[1][3] == "-" and "ConvMixer 24, compile, batch 250: out of memory" in text
-    assert cells(text, "timm")[0][1:] == ["eager", "1234 [1234, 1234]", "2.00x", "12,346"]
+    failed = {"shape": [8, 64, 12, 9], "batch_size": 8, "failed": OUT}
+    block = {"shape": [250, 1536, 32, 9], "batch_size": 250, **times, "faster_than_eager": 12.34,
+             "gb_s": 4321.0, "copy_gb_s": 4300.0, "saved_bytes_per_sample": 2**22}
+    blocks = [{**block, "way": way, "mode": mode} for mode in ("forward", "forward + backward")
+              for way in ("eager", "compile NCHW")]
+    conv = {"shape": [250, 1536, 32, 9], "faster": 12.3,
+            **{f"{way}_{t}": 1234.5 for way in ("aten", "ours") for t in ("median", "p20", "p80")}}
+    step = {"model": "timm convmixer_1024_20_ks9_p14", "image_size": 224, "batch_size": 64,
+            **times, "faster": 2.0, **MEMORY}
+    steps = [{**step, "way": "eager"}, {**step, "way": "fused", "faster": None},
+             {"model": "ConvMixer 24", "image_size": 192, "batch_size": 250, "way": "compile",
+              "failed": OUT}]
+    text = kernels_text({"environment": GPU, "config": CONFIG, "blocks": [*blocks, failed],
+                         "convs": [conv, failed], "steps": steps})
+    assert max(map(len, text.splitlines())) <= tables.WIDTH
+    eager, conv = cells(text, "250, 1536")
+    assert eager == ["250, 1536, 32x32, 9", "eager",
+                     *2 * ["1234 [1234, 1234]", "12.34x", "4321"], "4096"]
+    assert conv == ["250, 1536, 32x32, 9", "1234 [1234, 1234]", "1234 [1234, 1234]", "12.3x"]
+    assert [line[1] for line in cells(text, "8, 64")] == ["failed", "failed"]
+    assert "copy 4,300 GB/s" in text and text.count("8, 64, 12x12, 9, batch 8: out of memory") == 2
+    eager, fused = cells(text, "timm")
+    assert eager[1:] == ["eager", "1234 [1234, 1234]", "2.00x", "12,346"] and fused[3] == "-"
+    assert "ConvMixer 24, compile, batch 250: out of memory" in text
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/bench.json")) + sorted(RESULTS.glob("*/kernels.json")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_committed_tables_are_those_of_their_json_and_csv(path):
     result = json.loads(path.read_text())
-    assert path.with_suffix(".md").read_text() == (bench_text if path.stem == "bench" else kernels_text)(result)
+    text = (bench_text if path.stem == "bench" else kernels_text)(result)
+    assert path.with_suffix(".md").read_text() == text
     for name, rows in result.items():
         if isinstance(rows, list):
             with open(path.with_name(f"{name}.csv"), newline="") as f:
-                assert [[cell for cell in line if cell] for line in csv.reader(f)][1:] == [
-                    [shape_text(v) if isinstance(v, list) else str(v) for v in row.values() if v is not None] for row in rows], name
+                lines = [[cell for cell in line if cell] for line in csv.reader(f)]
+            assert lines[1:] == [[shape_text(value) if isinstance(value, list) else str(value)
+                                  for value in row.values() if value is not None]
+                                 for row in rows], name
 
 
 def test_columns_line_up():
     lines = aligned(["row", "n"], [["a", "1,000"], ["longer", 2]]).splitlines()
-    assert lines == ["| row    |     n |", "|--------|------:|", "| a      | 1,000 |", "| longer |     2 |"]
-    assert [number(v) for v in (None, 0.123, 1.234, 12.34, 123.4, 12345.6)] == ["-", "0.12", "1.23", "12.3", "123", "12,346"]
+    assert lines == ["| row    |     n |", "|--------|------:|",
+                     "| a      | 1,000 |", "| longer |     2 |"]
+    assert [number(value) for value in (None, 0.123, 1.234, 12.34, 123.4, 12345.6)] == [
+        "-", "0.12", "1.23", "12.3", "123", "12,346"]
     assert spread(12.34, 1.0, 123.4) == "12.3 [1.00, 123]"

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from mixer.runtime.device import pick_amp, pick_device
+from mixer.runtime.device import environment, pick_amp, pick_device
 from mixer.runtime.errors import InputError
 
 CPU = torch.device("cpu")
 
 
 def test_devices_and_dtypes_that_are_not_there():
-    with pytest.raises(InputError, match="--device cuda:9 is not there; this machine has cpu"):
+    with pytest.raises(InputError, match="--device cuda:9: no such device; choose from cpu"):
         pick_device("cuda:9")
     with pytest.raises(InputError, match="no fp16 training on the CPU"):
         pick_amp("fp16", CPU)
@@ -17,12 +17,20 @@ def test_devices_and_dtypes_that_are_not_there():
 
 def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda:0") and pick_device("cuda:1") == torch.device("cuda:1")
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda:0")
+    assert pick_device("cuda:1") == torch.device("cuda:1")
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda:1") and pick_device("cpu") == CPU
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda:1")
+    assert pick_device("cpu") == CPU
     with pytest.raises(InputError, match="cannot share a GPU"):
         pick_device("cuda:1")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(InputError, match="--device cuda:2 is not there; this machine has cpu, cuda:0, cuda:1"):
+    with pytest.raises(InputError, match="cuda:2: no such device; choose from cpu, cuda:0, cuda:1"):
         pick_device("auto")
+
+
+def test_environment_names_what_a_number_was_measured_on():
+    env = environment(CPU)
+    assert env["torch"] == torch.__version__.split("+")[0] or env["torch"] == torch.__version__
+    assert "threads" in env["device"] and env["cuda"] is None and len(env["date"]) == 10

@@ -1,75 +1,91 @@
-"""Several processes train one run: the same numbers as one process with the same batch, one writer, one end for all.
+"""Several ranks train one run: the numbers of one process, one writer, one end for all.
 
-Ranks are started by torchrun where its own part matters, else as it would start them, by RANK, WORLD_SIZE and MASTER_PORT.
+Ranks are started by torchrun where its own part matters, otherwise with its environment variables.
 """
-import contextlib
 import json
-import random
 import re
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from tests.helpers.commands import HANGS, ROOT, TINY, Plant, same_run
 
 from mixer.runtime.checkpoint import load_checkpoint
-from mixer.data.batches import Stream
-from mixer.runtime.distributed import World
 from mixer.runtime.files import read_csv
+from tests.helpers.commands import HANGS, ROOT, TINY
+from tests.helpers.plants import TRAIN_STEP, Plant
+from tests.helpers.ranks import rank_environments
+from tests.helpers.runs import assert_same_run
 
-VIT = ["--arch", "vit_linear", "--patch", 8, "--dim", 16, "--heads", 2, "--depth", 1, "--image-size", 32, "--batch-size", 8, "--device", "cpu"]
+pytestmark = pytest.mark.faults
+VIT = ["--arch", "vit_linear", "--patch", 8, "--dim", 16, "--heads", 2, "--depth", 1,
+       "--image-size", 32, "--batch-size", 8, "--device", "cpu"]
 STEPS = ["--steps", 30, "--log-every", 10, "--lr", 0.003]
-
-
-def environments(count):
-    """What torchrun puts into the environment of each of `count` processes."""
-    while True:
-        port = random.randrange(20_000, 32_000)  # below those that the system gives to whoever asks for any
-        with socket.socket() as s, contextlib.suppress(OSError):
-            s.bind(("127.0.0.1", port))
-            break
-    world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    return [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 @pytest.fixture
 def ranks(train):
-    """ranks(count, *arguments) -> that many processes of one run, finished. plants and own: {rank: its Plants}, {rank: its further arguments}."""
-    def run(count, *arguments, plants={}, own={}):
+    """ranks(count, *arguments) -> the results of that many ranks of one run.
+
+    plants: {rank: its Plants}; own: {rank: its further arguments}.
+    """
+    def run(count, *arguments, plants=None, own=None):
+        plants, own = plants or {}, own or {}
         started = [train.start(*arguments, *own.get(rank, ()), plants=plants.get(rank, ()), env=env)
-                   for rank, env in enumerate(environments(count))]
+                   for rank, env in enumerate(rank_environments(count))]
         return [process.wait() for process in started]
     return run
 
 
+def exit_codes(results):
+    return [result.returncode for result in results]
+
+
 def torchrun(count, *arguments, script="train.py", options=()):
-    return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone", *options,
-                             script, *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count),
+         "--standalone", *options, script, *map(str, arguments)],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-# What one process and several may differ by, relative, measured over three seeds and five settings: losses up to 8e-7, the first
-# gradient (of Adam's first moment after one step) up to 5e-8 without BatchNorm and 1e-6 with, weights after thirty steps up to 1.3e-5,
-# for Adam divides by the root of a gradient's square. Statistics of each process's part instead of the batch: 1e-3, 0.2 and 0.4.
+def wait_for_line(process, start):
+    for line in process.stdout:
+        if line.startswith(start):
+            break
+
+
+# The relative difference between one process and several, measured over three seeds and five
+# settings: losses up to 8e-7; the first gradient (of Adam's first moment after one step) up to
+# 5e-8 without BatchNorm and 1e-6 with; weights after thirty steps up to 1.3e-5, because Adam
+# divides by the root of a gradient's square. With the BatchNorm statistics of each rank's slice
+# instead of the batch's, the three are 1e-3, 0.2 and 0.4.
 LOSSES, GRADIENTS, WEIGHTS = 5e-6, 5e-6, 5e-5
 
 
 def assert_same_numbers(one, other):
-    """Losses of all rows, weights, running statistics and Adam's moments at the end; exact are steps, accuracies and counts."""
+    """Losses of all rows, weights, running statistics and Adam's moments at the end.
+
+    Steps, accuracies and counts are exact.
+    """
     for a, b in zip(read_csv(one / "log.csv"), read_csv(other / "log.csv"), strict=True):
-        assert a["step"] == b["step"] and (a["train_acc"], a["val_acc"]) == (b["train_acc"], b["val_acc"])
-        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=LOSSES) and a["val_loss"] == pytest.approx(b["val_loss"], rel=LOSSES)
+        assert a["step"] == b["step"]
+        assert (a["train_acc"], a["val_acc"]) == (b["train_acc"], b["val_acc"])
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=LOSSES)
+        assert a["val_loss"] == pytest.approx(b["val_loss"], rel=LOSSES)
     a, b = (load_checkpoint(folder / "last.pt") for folder in (one, other))
     assert a["state"]["confusion"] == b["state"]["confusion"]
     for name, tensor in a["state_dict"].items():
-        assert (tensor - b["state_dict"][name]).double().norm() <= WEIGHTS * tensor.double().norm(), name
-    gradients, others = (torch.cat([s["exp_avg"].flatten() for s in c["optimizer"]["state"].values()]) for c in (a, b))
-    assert (gradients - others).norm() <= (GRADIENTS if a["state"]["step"] == 1 else WEIGHTS) * gradients.norm()
+        difference = (tensor - b["state_dict"][name]).double().norm()
+        assert difference <= WEIGHTS * tensor.double().norm(), name
+    gradients, others = (
+        torch.cat([state["exp_avg"].flatten() for state in c["optimizer"]["state"].values()])
+        for c in (a, b))
+    tolerance = GRADIENTS if a["state"]["step"] == 1 else WEIGHTS
+    assert (gradients - others).norm() <= tolerance * gradients.norm()
 
 
 @pytest.mark.parametrize("model, count, batch", [
@@ -82,167 +98,202 @@ def assert_same_numbers(one, other):
 ])
 def test_as_one_process_with_the_same_batch(ranks, train, pictures, tmp_path, model, count, batch):
     arguments = [*model, *STEPS, "--batch-size", batch, "--data", pictures]
-    for folder, start in (("first", lambda *a: [train(*a)]), ("first of several", lambda *a: ranks(count, *a))):
-        assert {r.returncode for r in start(*arguments, "--steps", 1, "--out", tmp_path / folder)} == {0}
-    assert_same_numbers(tmp_path / "first", tmp_path / "first of several")
-    assert train(*arguments, "--out", tmp_path / "one").returncode == 0
-    results = ranks(count, *arguments, "--out", tmp_path / "several")
-    assert [r.returncode for r in results] == [0] * count, results
-    assert results[1].stdout == "" and all(r.stderr == "" for r in results) and f"in {count} processes" in results[0].stdout
-    assert_same_numbers(tmp_path / "one", tmp_path / "several")
-    assert json.loads((tmp_path / "several" / "environment.json").read_text())["processes"] == count
-    assert (tmp_path / "one" / "split.json").read_text() == (tmp_path / "several" / "split.json").read_text()
-    split, summary = (json.loads((tmp_path / "several" / f"{name}.json").read_text()) for name in ("split", "summary"))
+    first, several_first, one, several = (
+        tmp_path / name for name in ("first", "first of several", "one", "several"))
+
+    # the first gradient
+    assert train(*arguments, "--steps", 1, "--out", first).returncode == 0
+    results = ranks(count, *arguments, "--steps", 1, "--out", several_first)
+    assert exit_codes(results) == [0] * count, results
+    assert_same_numbers(first, several_first)
+
+    # thirty steps
+    assert train(*arguments, "--out", one).returncode == 0
+    results = ranks(count, *arguments, "--out", several)
+    assert exit_codes(results) == [0] * count, results
+    assert results[1].stdout == "" and all(result.stderr == "" for result in results)
+    assert f"in {count} processes" in results[0].stdout
+    assert_same_numbers(one, several)
+
+    # the files
+    environment, split, summary = (json.loads((several / f"{name}.json").read_text())
+                                   for name in ("environment", "split", "summary"))
+    assert environment["processes"] == count
+    assert (one / "split.json").read_text() == (several / "split.json").read_text()
     assert sum(map(sum, summary["confusion"])) == len(split["val"]), "each validation image once"
 
 
-def test_batchnorm_of_each_process_is_another_run(ranks, train, pictures, tmp_path):
-    """Without --sync-bn the statistics are of each process's part: the measure above must see that."""
+def test_batchnorm_of_each_rank_is_another_run(ranks, train, pictures, tmp_path):
+    """Without --sync-bn the statistics are of each rank's slice: the measure above must see it."""
     arguments = [*TINY, *STEPS, "--data", pictures]
     assert train(*arguments, "--out", tmp_path / "one").returncode == 0
-    assert [r.returncode for r in ranks(2, *arguments, "--out", tmp_path / "two")] == [0, 0]
+    assert exit_codes(ranks(2, *arguments, "--out", tmp_path / "two")) == [0, 0]
     with pytest.raises(AssertionError):
         assert_same_numbers(tmp_path / "one", tmp_path / "two")
 
 
-def test_every_sample_once_and_in_the_same_order_whatever_the_number_of_processes():
-    stream = Stream(37, 10, seed=3)
-    for size in (1, 2, 3, 10):
-        for step in (0, 5, 17):
-            parts = [World(rank, size).batch_slice(stream.batch(step)[1]) for rank in range(size)]
-            assert (np.concatenate(parts) == stream.batch(step)[1]).all() and max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-def test_stopped_and_resumed_in_two_processes_is_the_same_run(ranks, pictures, tmp_path):
-    """Bit for bit; the signal reaches one of them, and both stop at the same step. Then with other numbers of processes."""
+def test_stopped_and_resumed_in_two_ranks_is_the_same_run(ranks, pictures, tmp_path):
+    """Bit for bit. The signal reaches one of them, and both stop at the same step."""
     arguments = [*TINY, *STEPS, "--data", pictures, "--schedule", "cosine", "--resume", "auto"]
-    assert [r.returncode for r in ranks(2, *arguments, "--out", tmp_path / "whole")] == [0, 0]
-    for i, (moment, call) in enumerate([("mixer.training.trainer.train_step", 14), ("mixer.training.recipe.to_float", 2), ("os.fsync", 9)]):
-        rank = 0 if moment == "os.fsync" else 1
+    assert exit_codes(ranks(2, *arguments, "--out", tmp_path / "whole")) == [0, 0]
+    moments = [(1, TRAIN_STEP, 14), (1, "mixer.training.recipe.to_float", 2), (0, "os.fsync", 9)]
+    for i, (rank, moment, call) in enumerate(moments):
         out = tmp_path / f"cut{i}"
-        results = ranks(2, *arguments, "--out", out, plants={rank: [Plant(moment, signal.SIGTERM, call)]})
-        assert [r.returncode for r in results] == [143, 143], results
-        assert results[0].stderr.startswith("stopped by SIGTERM at step") and results[0].stderr.count("\n") == 1 and results[1].stderr == ""
-        assert [r.returncode for r in ranks(2, *arguments, "--out", out)] == [0, 0]
-        same_run(tmp_path / "whole", out)
+        plants = {rank: [Plant(moment, signal.SIGTERM, call)]}
+        first, second = results = ranks(2, *arguments, "--out", out, plants=plants)
+        assert exit_codes(results) == [143, 143], results
+        assert first.stderr.startswith("stopped by SIGTERM at step")
+        assert first.stderr.count("\n") == 1 and second.stderr == ""
+        assert exit_codes(ranks(2, *arguments, "--out", out)) == [0, 0]
+        assert_same_run(tmp_path / "whole", out)
 
 
-def test_resumed_with_another_number_of_processes(ranks, train, pictures, tmp_path):
-    """One, then two, then three, then one: data order, augmentation and log are those of one process throughout."""
+def test_resumed_with_another_number_of_ranks(ranks, train, pictures, tmp_path):
+    """One, then two, then three, then one: data order, augmentation and log are those of one."""
     arguments = [*VIT, *STEPS, "--data", pictures, "--resume", "auto"]
     assert train(*arguments, "--out", tmp_path / "one").returncode == 0
-    for count, stop in ((1, 7), (2, 6), (3, 9), (1, None)):
-        plants = {0: [Plant("mixer.training.trainer.train_step", signal.SIGTERM, stop)]} if stop else {}
-        assert {r.returncode for r in ranks(count, *arguments, "--out", tmp_path / "mixed", plants=plants)} == {143 if stop else 0}
+    for count, step in ((1, 7), (2, 6), (3, 9)):
+        plants = {0: [Plant(TRAIN_STEP, signal.SIGTERM, step)]}
+        results = ranks(count, *arguments, "--out", tmp_path / "mixed", plants=plants)
+        assert exit_codes(results) == [143] * count
+    assert exit_codes(ranks(1, *arguments, "--out", tmp_path / "mixed")) == [0]
     assert_same_numbers(tmp_path / "one", tmp_path / "mixed")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_dies_ends_the_run(ranks, pictures, tmp_path, rank):
-    """With its error, not with a hang; what was saved before is whole."""
-    results = ranks(2, *TINY, *STEPS, "--data", pictures, "--out", tmp_path / "run", plants={rank: [Plant("mixer.training.trainer.train_step", signal.SIGKILL, 15)]})
-    assert results[rank].returncode == -signal.SIGKILL and results[1 - rank].returncode == 1
-    assert re.fullmatch(r"error(?: \(rank 1\))?: another process of this run is gone, and may have said why; --resume auto .*\n",
-                        results[1 - rank].stderr), results[1 - rank].stderr
-    assert load_checkpoint(tmp_path / "run" / "last.pt", whole=True)["state"]["step"] == 10
+    """With its error, not with a hang. What was saved before is whole."""
+    results = ranks(2, *TINY, *STEPS, "--data", pictures, "--out", tmp_path / "run",
+                    plants={rank: [Plant(TRAIN_STEP, signal.SIGKILL, 15)]})
+    died, other = results[rank], results[1 - rank]
+    assert died.returncode == -signal.SIGKILL and other.returncode == 1
+    assert re.fullmatch(r"error(?: \(rank 1\))?: another process of this run has died, "
+                        r"and may have printed why; --resume auto .*\n", other.stderr), other.stderr
+    last = load_checkpoint(tmp_path / "run" / "last.pt", verify=True)
+    assert last["state"]["step"] == 10
 
 
-def test_an_error_is_told_once_or_by_the_rank_that_has_it(ranks, pictures, tmp_path):
-    results = ranks(2, "--batch", 3, "--lr", "nan")
-    assert [r.returncode for r in results] == [2, 2] and results[0].stderr.count("\n") == 2 and results[1].stderr == ""
-    results = ranks(2, *TINY, "--steps", 1, "--batch-size", 2, "--data", pictures, "--out", tmp_path / "run")
-    assert [r.returncode for r in results] == [2, 2] and "take at least 4, or --sync-bn" in results[0].stderr
-    results = ranks(9, *TINY, "--steps", 1, "--batch-size", 8, "--data", pictures, "--out", tmp_path / "run")
-    assert {r.returncode for r in results} == {2} and "less than an image for each of the 9 processes" in results[0].stderr
-    alone = ranks(2, *TINY, "--steps", 1, "--data", pictures, "--device", "cuda:0")
-    assert all("--device cuda:0: 2 processes cannot share a GPU" in r.stderr for r in alone) and "(rank 1)" in alone[1].stderr
+def test_an_error_is_printed_once_or_by_the_rank_that_has_it(ranks, pictures, tmp_path):
+    # wrong arguments, which every rank sees
+    first, second = results = ranks(2, "--batch", 3, "--lr", "nan")
+    assert exit_codes(results) == [2, 2]
+    assert first.stderr.count("\n") == 2 and second.stderr == ""
+
+    # too few images for each
+    common = [*TINY, "--steps", 1, "--data", pictures]
+    results = ranks(2, *common, "--batch-size", 2, "--out", tmp_path / "run")
+    assert exit_codes(results) == [2, 2]
+    assert "use at least 4, or --sync-bn" in results[0].stderr
+    results = ranks(9, *common, "--batch-size", 8, "--out", tmp_path / "run")
+    assert exit_codes(results) == [2] * 9
+    assert "less than one image for each of the 9 processes" in results[0].stderr
+
+    # one GPU for two
+    first, second = ranks(2, *common, "--device", "cuda:0")
+    for result in (first, second):
+        assert "--device cuda:0: 2 processes cannot share a GPU" in result.stderr
+    assert "(rank 1)" in second.stderr
+
+    # a folder that is taken, which rank 0 alone sees
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "config.json").write_text("{}")
-    results = ranks(2, *TINY, "--steps", 1, "--data", pictures, "--out", tmp_path / "taken")
-    assert results[0].returncode == 2 and "holds another run" in results[0].stderr and results[1].returncode == 1
+    first, second = ranks(2, *common, "--out", tmp_path / "taken")
+    assert first.returncode == 2 and "holds another run" in first.stderr
+    assert second.returncode == 1
 
 
 def test_ranks_that_see_other_images_are_refused(ranks, pictures, tmp_path):
-    """As on a node whose copy of the data is not the same."""
-    import shutil
+    """As on a machine whose copy of the data is not the same."""
     other = shutil.copytree(pictures, tmp_path / pictures.name)
     (other / "cat.1.png").unlink()
-    first, second = ranks(2, *TINY, "--steps", 1, "--out", tmp_path / "run", own={0: ["--data", pictures], 1: ["--data", other]})
-    assert second.returncode == 2 and "process 1 finds other images" in second.stderr and first.returncode == 1
+    first, second = ranks(2, *TINY, "--steps", 1, "--out", tmp_path / "run",
+                          own={0: ["--data", pictures], 1: ["--data", other]})
+    assert second.returncode == 2 and "rank 1 finds other images" in second.stderr
+    assert first.returncode == 1
 
 
 def test_a_signal_while_the_others_have_not_come(train, pictures, tmp_path):
-    process = train.start(*TINY, "--data", pictures, "--out", tmp_path / "run", env=environments(2)[0]).wait_for("device: cpu")
+    process = train.start(*TINY, "--data", pictures, "--out", tmp_path / "run",
+                          env=rank_environments(2)[0]).wait_for("device: cpu")
     time.sleep(0.5)
     process.send(signal.SIGTERM)
     result = process.wait()
-    assert (result.returncode, result.stderr) == (143, "stopped by SIGTERM\n") and not (tmp_path / "run").exists()
+    assert (result.returncode, result.stderr) == (143, "stopped by SIGTERM\n")
+    assert not (tmp_path / "run").exists()
 
 
 def test_half_a_torchrun_is_refused(train, pictures, tmp_path):
-    result = train(*TINY, "--data", pictures, "--out", tmp_path / "run", env={"RANK": "0", "WORLD_SIZE": "2"})
-    assert result.returncode == 2 and "start with torchrun, or unset them" in result.stderr and result.stderr.count("\n") == 1
-    assert train(*TINY, "--data", pictures, "--steps", 1, "--out", tmp_path / "run", env={"RANK": "x", "WORLD_SIZE": ""}).returncode == 0
+    arguments = [*TINY, "--data", pictures, "--steps", 1, "--out", tmp_path / "run"]
+    result = train(*arguments, env={"RANK": "0", "WORLD_SIZE": "2"})
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "start with torchrun, or unset them" in result.stderr
+    assert train(*arguments, env={"RANK": "x", "WORLD_SIZE": ""}).returncode == 0
 
 
 def test_torchrun_trains(pictures, tmp_path):
-    """The README's command, on two processes; then a SIGTERM to torchrun itself, which passes it on, and the rest."""
-    arguments = [*TINY, "--log-every", 100, "--lr", 0.003, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto", "--cache", tmp_path / "cache"]
+    """The README's command, on two ranks. Torchrun passes a SIGTERM on; then the rest."""
+    arguments = [*TINY, "--log-every", 100, "--lr", 0.003, "--data", pictures,
+                 "--out", tmp_path / "run", "--resume", "auto", "--cache", tmp_path / "cache"]
     process = torchrun(2, *arguments, "--steps", 100_000)
-    for line in process.stdout:
-        if line.startswith("step   100"):
-            break
+    wait_for_line(process, "step   100")
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=HANGS)
     assert err.count("stopped by SIGTERM at step") == 1, err
-    step = load_checkpoint(tmp_path / "run" / "last.pt", whole=True)["state"]["step"]
+    step = load_checkpoint(tmp_path / "run" / "last.pt", verify=True)["state"]["step"]
     assert step >= 100
+
     process = torchrun(2, *arguments, "--steps", step + 5)
     out, err = process.communicate(timeout=HANGS)
-    assert process.returncode == 0 and f"resumed at step {step}" in out.replace(",", "") and "in 2 processes" in out, err
+    assert process.returncode == 0, err
+    assert f"resumed at step {step}" in out.replace(",", "") and "in 2 processes" in out
     assert out.count("final val accuracy") == 1
 
 
-def workers_of(torchrun):
-    return sorted(pid for pid in map(int, Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split())
-                  if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
+def workers_of(process):
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [pid for pid in children if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def test_torchrun_killed_leaves_none_behind(pictures, tmp_path):
-    """Its processes stop, saved; else they would go on unseen, and hold GPUs and folder."""
-    process = torchrun(2, *TINY, "--steps", 100_000, "--data", pictures, "--out", tmp_path / "run", "--cache", tmp_path / "cache")
-    for line in process.stdout:
-        if line.startswith("step   100"):
-            break
+    """Its workers save and exit. Otherwise they would go on unseen, and hold GPUs and folder."""
+    process = torchrun(2, *TINY, "--steps", 100_000, "--data", pictures, "--out", tmp_path / "run",
+                       "--cache", tmp_path / "cache")
+    wait_for_line(process, "step   100")
     workers = workers_of(process)
     process.kill()
     _, err = process.communicate(timeout=HANGS)  # until all that hold its stdout are gone
     assert len(workers) == 2 and err.count("stopped by SIGTERM at step") == 1
-    assert load_checkpoint(tmp_path / "run" / "last.pt", whole=True)["state"]["step"] >= 100
+    last = load_checkpoint(tmp_path / "run" / "last.pt", verify=True)
+    assert last["state"]["step"] >= 100
 
 
 PLANTED = """
-import os, runpy, signal, sys
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-from tests.helpers.commands import Plant
-call = {{("0", "1"): 15, ("1", "0"): 8}}.get((os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]))
+import os, pathlib, runpy, signal, sys
+sys.path.insert(0, {root!r})
+from tests.helpers.plants import TRAIN_STEP, Plant
+attempt = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]
+call = {{("0", "1"): 15, ("1", "0"): 8}}.get(attempt)
 if call:
-    Plant("mixer.training.trainer.train_step", signal.SIGKILL, call).set()
+    Plant(TRAIN_STEP, signal.SIGKILL, call).set(pathlib.Path({marker!r} + str(call)))
 sys.argv[0] = {root!r} + "/train.py"
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def test_torchrun_starts_again_what_died(ranks, pictures, tmp_path):
-    """--max-restarts: each process in turn is killed, the others end, and all find each other again, not those that are gone."""
-    arguments = [*TINY, *STEPS, "--data", pictures, "--resume", "auto", "--cache", tmp_path / "cache"]
-    assert [r.returncode for r in ranks(2, *arguments, "--out", tmp_path / "whole")] == [0, 0]
-    (tmp_path / "planted.py").write_text(PLANTED.format(root=str(ROOT)))
-    process = torchrun(2, *arguments, "--out", tmp_path / "run", script=tmp_path / "planted.py",
+    """--max-restarts: each rank in turn is killed, the others end, and all find each other again,
+    not those that have died."""
+    arguments = [*TINY, *STEPS, "--data", pictures, "--resume", "auto",
+                 "--cache", tmp_path / "cache"]
+    assert exit_codes(ranks(2, *arguments, "--out", tmp_path / "whole")) == [0, 0]
+    script = tmp_path / "planted.py"
+    script.write_text(PLANTED.format(root=str(ROOT), marker=str(tmp_path / "killed")))
+    process = torchrun(2, *arguments, "--out", tmp_path / "run", script=script,
                        options=["--max-restarts", "2", "--monitor-interval", "0.1"])
     out, err = process.communicate(timeout=HANGS)
+    assert (tmp_path / "killed15").exists() and (tmp_path / "killed8").exists()
     assert process.returncode == 0 and out.count("resumed at step 10") == 2, err
-    same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_bench_is_for_one_process(command):

@@ -2,39 +2,15 @@ import csv
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from mixer.runtime.checkpoint import load_checkpoint
-from mixer.training.config import Config
-from mixer.data.batches import Subset
-from mixer.runtime.errors import Diverged, InputError
-from mixer.models import create_model
-from mixer.training.trainer import Trainer
-from mixer.training.recipe import applied_steps, evaluate, learning_rate, make_optimizer, train_step
-from mixer.training.resume import find_checkpoint
-
-CPU = torch.device("cpu")
-SMALL = Config(arch="convmixer", image_size=32, batch_size=8, steps=9, log_every=3, lr=1e-3, seed=1)
-OFF = torch.amp.GradScaler("cpu", enabled=False)
-
-
-def parts(count=40):
-    """Two classes that differ in which half is bright."""
-    images = torch.randint(0, 128, (count, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(count) % 2
-    images[labels == 0, :16] += 100
-    images[labels == 1, 16:] += 100
-    rows = np.arange(count)
-    return Subset(images, labels, rows[:-10]), Subset(images, labels, rows[-10:])
-
-
-def trainer(out, config=SMALL, identity=None):
-    torch.manual_seed(config.seed)
-    model = create_model("convmixer", image_size=32, patch=8, dim=16, depth=1, kernel_size=3)
-    return Trainer(model, *parts(), config, out, device=CPU, classes=2, identity=identity or {"lr": config.lr})
+from mixer.runtime.distributed import World
+from mixer.runtime.errors import Diverged
+from mixer.training.recipe import make_optimizer, train_step
+from mixer.training.trainer import Running, applied_steps
+from tests.helpers.training import SMALL, small_model, trainer
 
 
 def test_fit_learns_logs_and_saves(tmp_path):
@@ -42,66 +18,46 @@ def test_fit_learns_logs_and_saves(tmp_path):
     state = run.fit()
     assert [row["step"] for row in state.rows] == [20, 40, 60]
     assert state.rows[-1]["val_acc"] >= 0.9 and state.rows[-1]["train_loss"] < 0.3
-    assert state.best["val_acc"] == max(row["val_acc"] for row in state.rows) and sum(map(sum, state.confusion)) == 10
+    assert state.best["val_acc"] == max(row["val_acc"] for row in state.rows)
+    assert sum(map(sum, state.confusion)) == 10
     with open(tmp_path / "log.csv") as f:
         assert [int(row["step"]) for row in csv.DictReader(f)] == [20, 40, 60]
-    saved = load_checkpoint(tmp_path / "last.pt")
-    assert all(torch.equal(saved["state_dict"][name], tensor) for name, tensor in run.model.state_dict().items())
+    saved = load_checkpoint(tmp_path / "last.pt")["state_dict"]
+    assert all(torch.equal(saved[name], t) for name, t in run.model.state_dict().items())
     assert load_checkpoint(tmp_path / "best.pt")["row"] == state.best
 
 
+def test_the_fields_of_a_checkpoint(tmp_path):
+    """Other versions of the code resume from these names."""
+    trainer(tmp_path).fit()
+    checkpoint = load_checkpoint(tmp_path / "last.pt")
+    assert list(checkpoint) == ["state_dict", "optimizer", "scaler", "identity", "state"]
+    assert list(checkpoint["state"]) == ["step", "rows", "best", "confusion", "loss", "correct"]
+    assert list(checkpoint["state"]["rows"][0]) == [
+        "step", "train_loss", "train_acc", "val_loss", "val_acc", "lr", "images_per_s",
+        "data_wait", "memory_mib", "skipped"]
+
+
+def test_each_row_is_saved(tmp_path):
+    run = trainer(tmp_path)
+    take_step, saved = run.take_step, []
+
+    def looking():
+        last = tmp_path / "last.pt"
+        saved.append(load_checkpoint(last)["state"]["step"] if last.exists() else 0)
+        take_step()
+    run.take_step = looking
+    run.fit()
+    assert saved == [0, 0, 0, 3, 3, 3, 6, 6, 6]
+
+
 def test_rows_cover_a_last_interval_of_any_length(tmp_path):
-    assert [row["step"] for row in trainer(tmp_path, replace(SMALL, steps=7)).fit().rows] == [3, 6, 7]
+    rows = trainer(tmp_path, replace(SMALL, steps=7)).fit().rows
+    assert [row["step"] for row in rows] == [3, 6, 7]
 
 
 def test_epochs_are_steps(tmp_path):
     assert trainer(tmp_path, replace(SMALL, epochs=2.0)).steps == math.ceil(2 * 30 / 8)
-
-
-def test_resume_equals_the_uninterrupted_run(tmp_path):
-    class Stopped(Exception):
-        pass
-
-    def stop_at(run, step):
-        take_step = run.take_step
-
-        def stopping():
-            if run.state.step == step:
-                run.save()
-                raise Stopped
-            take_step()
-        run.take_step = stopping
-        with pytest.raises(Stopped):
-            run.fit()
-
-    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    whole = trainer(tmp_path / "a")
-    whole.fit()
-    stop_at(trainer(tmp_path / "b"), 4)  # between two rows
-    again = trainer(tmp_path / "b")
-    torch.nn.init.zeros_(again.model.head.weight)  # whatever it was before
-    again.resume(find_checkpoint("auto", tmp_path / "b"))
-    assert again.state.step == 4
-    again.fit()
-    a, b = load_checkpoint(tmp_path / "a" / "last.pt"), load_checkpoint(tmp_path / "b" / "last.pt")
-    assert all(torch.equal(a["state_dict"][name], b["state_dict"][name]) for name in a["state_dict"])
-    for one, other in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
-        assert all(torch.equal(one[key], other[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
-    timing = {"images_per_s", "data_wait", "memory_mib"}
-    for one, other in zip(a["state"]["rows"], b["state"]["rows"], strict=True):
-        assert {k: v for k, v in one.items() if k not in timing} == {k: v for k, v in other.items() if k not in timing}
-
-
-def test_resuming_another_run_is_refused(tmp_path):
-    trainer(tmp_path).fit()
-    with pytest.raises(InputError, match="is of another run: lr is 0.001 there and 0.1 here"):
-        trainer(tmp_path, identity={"lr": 0.1}).resume(find_checkpoint("auto", tmp_path))
-    (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:5000])
-    with pytest.raises(InputError, match="not a readable checkpoint"):
-        find_checkpoint("auto", tmp_path)
-    with pytest.raises(InputError, match="there is no checkpoint"):
-        find_checkpoint(tmp_path / "none.pt", tmp_path)
-    assert find_checkpoint(None, tmp_path) is None and find_checkpoint("auto", tmp_path / "new") is None
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path):
@@ -116,84 +72,50 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path):
     with pytest.raises(Diverged, match="training loss is nan at step 6"):
         run.fit()
     for name in ("last.pt", "best.pt"):
-        assert all(tensor.isfinite().all() for tensor in load_checkpoint(tmp_path / name)["state_dict"].values())
+        saved = load_checkpoint(tmp_path / name)["state_dict"]
+        assert all(tensor.isfinite().all() for tensor in saved.values())
 
 
-def test_train_step_is_plain_adam_on_the_cross_entropy():
-    """Against torch.optim.Adam and the loss written out, in float64; three steps."""
-    torch.manual_seed(0)
-    ours, plain = (create_model("convmixer", image_size=32, patch=8, dim=8, depth=1, kernel_size=3).double() for _ in range(2))
-    plain.load_state_dict(ours.state_dict())
-    optimizer, reference = make_optimizer(ours, 1e-3), torch.optim.Adam(plain.parameters(), 1e-3)
-    for step in range(3):
-        x, y = torch.rand(6, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1, 0])
-        logits = plain(x).float()  # the loss is taken in fp32, whatever the model computes in
-        expected = -torch.log_softmax(logits, 1)[torch.arange(6), y].mean()
-        reference.zero_grad()
-        expected.backward()
-        reference.step()
-        loss, correct = train_step(ours, x, y, optimizer, OFF)
-        assert loss.dtype == torch.float32 and torch.allclose(loss, expected) and correct == (logits.argmax(1) == y).sum()
-    assert applied_steps(optimizer) == 3
-    for a, b in zip(ours.parameters(), plain.parameters()):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)  # gradients come through an fp32 loss
+def test_a_loss_scale_that_collapses(tmp_path):
+    """With a scaler on the CPU, since fp16 autocast needs a GPU."""
+    run = trainer(tmp_path)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2e-4, backoff_factor=0.5)
+    run.model.head.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(Diverged, match="every step's gradients overflow in fp16, "
+                                       "down to a loss scale of 2e-05, at step 3"):
+        run.fit()
+    assert not (tmp_path / "last.pt").exists()
 
 
-def test_clipping_smoothing_and_decay_do_what_they_say():
-    torch.manual_seed(0)
-    model = create_model("convmixer", image_size=32, patch=8, dim=8, depth=1, kernel_size=3)
-    x, y = torch.rand(6, 3, 32, 32), torch.tensor([0, 1, 1, 0, 1, 0])
-    logits = model(x)
-    loss, _ = train_step(model, x, y, torch.optim.SGD(model.parameters(), 0.0), OFF, label_smoothing=0.2)
-    torch.testing.assert_close(loss, F.cross_entropy(logits, F.one_hot(y, 2) * 0.8 + 0.1))
-    before = [p.detach().clone() for p in model.parameters()]
-    train_step(model, x, y, torch.optim.SGD(model.parameters(), 1.0), OFF, clip_grad=0.01)
-    moved = torch.stack([(p - q).norm() for p, q in zip(model.parameters(), before)]).norm()
-    assert abs(moved - 0.01) < 1e-5
-    groups = make_optimizer(model, 1e-3, weight_decay=0.1).param_groups
-    assert {p.ndim > 1 for p in groups[0]["params"]} == {True} and groups[0]["weight_decay"] == 0.1
-    assert {p.ndim > 1 for p in groups[1]["params"]} == {False} and groups[1]["weight_decay"] == 0
+def test_memory_of_a_gpu_that_runs_out_is_told_of(monkeypatch, tmp_path):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more lines")
+    monkeypatch.setattr("mixer.training.trainer.train_step", full)
+    with pytest.raises(RuntimeError, match="^out of memory on cpu at batch size 8 .* try a smaller "
+                                           "--batch-size, --image-size or model$"):
+        trainer(tmp_path).fit()
 
 
-def test_bf16_autocast_takes_the_loss_in_fp32():
-    model = create_model("vit_linear", image_size=32, patch=8, dim=16, depth=1, heads=2)
-    loss, _ = train_step(model, torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]), make_optimizer(model, 1e-3), OFF,
-                         amp=torch.bfloat16)
-    assert loss.dtype == torch.float32
-    assert all(p.dtype == torch.float32 for p in model.parameters())
+def test_running_loss_and_accuracy_are_means_over_images():
+    running = Running(torch.device("cpu"))
+    running.add(torch.tensor(1.0), torch.tensor(3), 4, step=1)
+    running.add(torch.tensor(4.0), torch.tensor(0), 2, step=2)
+    assert running.read(World()) == (2.0, 0.5) and running.images == 6
+    assert running.first_nonfinite == math.inf
+    running.add(torch.tensor(math.nan), torch.tensor(0), 2, step=3)
+    running.add(torch.tensor(math.inf), torch.tensor(0), 2, step=4)
+    assert math.isnan(running.read(World())[0]) and running.first_nonfinite == 3
+    running.reset()
+    running.add(torch.tensor(0.5), torch.tensor(1), 2, step=5)
+    assert running.read(World()) == (0.5, 0.5)
 
 
 def test_a_step_the_scaler_skips_is_counted():
-    model = create_model("vit_linear", image_size=32, patch=8, dim=16, depth=1, heads=2)
-    scaler, optimizer = torch.amp.GradScaler("cpu"), make_optimizer(model, 1e-3)
+    model, scaler = small_model(), torch.amp.GradScaler("cpu")
+    optimizer = make_optimizer(model, 1e-3)
     x, y = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 0, 1])
     for step in range(3):
         before = model.head.weight.detach().clone()
         train_step(model, x * (math.inf if step == 1 else 1), y, optimizer, scaler)
         assert torch.equal(before, model.head.weight) == (step == 1)
     assert applied_steps(optimizer) == 2
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 10, 64])
-def test_evaluation_counts_every_image_once(batch_size):
-    _, val = parts()
-    model = create_model("convmixer", image_size=32, patch=8, dim=8, depth=1, kernel_size=3).eval()
-    x = val.images[val.indices].permute(0, 3, 1, 2) / 255
-    with torch.no_grad():
-        logits = model(x)
-    y = val.labels[val.indices]
-    loss, acc, confusion = evaluate(model, val, batch_size, CPU, classes=2)
-    assert abs(loss - F.cross_entropy(logits, y).item()) < 1e-6  # fp32 sums of ten terms
-    assert acc == (logits.argmax(1) == y).double().mean().item()
-    for true in (0, 1):
-        for predicted in (0, 1):
-            assert confusion[true][predicted] == ((y == true) & (logits.argmax(1) == predicted)).sum()
-    assert evaluate(model, val, batch_size, CPU, classes=2, stop=lambda: True) is None
-
-
-def test_learning_rate():
-    constant = replace(SMALL, lr=1.0, warmup=4)
-    assert [learning_rate(s, constant, 10) for s in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
-    cosine = replace(constant, schedule="cosine")
-    assert learning_rate(4, cosine, 10) == 1 and abs(learning_rate(7, cosine, 10) - 0.5) < 1e-12
-    assert learning_rate(9, cosine, 10) < 0.1

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+
+from mixer.data.batches import Stream, Subset, split
+from mixer.runtime.errors import InputError
+
+
+class Names:
+    """The attributes of an ImageSet that `split` reads."""
+
+    def __init__(self, names, classes=("cat", "dog"), splits=None):
+        self.names, self.classes = names, list(classes)
+        self.labels = [self.classes.index(name.split(".")[0]) for name in names]
+        self.splits = splits or [""] * len(names)
+
+    def split(self, val_fraction=0.1, seed=0):
+        train, val = split(self, np.arange(len(self.names)), val_fraction, seed)
+        assert sorted([*train, *val]) == list(range(len(self.names)))
+        return {self.names[i] for i in train}, {self.names[i] for i in val}
+
+
+NAMES = [f"{kind}.{i}.jpg" for kind, n in (("cat", 200), ("dog", 50)) for i in range(n)]
+
+
+def test_split_is_stratified_and_depends_on_names_and_seed_only():
+    _, val = Names(NAMES).split()
+    assert sum(name.startswith("cat") for name in val) == 20 and len(val) == 25
+    assert Names(NAMES[::-1]).split()[1] == val
+    assert Names(NAMES).split(seed=1)[1] != val
+    kept = val & Names(NAMES + [f"cat.{i}.jpg" for i in range(200, 210)]).split()[1]
+    assert len(kept) >= 22  # ten newcomers take at most a place or two
+    assert Names(NAMES).split(val_fraction=0)[1] == set()
+
+
+def test_split_of_tiny_classes():
+    assert len(Names(["cat.0", "cat.1", "dog.0", "dog.1"]).split(0.01)[1]) == 2
+    assert len(Names(["cat.0", "cat.1", "dog.0", "dog.1"]).split(0.99)[0]) == 2
+    with pytest.raises(InputError, match="class dog has a single image"):
+        Names(["cat.0", "cat.1", "dog.0"]).split()
+    assert len(Names(["cat.0", "dog.0"]).split(0)[0]) == 2
+
+
+def test_split_follows_the_source():
+    names = Names(["cat.0", "dog.0", "cat.1", "dog.1"], splits=["train", "train", "val", "val"])
+    assert names.split() == ({"cat.0", "dog.0"}, {"cat.1", "dog.1"})
+
+
+def test_every_image_comes_once_an_epoch_whatever_the_batch():
+    streams = {size: Stream(10, size, seed=4) for size in (1, 3, 4, 10)}
+    seen = {}
+    for size, stream in streams.items():
+        batches = [np.stack(stream.batch(step)) for step in range(-(-60 // size))]
+        seen[size] = np.concatenate(batches, axis=1)[:, :60]
+    for epochs, samples in seen.values():
+        assert (epochs == np.repeat(np.arange(6), 10)).all()
+        assert all(sorted(samples[epochs == e]) == list(range(10)) for e in range(6))
+        assert (samples == seen[1][1]).all(), "the order depends on the batch size"
+    orders = seen[1][1].reshape(6, 10).tolist()
+    assert len(set(map(tuple, orders))) == 6
+    assert (Stream(10, 3, seed=5).batch(0)[1] != streams[3].batch(0)[1]).any()
+
+
+def test_the_stream_starts_anywhere():
+    through = Stream(7, 5, seed=0)
+    batches = [through.batch(step)[1].tolist() for step in range(20)]
+    assert Stream(7, 5, seed=0).batch(13)[1].tolist() == batches[13]
+    assert [Stream(7, 5, seed=0).steps(e) for e in (1, 5, 0.5)] == [2, 7, 1]
+
+
+def test_a_subset_takes_its_own_images():
+    images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 2, 2, 3)
+    subset = Subset(images, torch.arange(6), np.array([1, 3, 5]))
+    x, y = subset.batch(np.array([2, 0]), torch.device("cpu"))
+    assert y.tolist() == [5, 1] and x[:, 0, 0, 0].tolist() == [5, 1] and len(subset) == 3

@@ -1,0 +1,41 @@
+"""Small networks that several tests need."""
+import torch
+from torch import nn
+
+from mixer.models import create_model
+from mixer.models.convmixer import ConvMixer, Residual, depthwise_unit
+
+TINY = dict(image_size=32, patch=8, dim=16, depth=2)  # options of create_model
+
+
+def tiny_convmixer(**options) -> ConvMixer:
+    return create_model("convmixer", **{**TINY, **options})
+
+
+def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
+    """|got - want| / |want|, norms over the whole tensor."""
+    return ((got - want).norm() / want.norm()).item()
+
+
+def randomise(model: nn.Module, seed: int):
+    """Move every scale, shift, bias and running statistic off its initial 1 or 0, where it would
+    hide a mistake."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name.endswith("running_var"):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            elif tensor.is_floating_point() and tensor.ndim == 1:
+                tensor.add_(0.2 * torch.randn(tensor.shape, generator=generator))
+
+
+def authors_convmixer(dim, depth, kernel_size, patch, num_classes):
+    """The paper's model as one nn.Sequential (figure 3 there), for its numbering."""
+    act = nn.GELU
+    blocks = [nn.Sequential(Residual(depthwise_unit(dim, kernel_size)),
+                            nn.Conv2d(dim, dim, 1), act(), nn.BatchNorm2d(dim))
+              for _ in range(depth)]
+    return nn.Sequential(
+        nn.Conv2d(3, dim, patch, patch), act(), nn.BatchNorm2d(dim),
+        *blocks,
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(dim, num_classes))

@@ -1,0 +1,33 @@
+"""A small Trainer in this process, and its images."""
+import numpy as np
+import torch
+
+from mixer.data.batches import Subset
+from mixer.models import create_model
+from mixer.runtime.distributed import World
+from mixer.training.config import Config
+from mixer.training.trainer import Trainer
+
+SMALL = Config(arch="convmixer", image_size=32, batch_size=8, steps=9, log_every=3, lr=1e-3, seed=1)
+NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
+
+
+def small_model(dim=16):
+    return create_model("convmixer", image_size=32, patch=8, dim=dim, depth=1, kernel_size=3)
+
+
+def subsets(count=40):
+    """Two classes that differ in which half is bright; the last ten images are for validation."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 128, (count, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(count) % 2
+    images[labels == 0, :16] += 100
+    images[labels == 1, 16:] += 100
+    indices = np.arange(count)
+    return Subset(images, labels, indices[:-10]), Subset(images, labels, indices[-10:])
+
+
+def trainer(out, config=SMALL):
+    torch.manual_seed(config.seed)
+    return Trainer(small_model(), *subsets(), config, out, device=torch.device("cpu"), classes=2,
+                   identity={"lr": config.lr}, world=World())

@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+import torch
+
+from mixer.data.batches import Stream
+from mixer.runtime.distributed import World, process_group, rank_and_size
+
+
+@pytest.mark.parametrize("step", [0, 5, 17])
+@pytest.mark.parametrize("size", [1, 2, 3, 10])
+def test_every_sample_once_and_in_the_same_order_for_any_number_of_ranks(size, step):
+    samples = Stream(37, 10, seed=3).batch(step)[1]
+    slices = [World(rank, size).batch_slice(samples) for rank in range(size)]
+    assert (np.concatenate(slices) == samples).all()
+    assert max(map(len, slices)) - min(map(len, slices)) <= 1
+
+
+def test_without_torchrun_there_is_one_rank_that_sends_nothing():
+    with process_group(torch.device("cpu"), "run") as world:
+        assert world == World(0, 1)
+        assert world.max(3) == 3 and world.broadcast("value") == "value"
+        assert world.sum(torch.ones(2)).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("rank, size, expected", [
+    (None, None, (0, 1)), ("1", "2", (1, 2)), ("x", "", (0, 1)), ("-1", "2", (0, 1))])
+def test_rank_and_size_of_the_environment(monkeypatch, rank, size, expected):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert rank_and_size() == expected

@@ -1,0 +1,135 @@
+"""bench.py: its tables and files from small models and shapes, its refusals, its exit codes."""
+import importlib.util
+import json
+
+import pytest
+from PIL import Image
+from torch import nn
+
+import bench
+from mixer.bench import block, timing
+from mixer.experiments import Row
+from mixer.report.tables import bench_text, kernels_text
+from mixer.runtime import processes
+from mixer.runtime.processes import ChildFailed
+from tests.helpers.tables import RESULTS
+
+SMALL = ["--device", "cpu", "--repeats", "3"]
+SMALL_MODELS = [*SMALL, "--image-size", "24", "--batch-size", "2"]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Two small blocks and two small models, all in this process, nothing compiled in C++."""
+    options = dict(dim=8, depth=1, patch=12)
+    monkeypatch.setattr(bench, "ROWS", [Row("ConvMixer 24", "convmixer", 2132, 11, options),
+                                        Row("ViT 24 Linear", "vit_linear", 3604, 17, options)])
+    monkeypatch.setattr(block, "SHAPES", {"cpu": [(2, 4, 8, 9), (2, 4, 6, 3)]})
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: self)
+    monkeypatch.setattr(processes, "in_fresh_process", lambda f, *args: f(*args))
+    monkeypatch.setattr(timing, "COPY_FLOATS", 2**10)
+    monkeypatch.setattr(timing, "MATMUL_SIDE", {"cpu": 16})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+
+def assert_keys_are_those_of(committed, result):
+    """In the same order; of the first measurement in each list."""
+    committed = json.loads((RESULTS / committed).read_text())
+    committed["config"].pop("max_batch", None)  # an option that is gone
+    assert list(result) == [name for name in committed if name in result]
+    for name, contents in result.items():
+        if isinstance(contents, dict):
+            assert list(contents) == list(committed[name]), name
+        elif contents:
+            assert list(contents[0]) == list(committed[name][0]), name
+
+
+def test_the_models_table_and_its_files(small, tmp_path, capsys):
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for i in range(4):
+        Image.new("RGB", (30, 30)).save(images / f"{('cat', 'dog')[i % 2]}.{i}.jpg")
+    bench.main([*SMALL_MODELS, "--peers", "--data", str(images), "--out", str(out)])
+    printed = capsys.readouterr()
+    result = json.loads((out / "bench.json").read_text())
+    assert (out / "bench.md").read_text() == bench_text(result)
+    assert bench_text(result) in printed.out
+    assert_keys_are_those_of("bench-cpu/bench.json", result)
+    assert {p.name for p in out.iterdir()} == {
+        "bench.json", "bench.md", "models.csv", "memory.csv", "peers.csv", "data.csv",
+        "speed.png", "memory.png"}
+    assert [row["row"] for row in result["models"]] == ["ConvMixer 24", "ViT 24 Linear"]
+    assert result["peers"] == [] and "needs timm (pip install timm)" in printed.err
+    assert str(tmp_path) not in json.dumps(result) and result["config"]["amp"] == "off"
+    for row in result["models"]:
+        assert row["training_images_per_s"] == pytest.approx(2000 / row["training_ms"])
+        assert row["training_p20"] <= row["training_ms"] <= row["training_p80"]
+        assert row["parameters"] > 0
+    header, first, _ = (out / "models.csv").read_text().splitlines()
+    assert header.startswith("row,batch_size,parameters,") and first.startswith("ConvMixer 24,2,")
+    for name in ("speed.png", "memory.png"):
+        with Image.open(out / name) as image:
+            colours = image.convert("RGB").getcolors(1 << 20)
+            assert image.width > 800 and len(colours) > 50  # points, not an empty page
+
+
+def test_a_row_that_fails_stays_in_the_table_and_the_exit_code_tells(small, tmp_path, monkeypatch,
+                                                                    capsys):
+    def one_fails(f, make, *args):
+        if "vit_linear" in make.args:
+            raise ChildFailed("out of memory: all of it")
+        return f(make, *args)
+    monkeypatch.setattr(processes, "in_fresh_process", one_fails)
+    with pytest.raises(RuntimeError, match="1 of the measurements failed"):  # exit code 1
+        bench.main([*SMALL_MODELS, "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "| ViT 24 Linear | out of memory |" in printed
+    assert "ViT 24 Linear, batch 2: out of memory: all of it" in printed
+    done, failed = json.loads((tmp_path / "bench.json").read_text())["models"]
+    assert failed == {"row": "ViT 24 Linear", "batch_size": 2, "failed": "out of memory: all of it"}
+    assert done["training_ms"] > 0
+    csv = (tmp_path / "models.csv").read_text().splitlines()
+    assert csv[2].endswith(",out of memory: all of it")
+
+
+@pytest.mark.faults
+def test_a_batch_that_no_memory_holds_fails_in_its_own_process(capsys):
+    with pytest.raises(RuntimeError, match="failed"):
+        bench.main([*SMALL, "--rows", "convmixer-p24", "--batch-size", "100000000"])
+    assert "ConvMixer 24, batch 100000000: out of memory" in capsys.readouterr().out
+
+
+def test_the_kernels_table_and_its_files(small, tmp_path, capsys):
+    bench.main([*SMALL, "--kernels-table", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "kernels.json").read_text())
+    assert (tmp_path / "kernels.md").read_text() == kernels_text(result)
+    assert kernels_text(result) in printed
+    assert_keys_are_those_of("kernels-cpu/kernels.json", result)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "kernels.json", "kernels.md", "blocks.csv", "convs.csv", "steps.csv"}
+    assert len(result["blocks"]) == 2 * 2 * 5 and len(result["convs"]) == 2
+    assert [(row["model"], row["way"]) for row in result["steps"]] == [
+        ("ConvMixer 24", way) for way in ("eager", "compile", "fused")]
+
+
+@pytest.mark.parametrize("arguments, messages", [
+    (["--rows", "convmixer-24"], ["choose from resnet18, ", "(did you mean convmixer-p24?)"]),
+    (["--image-size", "100"], ["does not suit vit_linear-p24", "does not suit convmixer-p16"]),
+    (["--kernels-table", "--repeats", "2"], ["at least 3"]),
+    (["--kernels-table", "--peers", "--rows", "resnet18"],
+     ["--peers does not go with --kernels-table", "--rows does not go with --kernels-table"]),
+    (["--kernel-table"], ["did you mean --kernels-table"]),
+    (["--batch-size", "1", "--image-size", "-1"],
+     ["--batch-size must be at least 2", "--image-size must be at least 1"]),
+    (["--device", "cpu", "--amp", "fp16"], ["no fp16 training on the CPU"]),
+    (["--device", "cpu", "--kernels", "triton"],
+     ["--kernels triton: Triton kernels need a CUDA device"]),
+    (["--data", "nowhere"], ["nowhere does not exist"]),
+    (["--device", "cpu", "--out", __file__], ["cannot write to"]),
+])
+def test_refusals_come_before_anything_is_measured(arguments, messages):
+    with pytest.raises(bench.InputError) as e:
+        bench.main(arguments)
+    for message in messages:
+        assert message in str(e.value)

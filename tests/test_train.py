@@ -1,0 +1,219 @@
+"""train.py as a user starts it: exit codes, messages, files."""
+import fcntl
+import json
+import os
+import pty
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train as script
+from mixer.experiments import ROWS
+from mixer.models import create_model, load_weights
+from mixer.runtime.checkpoint import load_checkpoint
+from mixer.runtime.files import read_csv
+from tests.helpers.commands import ROOT, TINY
+from tests.helpers.runs import assert_same_run
+
+pytestmark = pytest.mark.faults
+
+
+def test_a_run_leaves_everything_it_promises(train, pictures, tmp_path):
+    out = tmp_path / "run"
+    arguments = [*TINY, "--data", pictures, "--log-every", 10, "--out", out, "--lr", 0.003]
+    result = train(*arguments, "--steps", 25)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == "", "no bar where there is no terminal"
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("config: arch convmixer, patch 8")
+    assert (f"40 images in {pictures.name} (class in the file name, folder), "
+            "2 classes: cat 20, dog 20") in result.stdout
+    assert "36 training and 4 validation images" in result.stdout
+    steps = [line.split("|")[0].split()[1] for line in lines if line.startswith("step ")]
+    assert steps == ["10", "20", "25"]
+
+    # the files
+    assert {p.name for p in out.iterdir()} == {
+        ".lock", "config.json", "environment.json", "split.json", "log.csv", "curves.png",
+        "last.pt", "best.pt", "summary.json"}
+    config, split, summary = (json.loads((out / f"{name}.json").read_text())
+                              for name in ("config", "split", "summary"))
+    assert config["steps"] == 25 and config["lr"] == 0.003 and config["heads"] is None
+    assert len(split["train"]) == 36 and len(split["val"]) == 4
+    assert split["classes"] == ["cat", "dog"]
+    log = read_csv(out / "log.csv")
+    assert [row["step"] for row in log] == [10, 20, 25]
+    assert log[0]["train_loss"] > log[-1]["train_loss"]
+    assert summary["val_acc"] == log[-1]["val_acc"]
+    assert summary["confusion"] == load_checkpoint(out / "last.pt")["state"]["confusion"]
+    assert sum(map(sum, summary["confusion"])) == 4
+    assert summary["seconds_per_25000_images"] == 25000 / summary["images_per_s"]
+    model = create_model("convmixer", image_size=32, patch=8, dim=16, depth=1, kernel_size=3)
+    load_weights(model, out / "best.pt")
+
+    longer = train(*arguments, "--steps", 30, "--resume", "auto")
+    assert longer.returncode == 0, longer.stderr
+    assert [row["step"] for row in read_csv(out / "log.csv")] == [10, 20, 25, 30]
+
+
+def test_folder_and_zip_give_the_same_run(train, pictures, tmp_path):
+    shutil.make_archive(str(tmp_path / "train"), "zip", pictures)
+    for data, out in ((pictures, "folder"), (tmp_path / "train.zip", "zip")):
+        result = train(*TINY, "--data", data, "--steps", 12, "--out", tmp_path / out)
+        assert result.returncode == 0, result.stderr
+    assert_same_run(tmp_path / "folder", tmp_path / "zip")
+    splits = [(tmp_path / out / "split.json").read_text() for out in ("folder", "zip")]
+    assert splits[0] == splits[1]
+
+
+def test_without_validation(train, pictures, tmp_path):
+    out = tmp_path / "run"
+    result = train(*TINY, "--data", pictures, "--steps", 4, "--val-fraction", 0, "--out", out)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["val_acc"] is None and summary["best_step"] is None
+    assert not (out / "best.pt").exists()
+    assert "40 training and 0 validation images" in result.stdout
+    assert "final train accuracy" in result.stdout
+
+
+def test_damaged_images_stop_or_are_skipped(train, pictures, tmp_path):
+    data = shutil.copytree(pictures, tmp_path / "damaged")
+    (data / "cat.1.png").write_bytes(b"")
+    (data / "dog.2.png").write_bytes((data / "dog.2.png").read_bytes()[:500])
+    arguments = [*TINY, "--data", data, "--steps", 4, "--out", tmp_path / "run"]
+    stopped = train(*arguments)
+    assert stopped.returncode == 2 and len(stopped.stderr.splitlines()) == 1
+    assert "2 of 40 images do not decode: cat.1.png (empty file), dog.2.png" in stopped.stderr
+    skipped = train(*arguments, "--bad-images", "skip")
+    assert skipped.returncode == 0, skipped.stderr
+    assert "skipped 2 of 40" in skipped.stdout
+    assert "34 training and 4 validation" in skipped.stdout
+    assert (tmp_path / "run" / "bad_images.csv").read_text().count("\n") == 3
+
+
+def test_a_progress_bar_on_a_terminal(pictures, tmp_path):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))  # rows, columns
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *TINY, "--data", pictures, "--steps", "200",
+         "--out", tmp_path / "run"],
+        cwd=ROOT, stdout=theirs, stderr=theirs, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)})
+    os.close(theirs)
+    shown = b""
+    try:
+        while block := os.read(ours, 4096):
+            shown += block
+    except OSError:  # the other end is closed
+        pass
+    assert process.wait() == 0
+    text = shown.decode()
+    assert "200/200" in text and "loss 0." in text and "<" in text
+    assert "images/s" in text.split("200/200")[0]
+
+
+def test_three_classes_and_compile(train, tmp_path):
+    if not shutil.which("g++"):
+        pytest.skip("torch.compile needs a C++ compiler on the CPU")
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        folder = tmp_path / "data" / "abc"[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    out = tmp_path / "run"
+    result = train(*TINY, "--data", tmp_path / "data", "--steps", 3, "--compile", "--out", out)
+    assert result.returncode == 0, result.stderr
+    names = set(load_checkpoint(out / "last.pt")["state_dict"])
+    assert "head.weight" in names and not any("_orig_mod" in name for name in names)
+    assert len(json.loads((out / "summary.json").read_text())["confusion"]) == 3
+
+
+def test_require_acc(train, pictures, tmp_path):
+    result = train(*TINY, "--data", pictures, "--steps", 2, "--require-acc", 1,
+                   "--out", tmp_path / "run")
+    assert result.returncode == 1 and "below --require-acc" in result.stderr
+
+
+def test_arch_all_goes_on_after_a_failure_and_resumes(train, pictures, tmp_path):
+    """Nine rows, one of which cannot write its results; then the cause is removed."""
+    out = tmp_path / "all"
+    out.mkdir()
+    (out / "convmixer-p16").write_text("a file where a folder should be")
+    arguments = ["--arch", "all", "--data", pictures, "--image-size", 48, "--batch-size", 4,
+                 "--steps", 2, "--device", "cpu", "--out", out, "--cache", tmp_path / "cache"]
+    first = train(*arguments)
+    assert first.returncode == 1
+    assert "ConvMixer 16 failed with exit code 2; going on" in first.stderr
+    table = " ".join((out / "table.md").read_text().split())  # the columns are aligned
+    assert "| ConvMixer 16 | failed (exit code 2)" in table and "| ConvMixer 16/8 | 2," in table
+
+    finished = [out / row.name / "last.pt" for row in ROWS if row.name != "convmixer-p16"]
+    before = {path: path.stat().st_mtime_ns for path in finished}
+    (out / "convmixer-p16").unlink()
+    second = train(*arguments, "--resume", "auto")
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.count("trained already") == 8 and "9 of 9 rows done" in second.stdout
+    assert {path: path.stat().st_mtime_ns for path in finished} == before
+    assert "failed" not in (out / "table.md").read_text()
+    for name in ("loss.png", "acc.png"):
+        with Image.open(out / name) as image:
+            assert image.width > 800
+
+
+def test_debug_shows_the_traceback(train, tmp_path):
+    result = train("--data", tmp_path / "none", "--debug", "--out", tmp_path / "run")
+    assert "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--batch-size", "37"], "--batch-size 37 is more than the 36 training images"),
+    (["--device", "cuda:7"], "--device cuda:7: no such device"),
+    (["--amp", "fp16"], "no fp16 training on the CPU"),
+    (["--kernels", "triton"],
+     "--kernels triton: Triton kernels need a CUDA device, and this is cpu"),
+    (["--resume", "nowhere.pt"], "--resume: there is no checkpoint nowhere.pt"),
+    (["--batch-size", "1"], "--batch-size 1: BatchNorm"),
+])
+def test_what_only_the_machine_or_the_data_can_tell(train, pictures, tmp_path, arguments, message):
+    result = train(*TINY, "--data", pictures, "--steps", 1, "--out", tmp_path / "run", *arguments)
+    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_kernels_are_chosen_named_and_interchangeable(pictures, tmp_path, capsys):
+    """The plain run's checkpoint goes on fused, to the losses of a run that is fused throughout."""
+    common = [*TINY, "--data", pictures, "--cache", tmp_path, "--log-every", 5, "--resume", "auto"]
+    for out, kernels, steps, printed in (
+            ("fused", "auto", 10,
+             "1 depthwise units fused, on the CPU (Triton kernels need a CUDA device"),
+            ("both", "torch", 5, "plain PyTorch (--kernels torch)"),
+            ("both", "auto", 10, "1 depthwise units fused")):
+        arguments = [*common, "--out", tmp_path / out, "--steps", steps, "--kernels", kernels]
+        script.main(list(map(str, arguments)))
+        assert f"kernels: {printed}" in capsys.readouterr().out
+    fused, both = (read_csv(tmp_path / out / "log.csv") for out in ("fused", "both"))
+    losses = [row["train_loss"] for row in fused]
+    assert [row["train_loss"] for row in both] == pytest.approx(losses, rel=1e-4)
+
+    vit = ["--arch", "vit_linear", "--patch", 8, "--dim", 16, "--heads", 2, "--depth", 1,
+           "--image-size", 32, "--batch-size", 8, "--device", "cpu", "--data", pictures,
+           "--cache", tmp_path, "--steps", 1, "--out", tmp_path / "vit"]
+    script.main(list(map(str, vit)))
+    assert "kernels: plain PyTorch (ViT has no depthwise" in capsys.readouterr().out
+
+
+def test_a_second_run_in_one_folder_is_refused(train, pictures, tmp_path):
+    arguments = [*TINY, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto",
+                 "--steps", 100_000]
+    first = train.start(*arguments).wait_for("into")
+    second = train(*arguments)
+    first.send(signal.SIGTERM)
+    assert second.returncode == 2 and "another process is training" in second.stderr
+    assert first.wait().returncode == 143

@@ -1,0 +1,61 @@
+import pytest
+
+from mixer.runtime.errors import InputError
+from mixer.training.config import DEMO, as_arguments, read_config
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--arch", "vit_cn"], "did you mean vit_cnn?"),
+    (["--arch", "resnet18", "--patch", "24"], "resnet18 has no patch"),
+    (["--arch", "resnet18", "--kernel-size", "9", "--depth", "2"],
+     "resnet18 has no depth\nresnet18 has no kernel_size"),
+    (["--arch", "all", "--patch", "24"], "--arch all sets --patch itself"),
+    (["--arch", "convmixer", "--kernel-size", "4"], "kernel_size 4 is even"),
+    (["--arch", "convmixer", "--depth", "0"], "depth must be a positive whole number, not 0"),
+    (["--dim", "100"], "dim 100 does not divide into 8 heads"),
+    (["--batch-size", "0"], "--batch-size must be at least 1, not 0"),
+    (["--batch-size", "many"], "--batch-size must be a whole number, not 'many'"),
+    (["--steps", "0"], "--steps must be at least 1, not 0"),
+    (["--lr", "-1"], "--lr must be above 0, not -1.0"),
+    (["--lr", "inf"], "--lr must be above 0, not inf"),
+    (["--val-fraction", "1"], "--val-fraction must be below 1, not 1.0"),
+    (["--schedule", "cosin"], "did you mean cosine?"),
+    (["--steps", "3", "--epochs", "2"], "--steps and --epochs exclude each other"),
+    (["--resume", "auto"], "--resume auto needs --out"),
+    (["--step", "3"], "unknown argument --step (did you mean --steps?)"),
+    (["--steps"], "expected one argument"),
+    (["surplus"], "unknown argument surplus"),
+])
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(InputError) as e:
+        read_config(arguments, "")
+    assert message in str(e.value)
+
+
+def test_all_wrong_arguments_are_reported_at_once():
+    with pytest.raises(InputError) as e:
+        read_config(["--arch", "vit_cnn", "--patch", "20", "--lr", "nan", "--batch_size", "3",
+                     "--data", "x"], "")
+    assert str(e.value).splitlines() == [
+        "unknown argument --batch_size (did you mean --batch-size?)",
+        "--lr must be above 0, not nan",
+        "patch 20 does not divide a 192x192 image "
+        "(these do: 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 192)"]
+
+
+def test_the_demo_takes_its_own_settings_and_the_command_line_comes_first():
+    assert {key: getattr(read_config([], ""), key) for key in DEMO} == DEMO
+    assert read_config(["--steps", "7"], "").steps == 7
+    config = read_config(["--data", "x"], "")
+    assert (config.batch_size, config.steps, config.lr, config.image_size) == (250, 5000, 1e-4, 192)
+    assert (config.patch, config.dim, config.depth, config.heads) == (24, 512, 4, 8)
+    assert config.kernel_size is None
+
+
+def test_as_arguments_gives_the_same_config_back():
+    for argv in (["--data", "x", "--compile", "--epochs", "2.5", "--clip-grad", "1"],
+                 ["--arch", "convmixer", "--patch", "8"]):
+        config = read_config(argv, "")
+        arguments = as_arguments(config) + (["--data", "x"] if config.data is None else [])
+        again = read_config(arguments, "")
+        assert {**vars(again), "data": config.data} == vars(config)

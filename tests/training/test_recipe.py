@@ -1,0 +1,88 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mixer.models import create_model
+from mixer.runtime.distributed import World
+from mixer.training.recipe import evaluate, learning_rate, make_optimizer, train_step
+from mixer.training.trainer import applied_steps
+from tests.helpers.training import NO_SCALER, SMALL, small_model, subsets
+
+
+def test_train_step_is_plain_adam_on_the_cross_entropy():
+    """Against torch.optim.Adam and the loss written out, in float64; three steps."""
+    torch.manual_seed(0)
+    ours, plain = (small_model(dim=8).double() for _ in range(2))
+    plain.load_state_dict(ours.state_dict())
+    optimizer, reference = make_optimizer(ours, 1e-3), torch.optim.Adam(plain.parameters(), 1e-3)
+    y = torch.tensor([0, 1, 1, 0, 1, 0])
+    for _ in range(3):
+        x = torch.rand(6, 3, 32, 32, dtype=torch.float64)
+        logits = plain(x).float()  # the loss is taken in fp32, whatever the model computes in
+        expected = -torch.log_softmax(logits, 1)[torch.arange(6), y].mean()
+        reference.zero_grad()
+        expected.backward()
+        reference.step()
+        loss, correct = train_step(ours, x, y, optimizer, NO_SCALER)
+        assert loss.dtype == torch.float32 and torch.allclose(loss, expected)
+        assert correct == (logits.argmax(1) == y).sum()
+    assert applied_steps(optimizer) == 3
+    for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)  # gradients of an fp32 loss
+
+
+def test_clipping_smoothing_and_decay_do_what_they_say():
+    torch.manual_seed(0)
+    model = small_model(dim=8)
+    x, y = torch.rand(6, 3, 32, 32), torch.tensor([0, 1, 1, 0, 1, 0])
+
+    logits = model(x)
+    still = torch.optim.SGD(model.parameters(), 0.0)
+    loss, _ = train_step(model, x, y, still, NO_SCALER, label_smoothing=0.2)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, F.one_hot(y, 2) * 0.8 + 0.1))
+
+    before = [p.detach().clone() for p in model.parameters()]
+    plain = torch.optim.SGD(model.parameters(), 1.0)
+    train_step(model, x, y, plain, NO_SCALER, clip_grad=0.01)
+    moved = [(p - q).norm() for p, q in zip(model.parameters(), before, strict=True)]
+    assert abs(torch.stack(moved).norm() - 0.01) < 1e-5
+
+    weights, others = make_optimizer(model, 1e-3, weight_decay=0.1).param_groups
+    assert {p.ndim > 1 for p in weights["params"]} == {True} and weights["weight_decay"] == 0.1
+    assert {p.ndim > 1 for p in others["params"]} == {False} and others["weight_decay"] == 0
+
+
+def test_bf16_autocast_takes_the_loss_in_fp32():
+    model = create_model("vit_linear", image_size=32, patch=8, dim=16, depth=1, heads=2)
+    loss, _ = train_step(model, torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]),
+                         make_optimizer(model, 1e-3), NO_SCALER, amp=torch.bfloat16)
+    assert loss.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 10, 64])
+def test_evaluation_counts_every_image_once(batch_size):
+    _, val = subsets()
+    model = small_model(dim=8).eval()
+    x, y = val.images[val.indices].permute(0, 3, 1, 2) / 255, val.labels[val.indices]
+    with torch.no_grad():
+        logits = model(x)
+    options = dict(device=torch.device("cpu"), classes=2, world=World())
+    loss, acc, confusion = evaluate(model, val, batch_size, **options)
+    assert abs(loss - F.cross_entropy(logits, y).item()) < 1e-6  # fp32 sums of ten terms
+    assert acc == (logits.argmax(1) == y).double().mean().item()
+    for true in (0, 1):
+        for predicted in (0, 1):
+            expected = ((y == true) & (logits.argmax(1) == predicted)).sum()
+            assert confusion[true][predicted] == expected
+    assert evaluate(model, val, batch_size, stop=lambda: True, **options) is None
+
+
+def test_learning_rate():
+    constant = replace(SMALL, lr=1.0, warmup=4)
+    assert [learning_rate(s, constant, 10) for s in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    cosine = replace(constant, schedule="cosine")
+    assert learning_rate(4, cosine, 10) == 1 and abs(learning_rate(7, cosine, 10) - 0.5) < 1e-12
+    assert learning_rate(9, cosine, 10) < 0.1

@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from mixer.runtime.checkpoint import load_checkpoint
+from mixer.runtime.distributed import World
+from mixer.runtime.errors import InputError
+from mixer.training.config import Config
+from mixer.training.resume import find_checkpoint, open_checkpoint, resume_identity
+from tests.helpers.runs import without_timing
+from tests.helpers.training import trainer
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(run, step):
+    """Save after `step` steps, and stop."""
+    take_step = run.take_step
+
+    def stopping():
+        if run.state.step == step:
+            run.save()
+            raise Stopped
+        take_step()
+    run.take_step = stopping
+    with pytest.raises(Stopped):
+        run.fit()
+
+
+def test_resume_equals_the_uninterrupted_run(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    trainer(whole).fit()
+    stop_at(trainer(cut), 4)  # between two rows
+    again = trainer(cut)
+    torch.nn.init.zeros_(again.model.head.weight)  # whatever it was before
+    again.resume(find_checkpoint("auto", cut))
+    assert again.state.step == 4
+    again.fit()
+    a, b = load_checkpoint(whole / "last.pt"), load_checkpoint(cut / "last.pt")
+    assert all(torch.equal(tensor, b["state_dict"][name])
+               for name, tensor in a["state_dict"].items())
+    for one, other in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(),
+                          strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
+    assert without_timing(a["state"]["rows"]) == without_timing(b["state"]["rows"])
+
+
+def test_resuming_another_run_is_refused(tmp_path):
+    trainer(tmp_path).fit()
+    last = tmp_path / "last.pt"
+    same = open_checkpoint("auto", tmp_path, {"lr": 0.001}, World())
+    assert same.keys() == load_checkpoint(last).keys()
+    with pytest.raises(InputError, match="is of another run: lr was 0.001 and is 0.1"):
+        open_checkpoint("auto", tmp_path, {"lr": 0.1}, World())
+    last.write_bytes(last.read_bytes()[:5000])
+    with pytest.raises(InputError, match="not a readable checkpoint"):
+        find_checkpoint("auto", tmp_path)
+    with pytest.raises(InputError, match="there is no checkpoint"):
+        find_checkpoint(tmp_path / "none.pt", tmp_path)
+    assert find_checkpoint(None, tmp_path) is None
+    assert find_checkpoint("auto", tmp_path / "new") is None
+
+
+def test_every_option_is_free_on_resume_or_part_of_the_run():
+    base = resume_identity(Config(), "data")
+    assert base["batch_size"] == 250 and "steps" not in base and "out" not in base
+    assert "steps" in resume_identity(Config(schedule="cosine"), "data")
