@@ -6,7 +6,6 @@ python train.py --arch vit_cnn --patch 24
 python train.py --arch convmixer --patch 24 --data dogs-vs-cats.zip
 """
 import contextlib
-import dataclasses
 import datetime
 import hashlib
 import json
@@ -38,10 +37,8 @@ from mixer.training.trainer import Trainer, try_one_batch
 
 
 def main(argv):
-    # the options
     config = read_config(argv, __doc__)
-    values = {name: value for name, value in vars(config).items() if value is not None}
-    print("config:", printable(in_words(values)))
+    print("config:", printable(in_words(vars(config))))
     if config.data is None:
         print("no --data: training on drawn cats and dogs, "
               f"with demo-sized settings ({in_words(DEMO)})")
@@ -67,15 +64,12 @@ def main(argv):
 
 
 def in_words(values):
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
 @contextlib.contextmanager
 def claimed_folder(config, name, rank):
-    """The folder of the results. Rank 0 makes it and locks it against a second run.
-
-    Raises InputError if it is not writable or holds another run.
-    """
+    """The folder of the results, which rank 0 makes, checks, and locks against a second run."""
     out = Path(config.out or f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     if rank:
         yield out
@@ -91,13 +85,10 @@ def claimed_folder(config, name, rank):
 
 
 def train_one(config, name, out, device, world):
-    """Train one model, from images to summary.json.
-
-    Cheap checks come first, so that a bad run fails before the images are decoded.
-    """
+    """Train one model, from images to summary.json."""
     start = time.perf_counter()
 
-    # cheap checks first: cache folder, images, checkpoint
+    # cheap checks first: a bad run fails before the images are decoded
     cache_folder(config.cache)
     images = Demo() if config.data is None else find_images(config.data)
     identity = resume_identity(config, images.fingerprint)
@@ -110,8 +101,7 @@ def train_one(config, name, out, device, world):
     with explain_out_of_memory(config, device):
         model = create_model(config.arch, image_size=config.image_size,
                              num_classes=len(images.classes), **options).to(device)
-    synced = config.sync_bn and world.size > 1
-    if synced:
+    if synced := config.sync_bn and world.size > 1:
         sync_batch_norm(model)
     kernels = pick_kernels(config.kernels, model, device, synced)
     try_one_batch(model, config, device, world)
@@ -129,16 +119,17 @@ def train_one(config, name, out, device, world):
         return
 
     # train
+    parameters = sum(p.numel() for p in model.parameters())
     if world.rank == 0:
         write_json(out / "split.json", splits)
-        write_json(out / "config.json", dataclasses.asdict(config))
+        write_json(out / "config.json", vars(config))
         write_json(out / "environment.json", {**environment(device), "processes": world.size})
     processes = f" in {world.size} processes" if world.size > 1 else ""
-    print(f"{name}: {count_parameters(model):,} parameters, {trainer.steps:,} steps of "
+    print(f"{name}: {parameters:,} parameters, {trainer.steps:,} steps of "
           f"{config.batch_size} images{processes}, into {printable(out)}", flush=True)
     trainer.fit()
     if world.rank == 0:
-        write_results(trainer, name, images, minutes=(time.perf_counter() - start) / 60)
+        write_results(trainer, name, images, parameters, (time.perf_counter() - start) / 60)
 
 
 def pick_kernels(choice, model, device, synced):
@@ -151,8 +142,7 @@ def pick_kernels(choice, model, device, synced):
         count = fuse(model)
     except ValueError:
         return f"plain PyTorch ({type(model).__name__} has no depthwise conv + GELU + BatchNorm)"
-    reason = why_not_triton(device)
-    if reason is None:
+    if not (reason := why_not_triton(device)):
         return f"{count} depthwise units fused, in Triton"
     implementation = "on the CPU" if device.type == "cpu" else "in plain PyTorch"
     return f"{count} depthwise units fused, {implementation} ({reason})"
@@ -186,15 +176,11 @@ def load_data(config, images, out, device, world):
     return Subset(tensor, labels, train), Subset(tensor, labels, val), splits
 
 
-def count_parameters(model):
-    return sum(p.numel() for p in model.parameters())
-
-
-def write_results(trainer, name, images, minutes):
+def write_results(trainer, name, images, parameters, minutes):
     """Write curves.png and summary.json. Raises RuntimeError if --require-acc is missed."""
     config, out, state = trainer.config, trainer.out, trainer.state
-    summary = summarise(name, config, state, parameters=count_parameters(trainer.model),
-                        steps=trainer.steps, classes=images.classes, data=str(images),
+    summary = summarise(name, config, state, parameters=parameters, steps=trainer.steps,
+                        classes=images.classes, data=str(images),
                         dtype=str(trainer.amp or torch.float32).removeprefix("torch."))
     draw_curves(out / "curves.png", state.rows, name)
     write_json(out / "summary.json", summary)
@@ -210,7 +196,7 @@ def write_results(trainer, name, images, minutes):
 def train_all(config, out, device, rank):
     """Train the nine rows, each in a fresh process: none inherits the memory of another."""
     if rank == 0:
-        write_json(out / "config.json", dataclasses.asdict(config))
+        write_json(out / "config.json", vars(config))
 
     # the rows, until a signal comes
     results, logs = {}, {}
@@ -231,8 +217,7 @@ def train_all(config, out, device, rank):
         if code:
             failed += 1
             results[row.name] = f"failed (exit code {code})"
-            print(f"{row.title} failed with exit code {code}; going on", file=sys.stderr,
-                  flush=True)
+            print(f"{row.title} failed with exit code {code}; going on", file=sys.stderr)
 
     # the table, and how it ended
     if rank == 0:

@@ -1,27 +1,17 @@
 """Launch the kernels of depthwise_triton.py: supported shapes, tiles, programs per channel."""
-import contextlib
 import functools
 
 import torch
 import triton
 
+from . import depthwise_triton as kernels
 from . import reference
-from .depthwise_triton import (
-    Plan,
-    apply_kernel,
-    backward_kernel,
-    forward_kernel,
-    gradients_kernel,
-    moments_kernel,
-    sums_kernel,
-)
 from .reference import laid_out_like
 
 LARGEST_KERNEL = 11
 
-# The largest that Triton 3.9 compiles without spills for sm_80, sm_90 and sm_100
-# (tests/kernels/test_compile.py). A float32 product is three TF32 products, which take more
-# registers.
+# The largest that Triton 3.9 compiles without spills for sm_80, sm_90 and sm_100 (tests/kernels/
+# test_compile.py). A float32 product is three TF32 products, which take more registers.
 TILES_AT_A_TIME = 64            # BLOCK_M
 LARGEST_TILE = 64               # BLOCK_OUT
 LARGEST_FLOAT32_TILE = 32       # in float32, if it is not the whole map
@@ -39,7 +29,9 @@ FEWEST_PROGRAMS = 128           # fewer would leave most of a large GPU idle
 
 def tile(shape, kernel_size, dtype):
     """(Plan, launch options) for x of `shape` (N, C, H, W), or None if no tile fits."""
-    return _tile(*shape[2:], kernel_size, dtype, float32_products())
+    # As exact as float32, on tensor cores; TF32 if the user allows it to the convs of cuDNN.
+    precision = "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
+    return _tile(*shape[2:], kernel_size, dtype, precision)
 
 
 @functools.cache
@@ -59,7 +51,6 @@ def _tile(H, W, K, dtype, precision):
     if not candidates:
         return None
     _, rows, block_in, block_out = min(candidates)
-
     if float32:
         block_m = min(TILES_AT_A_TIME, FLOAT32_ELEMENTS // block_out)
         block_in = min(block_in, FLOAT32_ELEMENTS // block_m)
@@ -68,30 +59,23 @@ def _tile(H, W, K, dtype, precision):
         block_m = TILES_AT_A_TIME
         options = dict(num_warps=4 if block_in <= LARGEST_WITH_4_WARPS else 8,
                        num_stages=2 if block_in <= LARGEST_WITH_2_STAGES else 1)
-    plan = Plan(H=H, W=W, K=K, ROWS=rows, HALO=0 if rows == H else K // 2,
-                TILES=triton.cdiv(H, rows), BLOCK_M=block_m, BLOCK_IN=block_in,
-                BLOCK_OUT=block_out, PRECISION=precision)
-    return plan, options
+    return kernels.Plan(H=H, W=W, K=K, ROWS=rows, HALO=0 if rows == H else K // 2,
+                        TILES=triton.cdiv(H, rows), BLOCK_M=block_m, BLOCK_IN=block_in,
+                        BLOCK_OUT=block_out, PRECISION=precision), options
 
 
 def programs_per_channel(shape, dtype):
     """For x of `shape` (N, C, H, W): at most one per sample."""
     N, C, H, W = shape
-    channel_bytes = N * H * W * dtype.itemsize
-    return min(N, max(triton.cdiv(channel_bytes, BYTES_PER_PROGRAM),
-                      triton.cdiv(FEWEST_PROGRAMS, C)))
-
-
-def float32_products():
-    """As exact as float32, on tensor cores; TF32 if the user allows it to the convs of cuDNN."""
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
+    programs = triton.cdiv(N * H * W * dtype.itemsize, BYTES_PER_PROGRAM)
+    return min(N, max(programs, triton.cdiv(FEWEST_PROGRAMS, C)))
 
 
 def self_check(device: torch.device) -> str | None:
     """Compare the kernels with the reference on a GPU: what is wrong, in words, or None.
 
-    The tests run them in Triton's interpreter; no test runs on every GPU and compiler. So this
-    check precedes their first use, and no user gets a wrong result.
+    No test runs on every GPU and compiler. So this check precedes their first use, and no user
+    gets a wrong result.
     """
     generator = torch.Generator().manual_seed(0)
     x, weight, dy = (torch.randn(shape, generator=generator).to(device, torch.float16)
@@ -136,30 +120,21 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, programs=Non
     """
     original = x
     x = _strided(x)
-    weight = weight.contiguous()
-    N, C, H, W = x.shape
-    plan, options = tile(x.shape, weight.shape[-1], x.dtype)
-    samples_per_program = triton.cdiv(N, programs or programs_per_channel(x.shape, x.dtype))
-    S = triton.cdiv(N, samples_per_program)
-    common = dict(n_samples=N, stride_n=x.stride(0), stride_c=x.stride(1), P=plan, **options)
     y = torch.empty_like(x)
-    with _on(x):
+    C = x.shape[1]
+    S, slices, common = _launch(x, weight, programs)
+    for_y = dict(gamma_ptr=gamma, beta_ptr=beta, y_ptr=y, eps=eps, RESIDUAL=residual, **common)
+    with torch.cuda.device_of(x):
         if mean is None and S == 1:
             mean, var = (x.new_empty(C, dtype=torch.float32) for _ in range(2))
-            forward_kernel[C, S](
-                x_ptr=x, w_ptr=weight, b_ptr=bias, gamma_ptr=gamma, beta_ptr=beta,
-                y_ptr=y, mean_ptr=mean, var_ptr=var, eps=eps, RESIDUAL=residual, **common)
+            kernels.forward_kernel[C, S](b_ptr=bias, mean_ptr=mean, var_ptr=var, **for_y)
             return laid_out_like(original, y), mean, var
-        common["samples_per_program"] = samples_per_program
         if mean is None:
             moments = x.new_empty(3, S, C, dtype=torch.float32)
-            moments_kernel[C, S](
-                x_ptr=x, w_ptr=weight, b_ptr=bias, moments_ptr=moments, **common)
+            kernels.moments_kernel[C, S](b_ptr=bias, moments_ptr=moments, **slices, **common)
             count, mean, m2 = merge_moments(*moments)
             var = m2 / count
-        apply_kernel[C, S](
-            x_ptr=x, w_ptr=weight, b_ptr=bias, gamma_ptr=gamma, beta_ptr=beta,
-            mean_ptr=mean, var_ptr=var, y_ptr=y, eps=eps, RESIDUAL=residual, **common)
+        kernels.apply_kernel[C, S](b_ptr=bias, mean_ptr=mean, var_ptr=var, **for_y, **slices)
     return laid_out_like(original, y), mean, var
 
 
@@ -167,47 +142,52 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, 
     """As reference.backward; the last four in float32. `programs` as in `forward`."""
     original = x
     x = _strided(x)
-    weight = weight.contiguous()
     dx = torch.empty_like(x)
     dy = dy if dy.stride() == x.stride() else torch.empty_like(x).copy_(dy)
     N, C, H, W = x.shape
-    K = weight.shape[-1]
-    plan, options = tile(x.shape, K, x.dtype)
-    samples_per_program = triton.cdiv(N, programs or programs_per_channel(x.shape, x.dtype))
-    S = triton.cdiv(N, samples_per_program)
-    inverse_count = 1.0 / (N * H * W) if batch_stats else 0.0
+    S, slices, common = _launch(x, weight, programs)
+    plan = common["P"]
 
     # Room for z, for window^T dz, and for the partial sums of each program.
     window = (plan.ROWS + 2 * plan.HALO) * W
     window = triton.cdiv(window, plan.BLOCK_IN) * plan.BLOCK_IN
     z = x.new_empty(C, N, H, W)
     products = x.new_empty(S, C, window, plan.BLOCK_OUT, dtype=torch.float32)
-    dw = x.new_empty(S, C, 1, K, K, dtype=torch.float32)
+    dw = x.new_empty(S, *weight.shape, dtype=torch.float32)
     db, dgamma, dbeta = (x.new_empty(S, C, dtype=torch.float32) for _ in range(3))
 
-    common = dict(
-        x_ptr=x, w_ptr=weight, mean_ptr=mean, var_ptr=var, dy_ptr=dy, z_ptr=z, n_samples=N,
-        stride_n=x.stride(0), stride_c=x.stride(1), eps=eps, P=plan, **options)
+    common.update(mean_ptr=mean, var_ptr=var, dy_ptr=dy, z_ptr=z, eps=eps)
     for_gradients = dict(
         gamma_ptr=gamma, dx_ptr=dx, dw_ptr=dw, db_ptr=db, products_ptr=products,
-        products_stride=window * plan.BLOCK_OUT, inverse_count=inverse_count, RESIDUAL=residual)
-    with _on(x):
+        products_stride=window * plan.BLOCK_OUT, RESIDUAL=residual,
+        inverse_count=1.0 / (N * H * W) if batch_stats else 0.0, **common)
+    with torch.cuda.device_of(x):
         if S == 1:
-            backward_kernel[C, S](
-                b_ptr=bias, dgamma_ptr=dgamma, dbeta_ptr=dbeta, **for_gradients, **common)
+            kernels.backward_kernel[C, S](
+                b_ptr=bias, dgamma_ptr=dgamma, dbeta_ptr=dbeta, **for_gradients)
             return laid_out_like(original, dx), dw[0], db[0], dgamma[0], dbeta[0]
-        common["samples_per_program"] = samples_per_program
-        sums_kernel[C, S](b_ptr=bias, dgamma_ptr=dgamma, dbeta_ptr=dbeta, **common)
+        kernels.sums_kernel[C, S](
+            b_ptr=bias, dgamma_ptr=dgamma, dbeta_ptr=dbeta, **slices, **common)
         dgamma, dbeta = dgamma.sum(0), dbeta.sum(0)
-        gradients_kernel[C, S](dgamma_ptr=dgamma, dbeta_ptr=dbeta, **for_gradients, **common)
+        kernels.gradients_kernel[C, S](
+            dgamma_ptr=dgamma, dbeta_ptr=dbeta, **slices, **for_gradients)
     return laid_out_like(original, dx), dw.sum(0), db.sum(0), dgamma, dbeta
 
 
-def merge_moments(count, mean, m2):
-    """Moments of S groups, (S, C) each -> those of their union, (C,) each.
+def _launch(x, weight, programs):
+    """S slices per channel; the argument that cuts them; the arguments of all kernels."""
+    plan, options = tile(x.shape, weight.shape[-1], x.dtype)
+    N = x.shape[0]
+    samples = triton.cdiv(N, programs or programs_per_channel(x.shape, x.dtype))
+    return triton.cdiv(N, samples), dict(samples_per_program=samples), dict(
+        x_ptr=x, w_ptr=weight.contiguous(), n_samples=N, stride_n=x.stride(0),
+        stride_c=x.stride(1), P=plan, **options)
 
-    Moments are the count, the mean and the sum of squares around it. Chan, Golub & LeVeque 1983,
-    eq. 2.1.
+
+def merge_moments(count, mean, m2):
+    """Counts, means and sums of squares around them of S groups, (S, C) -> of their union, (C,).
+
+    Chan, Golub & LeVeque 1983, eq. 2.1.
     """
     total = count.sum(0)
     centre = (mean * count).sum(0) / total
@@ -218,8 +198,3 @@ def _strided(x):
     """x if its maps are contiguous and nothing lies between them, else a contiguous copy."""
     contiguous_maps = x.stride()[2:] == (x.shape[3], 1)
     return x if contiguous_maps and torch.empty_like(x).stride() == x.stride() else x.contiguous()
-
-
-def _on(x):
-    """Launches go to x's GPU. In Triton's interpreter there is none."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -1,8 +1,7 @@
 """The block as one differentiable PyTorch operator on any device.
 
 Two custom ops, forward and backward, have registered shapes (fake), gradients and FLOPs. They are
-opaque to torch.compile, mutate nothing and save one activation, x. The first CUDA tensor imports
-Triton.
+opaque to torch.compile and save one activation, x. The first CUDA tensor imports Triton.
 """
 import functools
 import importlib.util
@@ -17,25 +16,17 @@ from .reference import stats_dtype
 
 
 def depthwise_gelu_bn(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
-    mean: Tensor | None = None,
-    var: Tensor | None = None,
-    *,
-    eps: float = 1e-5,
-    residual: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+        x: Tensor, weight: Tensor, bias: Tensor | None = None, gamma: Tensor | None = None,
+        beta: Tensor | None = None, mean: Tensor | None = None, var: Tensor | None = None, *,
+        eps: float = 1e-5, residual: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """y = BatchNorm(GELU(depthwise_conv(x) + bias)) (+ x), and the mean and biased variance used.
 
     (N, C, H, W) -> y of the same shape and layout, mean (C,), var (C,), the last two without a
     gradient. weight (C, 1, K, K), K odd, "same" zero padding, stride 1; bias, gamma, beta (C,) or
     None; exact GELU. Without mean and var it normalises with the statistics of this batch. With
     them it returns two empty tensors in their place. Autocast casts x and weight as for a conv.
-    There is no second derivative.
-    Raises ValueError for shapes that do not fit, and for batch statistics of a single value.
+    There is no second derivative. Raises ValueError for shapes that do not fit, and for batch
+    statistics of a single value.
     """
     K = weight.shape[-1]
     if x.ndim != 4 or weight.shape[0] != x.shape[1] or weight.shape[1:] != (1, K, K):
@@ -66,10 +57,7 @@ def depthwise_gelu_bn(
 
 @functools.cache
 def why_not_triton(device: torch.device) -> str | None:
-    """Why the Triton kernels cannot run on a device, in words, or None if they can.
-
-    The first call for a GPU runs them once, to check them.
-    """
+    """Why the Triton kernels cannot run on a device, or None. The first call per GPU tests them."""
     if device.type != "cuda":
         return f"Triton kernels need a CUDA device, and this is {device.type}"
     if torch.version.hip:
@@ -87,11 +75,10 @@ def implementation(x, kernel_size):
     """The module whose forward and backward run for x. Warns once if it is the slow reference."""
     if x.device.type == "cpu":
         return depthwise_cpu
-    why_not = why_not_triton(x.device)
-    if why_not is None:
+    if not (why_not := why_not_triton(x.device)):
         from . import depthwise_launch
         why_not = depthwise_launch.unsupported(x.shape, kernel_size, x.dtype)
-        if why_not is None:
+        if not why_not:
             return depthwise_launch
     warn_once(f"depthwise_gelu_bn runs as plain PyTorch: {why_not}")
     return reference
@@ -111,8 +98,8 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | Non
             x, weight, bias, gamma, beta, mean, var, eps, residual)
     if mean is None:
         return y, batch_mean, batch_var
-    nothing = functools.partial(x.new_empty, 0, dtype=stats_dtype(x))
-    return y, nothing(), nothing()  # an op may not return its inputs
+    # An op may not return its inputs.
+    return y, *(x.new_empty(0, dtype=stats_dtype(x)) for _ in range(2))
 
 
 @_forward.register_fake
@@ -139,22 +126,20 @@ def _(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
 
 
 def _save(ctx, inputs, output):
-    x, weight, bias, gamma, beta, mean, var, ctx.eps, ctx.residual = inputs
+    x, weight, bias, gamma, _, mean, var, ctx.eps, ctx.residual = inputs
     ctx.batch_stats = mean is None
-    ctx.beta_dtype = None if beta is None else beta.dtype
+    ctx.dtypes = [None if t is None else t.dtype for t in inputs[:5]]
     stats = output[1:] if mean is None else (mean, var)
     ctx.save_for_backward(x, weight, bias, gamma, *stats)
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _differentiate(ctx, dy, *_):
-    x, weight, bias, gamma, mean, var = ctx.saved_tensors
-    dx, dweight, dbias, dgamma, dbeta = torch.ops.vit_convmixer.depthwise_gelu_bn_backward(
-        dy, x, weight, bias, gamma, mean, var, ctx.eps, ctx.residual, ctx.batch_stats)
-    dbias = None if bias is None else dbias.to(bias.dtype)
-    dgamma = None if gamma is None else dgamma.to(gamma.dtype)
-    dbeta = None if ctx.beta_dtype is None else dbeta.to(ctx.beta_dtype)
-    return dx, dweight.to(weight.dtype), dbias, dgamma, dbeta, None, None, None, None
+    gradients = torch.ops.vit_convmixer.depthwise_gelu_bn_backward(
+        dy, *ctx.saved_tensors, ctx.eps, ctx.residual, ctx.batch_stats)
+    gradients = [None if dtype is None else gradient.to(dtype)
+                 for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)]
+    return *gradients, None, None, None, None
 
 
 def _differentiate_twice(ctx, *_):
@@ -174,5 +159,4 @@ def _forward_flops(x_shape, weight_shape, *_, **__):
 
 @register_flop_formula(torch.ops.vit_convmixer.depthwise_gelu_bn_backward)
 def _backward_flops(_, x_shape, weight_shape, *__, **___):
-    # of dx and of dweight; the repeated forward is not counted
-    return 2 * _forward_flops(x_shape, weight_shape)
+    return 2 * _forward_flops(x_shape, weight_shape)  # the repeated forward is not counted

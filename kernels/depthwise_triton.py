@@ -75,13 +75,13 @@ def _tile(m, end, stride_n, P: tl.constexpr):
 def _conv(x_ptr, w_ptr, toeplitz, m, end, stride_n, TURNED: tl.constexpr, P: tl.constexpr):
     """Depthwise conv of tiles m, (BLOCK_M, BLOCK_OUT), float32; `toeplitz`: T's first rows."""
     window, exists = _window(m, end, 0, stride_n, P)
-    x = tl.load(x_ptr + window, mask=exists, other=0.0)
-    z = tl.dot(x, toeplitz, input_precision=P.PRECISION)
+    z = tl.dot(tl.load(x_ptr + window, mask=exists, other=0.0), toeplitz,
+               input_precision=P.PRECISION)
     for first in range(P.BLOCK_IN, (P.ROWS + 2 * P.HALO) * P.W, P.BLOCK_IN):
         window, exists = _window(m, end, first, stride_n, P)
-        x = tl.load(x_ptr + window, mask=exists, other=0.0)
         more = _toeplitz(w_ptr, first, TURNED, P).to(x_ptr.dtype.element_ty)
-        z = tl.dot(x, more, z, input_precision=P.PRECISION)
+        z = tl.dot(tl.load(x_ptr + window, mask=exists, other=0.0), more, z,
+                   input_precision=P.PRECISION)
     return z
 
 
@@ -102,8 +102,8 @@ def _gelu(z):
 
 @triton.jit
 def _gelu_slope(z):
-    density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
-    return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * density
+    normal_cdf = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476))
+    return normal_cdf + z * 0.3989422804014327 * tl.exp(-0.5 * z * z)
 
 
 @triton.jit
@@ -278,8 +278,8 @@ def _gradients(x_ptr, w_ptr, dy_ptr, dx_ptr, dw_ptr, z_ptr, products_ptr, mean, 
         dx = o % P.W + taps[:, None] % P.K - P.K // 2
         exists = (taps < P.K * P.K)[:, None] & (o < P.ROWS * P.W)
         exists = exists & (dy >= 0) & (dy < P.ROWS + 2 * P.HALO) & (dx >= 0) & (dx < P.W)
-        at = (dy * P.W + dx) * P.BLOCK_OUT + o  # (16, BLOCK_OUT)
-        diagonals = tl.load(products_ptr + at, mask=exists, other=0.0)
+        diagonals = tl.load(products_ptr + (dy * P.W + dx) * P.BLOCK_OUT + o, mask=exists,
+                            other=0.0)  # (16, BLOCK_OUT)
         tl.store(dw_ptr + taps, tl.sum(diagonals, 1), mask=taps < P.K * P.K)
     return tl.sum(db, 0)
 
@@ -305,9 +305,9 @@ def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, d
                           0, end, stride_n, P)
     tl.debug_barrier()  # other threads of this program wrote z
     db = _gradients(x_ptr, w_ptr, dy_ptr, dx_ptr + c * stride_c, dw_ptr + c * P.K * P.K, z_ptr,
-                    products_ptr + c * products_stride,
-                    mean, rstd, _parameter(gamma_ptr, c, 1.0) * rstd,
-                    dbeta * inverse_count, dgamma * inverse_count, 0, end, stride_n, RESIDUAL, P)
+                    products_ptr + c * products_stride, mean, rstd,
+                    _parameter(gamma_ptr, c, 1.0) * rstd, dbeta * inverse_count,
+                    dgamma * inverse_count, 0, end, stride_n, RESIDUAL, P)
     tl.store(db_ptr + c, db)
     tl.store(dgamma_ptr + c, dgamma)
     tl.store(dbeta_ptr + c, dbeta)
@@ -346,6 +346,6 @@ def gradients_kernel(x_ptr, w_ptr, gamma_ptr, mean_ptr, var_ptr, dgamma_ptr, dbe
     db = _gradients(x_ptr + c * stride_c, w_ptr + c * P.K * P.K, dy_ptr + c * stride_c,
                     dx_ptr + c * stride_c, dw_ptr + partial * P.K * P.K,
                     z_ptr + c * n_samples * (P.H * P.W), products_ptr + partial * products_stride,
-                    mean, rstd, _parameter(gamma_ptr, c, 1.0) * rstd,
-                    dbeta * inverse_count, dgamma * inverse_count, start, end, stride_n, RESIDUAL, P)
+                    mean, rstd, _parameter(gamma_ptr, c, 1.0) * rstd, dbeta * inverse_count,
+                    dgamma * inverse_count, start, end, stride_n, RESIDUAL, P)
     tl.store(db_ptr + partial, db)

@@ -21,22 +21,17 @@ class DepthwiseGELUBN(nn.Sequential):
     if a part was replaced by another type, or while BatchNorm is synchronised over several ranks.
     Raises ValueError for an even kernel size.
     """
-
     def __init__(self, dim: int, kernel_size: int, residual: bool = False):
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size {kernel_size} is even: 'same' padding needs a centre")
-        super().__init__(
-            nn.Conv2d(dim, dim, kernel_size, groups=dim, padding=kernel_size // 2),
-            nn.GELU(),
-            nn.BatchNorm2d(dim),
-        )
+        super().__init__(nn.Conv2d(dim, dim, kernel_size, groups=dim, padding=kernel_size // 2),
+                         nn.GELU(), nn.BatchNorm2d(dim))
         self.residual = residual
 
     @classmethod
     def of_parts(cls, conv: nn.Module, act: nn.Module, bn: nn.Module, residual: bool = False):
         """One that shares these modules. Raises ValueError if they are not what it computes."""
-        why_not = cannot_fuse(conv, act, bn)
-        if why_not:
+        if why_not := cannot_fuse(conv, act, bn):
             raise ValueError(why_not)
         self = cls.__new__(cls)
         nn.Sequential.__init__(self, conv, act, bn)
@@ -90,16 +85,13 @@ def cannot_fuse(conv: nn.Module, act: nn.Module, bn: nn.Module) -> str | None:
     return None
 
 
-def has_hooks(module: nn.Module) -> bool:
-    return any((module._forward_hooks, module._forward_pre_hooks,
-                module._backward_hooks, module._backward_pre_hooks))
+def has_hooks(module):
+    return bool(module._forward_hooks or module._forward_pre_hooks
+                or module._backward_hooks or module._backward_pre_hooks)
 
 
 class _FusedResidual(nn.Sequential):
-    """Replaces a residual wrapper x -> fn(x) + x. The residual is now inside fn.
-
-    fn keeps its name, so state-dict keys do not change.
-    """
+    """Replaces a wrapper x -> fn(x) + x. fn keeps its name, so state-dict keys do not change."""
 
 
 def fuse(model: nn.Module) -> int:
@@ -107,8 +99,7 @@ def fuse(model: nn.Module) -> int:
 
     Weights, buffers and train/eval flags stay the same objects. A wrapper that adds the input
     (timm's and the authors' Residual) is replaced together with its Sequential. Modules with hooks
-    stay. `unfuse` undoes it.
-    Raises ValueError if there is nothing to replace.
+    stay. `unfuse` undoes it. Raises ValueError if there is nothing to replace.
     """
     replacements = {}  # a module may have several places in a model
     for parent in list(model.modules()):  # outer modules first
@@ -125,10 +116,7 @@ def fuse(model: nn.Module) -> int:
 
 
 def unfuse(model: nn.Module) -> int:
-    """Undo `fuse`; return the number of blocks.
-
-    Parts that were exchanged after `fuse`, as by convert_sync_batchnorm, stay exchanged.
-    """
+    """Undo `fuse`; return the number of blocks. Parts exchanged since then stay exchanged."""
     originals = {}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
@@ -182,7 +170,6 @@ def _is_residual_of_unit(module):
 
 class _ShallowTracer(fx.Tracer):
     """Traces a module's own forward, and calls its children without a look into them."""
-
     def is_leaf_module(self, module, name):
         return True
 

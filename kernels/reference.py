@@ -14,8 +14,8 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
 
     weight (C, 1, K, K), K odd, zero padding K // 2, stride 1; bias (C,) or None; exact (erf) GELU.
     BatchNorm over (N, H, W), Ioffe & Szegedy 2015, with scale gamma and shift beta, (C,) or None.
-    If mean and var are None, it uses those of this batch, as in training. Differentiable.
-    Raises ValueError for a batch with a single value per channel.
+    If mean and var are None, it uses those of this batch, as in training. Differentiable. Raises
+    ValueError for a batch with a single value per channel.
     """
     dtype = stats_dtype(x)
     g = F.gelu(conv(x, weight, bias))
@@ -34,8 +34,7 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
 def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     """dx, dweight, dbias, dgamma, dbeta, the last four in the dtype of the statistics.
 
-    It computes conv and GELU again. `batch_stats`: mean and var came from this batch, so they
-    depend on x.
+    `batch_stats`: mean and var came from this batch, so they depend on x.
     """
     C, K = weight.shape[0], weight.shape[-1]
     z = conv(x, weight, bias)

@@ -1,7 +1,6 @@
 """BatchNorm over the batches of all ranks together, for DistributedDataParallel, on any device.
 
-The batches may differ in size, and be empty. All ranks get the same bits. It uses the default
-process group.
+They may differ in size, and be empty. All ranks get the same bits. The group is the default one.
 """
 import torch
 from torch import distributed as dist
@@ -54,7 +53,7 @@ def sync_batch_norm(model: nn.Module) -> int:
 def _batch_norm(x, gamma, beta, eps):
     """x (N, C, H, W) -> y of its shape and dtype; mean, biased variance (C,), count of all ranks.
 
-    Ioffe & Szegedy 2015; gamma and beta (C,) or None. dgamma and dbeta are of this rank's batch.
+    Ioffe & Szegedy 2015. dgamma and dbeta are of this rank's batch.
     """
     values, channel = x.to(stats_dtype(x)), (-1, 1, 1)
     count = torch.tensor(x.numel() / x.shape[1], dtype=torch.float64)
@@ -66,16 +65,13 @@ def _batch_norm(x, gamma, beta, eps):
     y = values - mean.view(channel)
     var = _SumOverRanks.apply(y.square().sum((0, 2, 3))) / count
     y = y * torch.rsqrt(var + eps).view(channel)
-    if gamma is not None:
-        y = y * gamma.view(channel)
-    if beta is not None:
-        y = y + beta.view(channel)
+    y = y if gamma is None else y * gamma.view(channel)
+    y = y if beta is None else y + beta.view(channel)
     return y.to(x.dtype), mean, var, count
 
 
 class _SumOverRanks(torch.autograd.Function):
     """Sum of a tensor over all ranks. Its gradient is the sum of all ranks' gradients."""
-
     @staticmethod
     def forward(ctx, x):
         x = x.clone()

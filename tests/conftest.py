@@ -26,8 +26,9 @@ FAULTS = Path(__file__).parent / "faults"
 def pytest_collection_modifyitems(config, items):
     """Mark what starts commands, and leave the campaign to those who ask for it."""
     for item in items:
-        starts_commands = {"command", "train"} & set(item.fixturenames)
-        if starts_commands or item.path.is_relative_to(FAULTS):
+        parameters = getattr(item, "callspec", None) and item.callspec.params or {}
+        fixtures = set(item.fixturenames) - set(parameters)
+        if fixtures & {"command", "train"} or item.path.is_relative_to(FAULTS):
             item.add_marker(pytest.mark.faults)
     if "campaign" not in config.option.markexpr:
         items[:] = [item for item in items if not item.get_closest_marker("campaign")]

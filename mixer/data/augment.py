@@ -41,8 +41,7 @@ def augment(images: torch.Tensor, flip: np.ndarray, angle: np.ndarray) -> torch.
     """uint8 (B, H, W, 3), flip (B,), angle (B,) in radians -> float (B, 3, H, W) in [0, 1].
 
     Rotation about the centre, bilinear, the border mirrored about the outermost pixels (OpenCV's
-    reflect-101). Only rotated images are resampled, in channels_last: the fastest of the methods
-    measured on two CPU cores.
+    reflect-101). Only rotated images are resampled, in channels_last: the fastest on two cores.
     """
     device = images.device
     if flip.any():
@@ -65,7 +64,7 @@ def augment(images: torch.Tensor, flip: np.ndarray, angle: np.ndarray) -> torch.
     return x
 
 
-def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
+def _send(array, device):
     """numpy -> tensor on `device`, without waiting for the device."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

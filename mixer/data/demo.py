@@ -1,8 +1,7 @@
 """Drawn cats and dogs, for a machine without data.
 
-The two classes differ only in shape: `scene` draws pose, colours, markings, background, light and
-noise without knowing the class. In an animal's coordinates the head has a radius of about 1 around
-(0, 0), and y points down.
+The two classes differ only in shape: `scene` draws everything else without knowing the class.
+In an animal's coordinates the head has a radius of about 1 around (0, 0), and y points down.
 """
 import hashlib
 from pathlib import Path
@@ -63,26 +62,23 @@ class Pen:
 
     def line(self, points, colour, width):
         """`width` as a fraction of the picture's side."""
-        width = max(1, round(width * self.n))
-        self.draw.line(self.place(np.array(points)), fill=colour, width=width)
+        xy = self.place(np.array(points))
+        self.draw.line(xy, fill=colour, width=max(1, round(width * self.n)))
 
     def marks(self, shapes, within, colour):
         """Fill those parts of `shapes` that lie inside the polygon `within`."""
-        if shapes:
-            spots = Image.new("1", self.canvas.size)
-            inside = Image.new("1", self.canvas.size)
-            for shape in shapes:
-                ImageDraw.Draw(spots).polygon(self.place(shape), fill=1)
-            ImageDraw.Draw(inside).polygon(self.place(within), fill=1)
-            self.canvas.paste(colour, mask=ImageChops.logical_and(spots, inside))
+        spots, inside = (Image.new("1", self.canvas.size) for _ in range(2))
+        for shape in shapes:
+            ImageDraw.Draw(spots).polygon(self.place(shape), fill=1)
+        ImageDraw.Draw(inside).polygon(self.place(within), fill=1)
+        self.canvas.paste(colour, mask=ImageChops.logical_and(spots, inside))
 
 
 def tint(rng, low, high, warm=(-0.35, 0.35)):
     """An RGB colour with a mean between low and high, of 255."""
     warmth, green = rng.uniform(*warm), rng.uniform(-0.2, 0.2)
     balance = np.array([1 + warmth - green / 2, 1 + green, 1 - warmth - green / 2])
-    rgb = rng.uniform(low, high) * balance
-    return tuple(rgb.clip(0, 255).astype(int).tolist())
+    return tuple((rng.uniform(low, high) * balance).clip(0, 255).astype(int).tolist())
 
 
 def blend(a, b, fraction):
@@ -139,17 +135,19 @@ def scene(rng):
         turn=rng.uniform(-0.15, 0.15), backdrop=(level - 30, level + 30),
         fur=fur, line=blend(fur, DARK if rng.random() < 0.7 else LIGHT, 0.75), muzzle=muzzle,
         second=blend(fur, DARK if light else LIGHT, rng.uniform(0.3, 0.8)),
-        two_tone=rng.random() < 0.5,
-        pink=blend(PINK, fur, rng.uniform(0, 0.4)), nose=PINK if sum(muzzle) < 300 else DARK,
+        two_tone=rng.random() < 0.5, pink=blend(PINK, fur, rng.uniform(0, 0.4)),
+        nose=PINK if sum(muzzle) < 300 else DARK,
         whisker=DARK if light else LIGHT, iris=IRISES[rng.integers(4)], markings=markings(rng),
         tongue=rng.random() < 0.4, long=rng.uniform(0.85, 1.15), droop=rng.uniform(-0.15, 0.15),
         blur=rng.uniform(0, 0.008), gain=rng.uniform(0.7, 1.1), shift=rng.uniform(-25, 25),
-        grain=rng.normal(0, rng.uniform(2, 8), (GRAIN, GRAIN)).astype(np.float32),
-    )
+        grain=rng.normal(0, rng.uniform(2, 8), (GRAIN, GRAIN)).astype(np.float32))
 
 
-def body(pen, a):
-    """Sitting, seen from the front."""
+def body(pen, a, tail):
+    """Of a sitting animal, seen from the front."""
+    if not a.sitting:
+        return
+    pen.fill(tail, a.fur, a.line)
     pen.fill(TRUNK, a.fur, a.line)
     pen.fill(oval(0, 1.5, 0.45, 0.7), a.muzzle)
     for s in (-1, 1):
@@ -159,9 +157,7 @@ def body(pen, a):
 
 def cat(pen, a):
     """Round head, pointed ears, slit pupils, a small triangular nose, whiskers, a thin tail."""
-    if a.sitting:
-        pen.fill(CAT_TAIL, a.fur, a.line)
-        body(pen, a)
+    body(pen, a, CAT_TAIL)
     for s in (-1, 1):
         ear = CAT_EAR * (s, a.long)
         pen.fill(ear, a.second if a.two_tone else a.fur, a.line)
@@ -183,9 +179,7 @@ def cat(pen, a):
 
 def dog(pen, a):
     """Longer head and snout, hanging ears, round pupils, a big oval nose, a short thick tail."""
-    if a.sitting:
-        pen.fill(DOG_TAIL, a.fur, a.line)
-        body(pen, a)
+    body(pen, a, DOG_TAIL)
     pen.fill(DOG_HEAD, a.fur, a.line)
     pen.marks(a.markings, DOG_HEAD, a.second)
     if a.tongue:

@@ -95,8 +95,7 @@ class Zip:
     """The members of a zip file, or of the train.zip inside it (Kaggle's nesting)."""
 
     def __init__(self, path: Path | str):
-        self.path = Path(path)
-        self.inner = None  # the bytes of the train.zip
+        self.path, self.inner = Path(path), None  # inner: the bytes of the train.zip
         self._open()
         names = self.zip.namelist()
         nested = [name for name in names if name.lower().split("/")[-1] == "train.zip"]
@@ -228,8 +227,8 @@ def find_images(path: Path | str) -> ImageSet:
     class_names = (_classes_by_name if loose else _classes_by_folder)(path, entries)
     classes = sorted(set(class_names))
     if len(classes) < 2:
-        raise InputError(f"--data: only one class found in {path}: {classes[0]}; "
-                         "make a folder for each class")
+        raise InputError(f"--data: only one class found in {path}: {classes[0]}, {len(entries):,} "
+                         "images; add another class, or make a folder for each class")
 
     stamps = [(entry.file, files[entry.file]) for entry in entries]
     layout = "class in the file name" if loose else "class folders"
@@ -290,8 +289,12 @@ def _classes_by_name(path, entries):
     """The class of each entry: its file name up to the first dot, cat or dog in any case."""
     matches = [re.match(r"(cat|dog)\.", entry.parts[0], re.IGNORECASE) for entry in entries]
     unknown = [entry.file for entry, match in zip(entries, matches, strict=True) if not match]
+    count = f"{len(entries):,} images"
+    if len(unknown) == len(entries):
+        raise InputError(f"--data: only one class found in {path}: all {count} are in one folder "
+                         f"and none is named cat.* or dog.* ({listed(unknown, 3)}); "
+                         "rename them, or make a folder for each class")
     if unknown:
-        raise InputError(f"--data: {len(unknown):,} of {len(entries):,} images in {path} are named "
-                         f"neither cat.* nor dog.*: {listed(unknown)}; rename or remove them, or "
-                         "make a folder for each class")
+        raise InputError(f"--data: {len(unknown):,} of {count} in {path} are named neither cat.* "
+                         f"nor dog.*: {listed(unknown)}; rename them or move them away")
     return [match[1].lower() for match in matches]

@@ -52,8 +52,8 @@ def pack(images: ImageSet, size: int, cache: Path | str | None = None,
             if packed := _open_packed(array_path, meta_path, expected):
                 return packed
             try:
-                workers = workers or len(os.sched_getaffinity(0))
-                faults = _decode_all(images, size, temporary, workers)
+                faults = _decode_all(images, size, temporary,
+                                     workers or len(os.sched_getaffinity(0)))
                 meta_path.unlink(missing_ok=True)  # never an old description with a new array
                 os.replace(temporary, array_path)
                 write_json(meta_path, {**expected, "faults": faults})
@@ -116,9 +116,9 @@ def _decode_all(images, size, path, workers):
 class Decoder:
     """A process that decodes the images `indices`, in this order, into their rows of `array`.
 
-    If an image kills the process, another process goes on. It tries this image a second time,
-    because the system may have been short of memory, but not if the image took too much time.
-    (concurrent.futures does not say which image killed a process, and ends the others with it.)
+    If an image kills the process, another one goes on. It tries this image once more, because the
+    system may have been short of memory, but not if the image took too much time. (In
+    concurrent.futures, one dead process ends the others, and the image that killed it is unknown.)
     """
 
     def __init__(self, images, size, array, indices):
@@ -145,12 +145,12 @@ class Decoder:
             self.process.join()
             if not self.unfinished:
                 return
-            index, exitcode = self.unfinished[0], self.process.exitcode
+            index, exitcode, fault = self.unfinished[0], self.process.exitcode, None
             if exitcode == -signal.SIGALRM:
                 fault = f"its decoder took more than {MAX_DECODING_SECONDS} s"
-            else:
+            elif index == self.died_at:
                 fault = f"its decoder died twice, with exit code {exitcode}"
-            if exitcode == -signal.SIGALRM or index == self.died_at:
+            if fault:
                 yield self.unfinished.popleft(), fault
             self.died_at = index
             if self.unfinished:

@@ -34,29 +34,20 @@ MODELS = {
 
 def model_options(name: str, image_size: int = 192, num_classes: int = 2,
                   **options: int | None) -> dict[str, int]:
-    """All options that model `name` has: the given ones, and defaults for those that are None.
-
-    Raises ValueError that lists every problem with them.
-    """
+    """All options of model `name`, with defaults for None. Raises ValueError with all problems."""
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; choose from {', '.join(MODELS)}")
     model, defaults, _ = MODELS[name]
-    options = {option: value for option, value in options.items() if value is not None}
-    problems = [f"{name} has no {option}" for option in options if option not in defaults]
-
-    valid = {}
-    for option, value in {"image_size": image_size, "num_classes": num_classes,
-                          **defaults, **options}.items():
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            valid[option] = value
-        else:
-            problems.append(f"{option} must be a positive whole number, not {value!r}")
-
-    checked = ("image_size", *defaults)
-    problems += model.check(**{option: valid[option] for option in checked if option in valid})
+    options = {**defaults, **{key: value for key, value in options.items() if value is not None}}
+    values = {"image_size": image_size, "num_classes": num_classes, **options}
+    valid = {key: value for key, value in values.items() if type(value) is int and value > 0}
+    problems = [f"{name} has no {key}" for key in options if key not in defaults]
+    problems += [f"{key} must be a positive whole number, not {value!r}"
+                 for key, value in values.items() if key not in valid]
+    problems += model.check(**{key: valid.get(key) for key in ("image_size", *defaults)})
     if problems:
         raise ValueError("; ".join(problems))
-    return {**defaults, **options}
+    return options
 
 
 def create_model(name: str, *, image_size: int = 192, num_classes: int = 2,
@@ -68,8 +59,7 @@ def create_model(name: str, *, image_size: int = 192, num_classes: int = 2,
     name is one of MODELS. An option that is None has the original experiment's value: patch 24
     pixels, dim 512 channels, depth 4, heads 8 (ViT), kernel_size 9 (ConvMixer).
     depthwise(dim, kernel_size) builds another depthwise unit for ConvMixer, for example
-    `kernels.DepthwiseGELUBN`. Raises ValueError for an unknown name, an invalid value, and an
-    option that the model does not have.
+    `kernels.DepthwiseGELUBN`. Raises ValueError for an unknown name and for wrong options.
     """
     options = model_options(name, image_size, num_classes, patch=patch, dim=dim, depth=depth,
                             heads=heads, kernel_size=kernel_size)

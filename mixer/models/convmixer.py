@@ -8,11 +8,8 @@ from torch import nn
 
 def depthwise_unit(dim, kernel_size, act=nn.GELU):
     """Depthwise conv with "same" padding, activation, BatchNorm: (B, D, h, w) -> (B, D, h, w)."""
-    return nn.Sequential(
-        nn.Conv2d(dim, dim, kernel_size, groups=dim, padding=kernel_size // 2),
-        act(),
-        nn.BatchNorm2d(dim),
-    )
+    return nn.Sequential(nn.Conv2d(dim, dim, kernel_size, groups=dim, padding=kernel_size // 2),
+                         act(), nn.BatchNorm2d(dim))
 
 
 class Residual(nn.Module):
@@ -43,14 +40,9 @@ class ConvMixer(nn.Module):
         self.patch = patch
         self.stem = nn.Sequential(nn.Conv2d(3, dim, patch, patch), act(), nn.BatchNorm2d(dim))
         self.blocks = nn.Sequential(*(
-            nn.Sequential(
-                Residual(depthwise(dim, kernel_size)),
-                nn.Conv2d(dim, dim, kernel_size=1),
-                act(),
-                nn.BatchNorm2d(dim),
-            )
-            for _ in range(depth)
-        ))
+            nn.Sequential(Residual(depthwise(dim, kernel_size)),
+                          nn.Conv2d(dim, dim, kernel_size=1), act(), nn.BatchNorm2d(dim))
+            for _ in range(depth)))
         self.head = nn.Linear(dim, num_classes)
 
     @staticmethod
@@ -68,8 +60,8 @@ class ConvMixer(nn.Module):
 
     def forward(self, x):
         B, C, H, W = x.shape
-        if H % self.patch or W % self.patch:
-            P = self.patch
+        P = self.patch
+        if H % P or W % P:
             raise ValueError(f"a {H}x{W} image does not divide into {P}x{P} patches")
         x = self.stem(x)                  # (B, D, h, w)
         x = self.blocks(x)

@@ -10,16 +10,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-# (block, repeats, stride of the first, expansion, channels); every kernel is 3x3
-STAGES = [
-    ("conv", 1, 1, 1, 16),
-    ("fused", 2, 2, 4, 32),
-    ("fused", 2, 2, 4, 48),
-    ("mbconv", 3, 2, 4, 96),
-    ("mbconv", 5, 1, 6, 112),
-    ("mbconv", 8, 2, 6, 192),
-]
-
 
 def batch_norm(channels):
     return nn.BatchNorm2d(channels, eps=1e-3)
@@ -34,8 +24,7 @@ class SameConv2d(nn.Conv2d):
 
     def __init__(self, in_channels, channels, kernel_size, stride=1, groups=1, bias=False):
         padding = kernel_size // 2 if stride == 1 else 0
-        super().__init__(in_channels, channels, kernel_size, stride, padding,
-                         groups=groups, bias=bias)
+        super().__init__(in_channels, channels, kernel_size, stride, padding, 1, groups, bias)
 
     def forward(self, x):
         if self.stride[0] > 1:
@@ -51,12 +40,11 @@ class SqueezeExcite(nn.Module):
     def __init__(self, channels, reduced):
         super().__init__()
         self.conv_reduce = nn.Conv2d(channels, reduced, 1)
-        self.act = nn.SiLU()
         self.conv_expand = nn.Conv2d(reduced, channels, 1)
 
     def forward(self, x):
         gate = x.mean((2, 3), keepdim=True)                                # (B, C, 1, 1)
-        gate = self.conv_expand(self.act(self.conv_reduce(gate)))
+        gate = self.conv_expand(F.silu(self.conv_reduce(gate)))
         return x * gate.sigmoid()
 
 
@@ -67,11 +55,10 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.conv = SameConv2d(in_channels, channels, 3, stride)
         self.bn1 = batch_norm(channels)
-        self.act = nn.SiLU()
         self.skip = stride == 1 and in_channels == channels
 
     def forward(self, x):
-        y = self.act(self.bn1(self.conv(x)))
+        y = F.silu(self.bn1(self.conv(x)))
         return x + y if self.skip else y
 
 
@@ -83,29 +70,24 @@ class FusedMBConv(nn.Module):
         hidden = in_channels * expansion
         self.conv_exp = SameConv2d(in_channels, hidden, 3, stride)
         self.bn1 = batch_norm(hidden)
-        self.act = nn.SiLU()
         self.conv_pwl = nn.Conv2d(hidden, channels, 1, bias=False)
         self.bn2 = batch_norm(channels)
         self.skip = stride == 1 and in_channels == channels
 
     def forward(self, x):
-        y = self.act(self.bn1(self.conv_exp(x)))
+        y = F.silu(self.bn1(self.conv_exp(x)))
         y = self.bn2(self.conv_pwl(y))
         return x + y if self.skip else y
 
 
 class MBConv(nn.Module):
-    """1x1 that widens, depthwise 3x3, squeeze-excite, 1x1 that projects; shapes as ConvBlock.
-
-    Tan & Le 2021, figure 2.
-    """
+    """1x1 that widens, depthwise 3x3, squeeze-excite, 1x1 that projects.  Tan & Le 2021, fig. 2."""
 
     def __init__(self, in_channels, channels, stride, expansion):
         super().__init__()
         hidden = in_channels * expansion
         self.conv_pw = nn.Conv2d(in_channels, hidden, 1, bias=False)
         self.bn1 = batch_norm(hidden)
-        self.act = nn.SiLU()
         self.conv_dw = SameConv2d(hidden, hidden, 3, stride, groups=hidden)
         self.bn2 = batch_norm(hidden)
         self.se = SqueezeExcite(hidden, in_channels // 4)
@@ -114,10 +96,21 @@ class MBConv(nn.Module):
         self.skip = stride == 1 and in_channels == channels
 
     def forward(self, x):
-        y = self.act(self.bn1(self.conv_pw(x)))
-        y = self.act(self.bn2(self.conv_dw(y)))
+        y = F.silu(self.bn1(self.conv_pw(x)))
+        y = F.silu(self.bn2(self.conv_dw(y)))
         y = self.bn3(self.conv_pwl(self.se(y)))
         return x + y if self.skip else y
+
+
+# (block, repeats, stride of the first, expansion, channels); every kernel is 3x3
+STAGES = [
+    (ConvBlock, 1, 1, 1, 16),
+    (FusedMBConv, 2, 2, 4, 32),
+    (FusedMBConv, 2, 2, 4, 48),
+    (MBConv, 3, 2, 4, 96),
+    (MBConv, 5, 1, 6, 112),
+    (MBConv, 8, 2, 6, 192),
+]
 
 
 class EfficientNetV2B0(nn.Module):
@@ -125,22 +118,26 @@ class EfficientNetV2B0(nn.Module):
 
     def __init__(self, *, num_classes=2):
         super().__init__()
-        block = {"conv": ConvBlock, "fused": FusedMBConv, "mbconv": MBConv}
         self.conv_stem = SameConv2d(3, 32, 3, stride=2)
         self.bn1 = batch_norm(32)
-        self.act = nn.SiLU()
-        stages, in_channels = [], 32
-        for kind, repeats, stride, expansion, channels in STAGES:
-            stage = []
-            for i in range(repeats):
-                stage.append(block[kind](in_channels, channels, stride if i == 0 else 1, expansion))
-                in_channels = channels
-            stages.append(nn.Sequential(*stage))
-        self.blocks = nn.Sequential(*stages)
+        self.blocks, in_channels = nn.Sequential(), 32
+        for block, repeats, stride, expansion, channels in STAGES:
+            self.blocks.append(nn.Sequential(
+                block(in_channels, channels, stride, expansion),
+                *(block(channels, channels, 1, expansion) for _ in range(repeats - 1))))
+            in_channels = channels
         self.conv_head = nn.Conv2d(in_channels, 1280, 1, bias=False)
         self.bn2 = batch_norm(1280)
         self.classifier = nn.Linear(1280, num_classes)
-        self.apply(self._init)
+        for m in self.modules():  # He normal over the outputs of a group, uniform head: timm's
+            if isinstance(m, nn.Conv2d):
+                fan_out = m.out_channels * m.kernel_size[0] * m.kernel_size[1] // m.groups
+                nn.init.normal_(m.weight, 0.0, math.sqrt(2.0 / fan_out))
+                if m.bias is not None:
+                    nn.init.zeros_(m.bias)
+        bound = 1.0 / math.sqrt(num_classes)
+        nn.init.uniform_(self.classifier.weight, -bound, bound)
+        nn.init.zeros_(self.classifier.bias)
         self.to(memory_format=torch.channels_last)
 
     @staticmethod
@@ -151,22 +148,9 @@ class EfficientNetV2B0(nn.Module):
                     f"32 pixels, not {image_size}"]
         return []
 
-    @staticmethod
-    def _init(m):
-        """TensorFlow's, as in timm: He normal over the outputs of one group, uniform head."""
-        if isinstance(m, nn.Conv2d):
-            fan_out = m.out_channels * m.kernel_size[0] * m.kernel_size[1] // m.groups
-            nn.init.normal_(m.weight, 0.0, math.sqrt(2.0 / fan_out))
-            if m.bias is not None:
-                nn.init.zeros_(m.bias)
-        elif isinstance(m, nn.Linear):
-            bound = 1.0 / math.sqrt(m.out_features)
-            nn.init.uniform_(m.weight, -bound, bound)
-            nn.init.zeros_(m.bias)
-
     def forward(self, x):
         x = x.contiguous(memory_format=torch.channels_last)
-        x = self.act(self.bn1(self.conv_stem(x)))                        # (B, 32, H / 2, W / 2)
+        x = F.silu(self.bn1(self.conv_stem(x)))                          # (B, 32, H / 2, W / 2)
         x = self.blocks(x)                                               # (B, 192, H / 32, W / 32)
-        x = self.act(self.bn2(self.conv_head(x)))                        # (B, 1280, H / 32, W / 32)
+        x = F.silu(self.bn2(self.conv_head(x)))                          # (B, 1280, H / 32, W / 32)
         return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))   # (B, num_classes)

@@ -1,7 +1,7 @@
 """ResNet-18: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
 
 Names and initialisation are torchvision's, so its weights load unchanged. Weights and activations
-are kept in channels_last memory: 3x3 convolutions train faster there than in NCHW.
+are in channels_last memory, where 3x3 convolutions train faster.
 """
 import torch
 from torch import nn
@@ -24,8 +24,7 @@ class BasicBlock(nn.Module):
         self.downsample = None
         if stride != 1 or in_channels != channels:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False),
-                nn.BatchNorm2d(channels))
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x):
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -46,8 +45,7 @@ class ResNet18(nn.Module):
         in_channels = 64
         for i, (channels, stride) in enumerate(STAGES, start=1):
             self.add_module(f"layer{i}", nn.Sequential(
-                BasicBlock(in_channels, channels, stride),
-                BasicBlock(channels, channels, 1)))
+                BasicBlock(in_channels, channels, stride), BasicBlock(channels, channels, 1)))
             in_channels = channels
         self.fc = nn.Linear(in_channels, num_classes)
         for m in self.modules():  # He et al. 2015, eq. 10, as in torchvision

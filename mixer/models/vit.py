@@ -1,8 +1,7 @@
 """Vision Transformer: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021.
 
 Unlike the paper, and like the experiment that we reproduce: qkv has no bias, class and position
-tokens are drawn from N(0, 1), there is no dropout. Parameter names are timm's, so timm's weights
-load unchanged.
+tokens are drawn from N(0, 1), there is no dropout. Names are timm's, so its weights load unchanged.
 """
 import torch
 from torch import nn
@@ -32,9 +31,8 @@ class LinearPatchEmbed(nn.Module):
 
 
 class ConvPatchEmbed(nn.Module):
-    """The same linear map written as a convolution with kernel and stride P.
+    """The same linear map, (B, C, H, W) -> (B, N, D), as a convolution with kernel and stride P.
 
-    (B, C, H, W) -> (B, N, D), N = (H / P) * (W / P).
     Raises ValueError when P does not divide H and W: the convolution would ignore the rest.
     """
 
@@ -97,12 +95,11 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """(B, 3, S, S) -> (B, num_classes) logits, S = image_size in pixels.
+    """(B, 3, S, S) -> (B, num_classes) logits, S = image_size in pixels, from the class token.
 
-    The head reads the class token. `patch_embed` is the class that turns pixels into tokens.
-    timm's models have `qkv_bias=True, norm_eps=1e-6`.
-    Raises ValueError when heads does not divide dim, when patch does not divide S, or for an image
-    that is not S x S.
+    `patch_embed` is the class that turns pixels into tokens. timm's models have `qkv_bias=True,
+    norm_eps=1e-6`. Raises ValueError when heads does not divide dim, when patch does not divide S,
+    or for an image that is not S x S.
     """
 
     def __init__(self, *, image_size=192, patch=24, dim=512, depth=4, heads=8, num_classes=2,

@@ -80,7 +80,8 @@ def parse(config_class: type, argv: list[str], description: str) -> tuple[dict, 
 def _parser(config_class, types, description):
     """An ArgumentParser that keeps the flags in argv alone, as text."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                     argument_default=argparse.SUPPRESS)
+                                     argument_default=argparse.SUPPRESS,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = _raise_usage_error
     for field in dataclasses.fields(config_class):
         flag = _flag(field.name)

@@ -1,6 +1,5 @@
 """Every option of train.py in one frozen dataclass. The command line is made from it."""
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..models import MODELS, model_options
 from ..runtime.cli import invalid_values, option, parse
@@ -25,8 +24,7 @@ class Config:
     image_size: int = option(192, "side in pixels; images are squeezed to a square", least=1)
     data: str | None = option(None, "image folder or zip; default: a demo with small settings")
     cache: str | None = option(None, "folder for decoded images; default: ~/.cache/vit-convmixer")
-    val_fraction: float = option(0.1, "fraction of each class for validation; original: 0",
-                                 least=0, below=1)
+    val_fraction: float = option(0.1, "for validation, per class; original: 0", least=0, below=1)
     bad_images: str = option("report", "damaged images: report all and stop, or skip them",
                              choices=("report", "skip"))
     workers: int | None = option(None, "processes that decode; default: one per core", least=1)
@@ -39,26 +37,22 @@ class Config:
     # recipe
     batch_size: int = option(250, "images per step, over all ranks", least=1)
     steps: int = option(5000, "optimizer steps", least=1)
-    epochs: float | None = option(None, "passes over the images, instead of --steps", above=0,
-                                  below=1e9)
+    epochs: float | None = option(None, "passes over the images (not --steps)", above=0, below=1e9)
     lr: float = option(1e-4, "learning rate of Adam", above=0)
     weight_decay: float = option(0.0, "decoupled (AdamW); not on biases and norms", least=0)
     schedule: str = option("constant", "learning rate after the warm-up; cosine: down to 0",
                            choices=("constant", "cosine"))
     warmup: int = option(0, "steps of linear warm-up", least=0)
     clip_grad: float | None = option(None, "largest gradient norm; default: no limit", above=0)
-    label_smoothing: float = option(0.0, "fraction of each label spread over all classes",
-                                    least=0, below=1)
-    sync_bn: bool = option(False, "BatchNorm over the whole batch of all ranks (torchrun), not "
-                           "over the slice of each rank; ConvMixer then runs unfused")
+    label_smoothing: float = option(0.0, "label fraction spread over classes", least=0, below=1)
+    sync_bn: bool = option(False, "BatchNorm over the batch of all ranks; ConvMixer runs unfused")
     compile: bool = option(False, "torch.compile the model")
     kernels: str = option("auto", "ConvMixer's depthwise unit; auto: fused; triton: fused, in "
                           "Triton only; torch: plain PyTorch", choices=("auto", "torch", "triton"))
     seed: int = option(0, "seed of initialisation, split, order and augmentation", least=0)
     # run
     log_every: int = option(100, "steps per row of the log; each row validates and saves", least=1)
-    require_acc: float | None = option(None, "exit with 1 below this final accuracy, a fraction",
-                                       least=0, most=1)
+    require_acc: float | None = option(None, "exit 1 below this final accuracy", least=0, most=1)
     out: str | None = option(None, "folder of the results; default: a new one in runs/")
     resume: str | None = option(None, "a checkpoint to go on from; auto: last.pt in --out, if any")
     debug: bool = option(False, "print a traceback when something fails")
@@ -72,11 +66,8 @@ DEMO = dict(image_size=96, batch_size=16, steps=450, lr=2e-4, schedule="cosine",
 def read_config(argv: list[str], description: str) -> Config:
     """argv -> Config, checked, with the model's defaults. Raises UsageError with all problems."""
     values, problems = parse(Config, argv, description)
-    defaults = {} if "data" in values else DEMO
-    config = Config(**{**defaults, **values})
+    config = Config(**{**({} if "data" in values else DEMO), **values})
     problems += invalid_values(config)
-
-    # options that do not go together
     if "steps" in values and "epochs" in values:
         problems.append("--steps and --epochs exclude each other")
     if config.resume == "auto" and config.out is None:
@@ -89,8 +80,7 @@ def read_config(argv: list[str], description: str) -> Config:
                      for name, value in options.items() if value is not None]
     elif config.arch in MODELS:
         try:
-            options = model_options(config.arch, config.image_size, **options)
-            config = dataclasses.replace(config, **options)
+            config = replace(config, **model_options(config.arch, config.image_size, **options))
         except ValueError as e:
             problems += str(e).split("; ")
     if problems:
@@ -100,13 +90,8 @@ def read_config(argv: list[str], description: str) -> Config:
 
 def as_arguments(config: Config, **changes) -> list[str]:
     """The command line that gives this config, with some options changed."""
-    options = {**dataclasses.asdict(config), **changes}
+    options = {**vars(config), **changes}
     if options["epochs"] is not None:
         del options["steps"]
-    words = []
-    for name, value in options.items():
-        if value is not None and value is not False:
-            words.append("--" + name.replace("_", "-"))
-            if value is not True:
-                words.append(str(value))
-    return words
+    return ["--" + name.replace("_", "-") + ("" if value is True else f"={value}")
+            for name, value in options.items() if value is not None and value is not False]

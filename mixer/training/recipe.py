@@ -34,9 +34,8 @@ def learning_rate(step: int, config: Config, steps: int) -> float:
 
 def train_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor,
                optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *,
-               amp: torch.dtype | None = None, label_smoothing: float = 0.0,
-               clip_grad: float | None = None,
-               weight: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+               amp: torch.dtype | None = None, label_smoothing: float = 0.0, weight: float = 1.0,
+               clip_grad: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """One optimizer step on float x (B, 3, H, W) and int64 y (B,); amp is the autocast dtype.
 
     weight multiplies the loss, for ranks that average the gradients of unequal slices of a batch.
@@ -58,8 +57,7 @@ def train_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor,
 @torch.inference_mode()
 def evaluate(model: nn.Module, subset: Subset, batch_size: int, device: torch.device, *,
              classes: int, world: World, amp: torch.dtype | None = None,
-             stop: Callable[[], bool] = lambda: False,
-             ) -> tuple[float, float, list[list[int]]] | None:
+             stop: Callable[[], bool] = lambda: False) -> tuple[float, float, list[list]] | None:
     """Mean loss, accuracy and confusion counts [true][predicted] over a Subset, each image once.
 
     Returns None as soon as `stop()` is true. Each rank of `world` takes a slice of each batch; the
@@ -80,5 +78,4 @@ def evaluate(model: nn.Module, subset: Subset, batch_size: int, device: torch.de
         loss += F.cross_entropy(logits, y, reduction="sum")
         confusion.index_add_(0, y * classes + logits.argmax(1), torch.ones_like(y))
     loss, confusion = world.sum(loss), world.sum(confusion).view(classes, classes).cpu()
-    count = len(subset)
-    return loss.item() / count, confusion.trace().item() / count, confusion.tolist()
+    return loss.item() / len(subset), confusion.trace().item() / len(subset), confusion.tolist()

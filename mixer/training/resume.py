@@ -1,5 +1,4 @@
 """May this run go on from that checkpoint?"""
-import dataclasses
 from pathlib import Path
 
 from ..runtime.checkpoint import load_checkpoint
@@ -13,15 +12,10 @@ FREE_ON_RESUME = {"data", "log_every", "cache", "workers", "bad_images", "data_o
 
 
 def resume_identity(config: Config, images: str) -> dict:
-    """Plain values that define a run: with equal ones, the weights at each step are equal.
-
-    images: the fingerprint of the images.
-    """
-    free = FREE_ON_RESUME
-    if config.schedule == "constant":
-        free = free | {"steps", "epochs"}  # the learning rate does not depend on them
-    options = {name: value for name, value in dataclasses.asdict(config).items()
-               if name not in free}
+    """Plain values that define a run, and its images by fingerprint. Equal ones, equal weights."""
+    # a constant learning rate does not depend on the number of steps
+    free = FREE_ON_RESUME | ({"steps", "epochs"} if config.schedule == "constant" else set())
+    options = {name: value for name, value in vars(config).items() if name not in free}
     return {**options, "images": images}
 
 
@@ -31,8 +25,16 @@ def open_checkpoint(resume: str | None, out: Path, identity: dict, world: World)
     Only rank 0 reads the file. Raises InputError if it is damaged or belongs to another run.
     """
     checkpoint = world.broadcast(find_checkpoint(resume, out) if world.rank == 0 else None)
-    if checkpoint:
-        check_identity(checkpoint, identity)
+    if checkpoint is None:
+        return None
+    saved = checkpoint.get("identity")
+    if not isinstance(saved, dict) or "optimizer" not in checkpoint:
+        raise InputError("--resume: the checkpoint holds only weights, not the state of a run; "
+                         "use last.pt of the run's folder")
+    differences = [f"{key} was {saved.get(key)!r} and is {value!r}"
+                   for key, value in identity.items() if saved.get(key) != value]
+    if differences:
+        raise InputError(f"--resume: the checkpoint is of another run: {', '.join(differences)}")
     return checkpoint
 
 
@@ -44,15 +46,3 @@ def find_checkpoint(resume: Path | str | None, out: Path) -> dict | None:
         return load_checkpoint(out / "last.pt" if resume == "auto" else resume, verify=True)
     except ValueError as e:
         raise InputError(f"--resume: {e}") from None
-
-
-def check_identity(checkpoint: dict, identity: dict) -> None:
-    """Raise InputError, with all differences, if the checkpoint belongs to another run."""
-    saved = checkpoint.get("identity")
-    if not isinstance(saved, dict) or "optimizer" not in checkpoint:
-        raise InputError("--resume: the checkpoint holds only weights, not the state of a run; "
-                         "use last.pt of the run's folder")
-    differences = [f"{key} was {saved.get(key)!r} and is {value!r}"
-                   for key, value in identity.items() if saved.get(key) != value]
-    if differences:
-        raise InputError(f"--resume: the checkpoint is of another run: {', '.join(differences)}")

@@ -1,10 +1,8 @@
 """The loop around the recipe: step, log, save."""
-import contextlib
 import copy
 import math
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +39,8 @@ class State:
 class Trainer:
     """Train `model` on one Subset, validate on another, write log.csv, last.pt, best.pt to `out`.
 
-    identity: plain values that define the run, saved with its checkpoints (see resume.py).
-    Each rank of `world` takes a slice of each batch and has the same state, except for the running
-    sums; only rank 0 writes.
+    identity: of the run, saved with its checkpoints (see resume.py). Each rank of `world` takes a
+    slice of each batch. All have the same state but for the running sums, and only rank 0 writes.
     """
 
     def __init__(self, model: nn.Module, train_set: Subset, val_set: Subset, config: Config,
@@ -61,8 +58,7 @@ class Trainer:
         self.clock = Clock(device)
         slice_size = len(world.batch_slice(range(config.batch_size)))
         self.loss_weight = slice_size * world.size / config.batch_size
-        images = train_set.images
-        self.images_mib = images.nbytes / 2**20 if images.device.type == "cuda" else 0.0
+        self.images_mib = train_set.images.nbytes / 2**20 if train_set.images.is_cuda else 0.0
 
     def resume(self, checkpoint: dict) -> None:
         """Go on from a checkpoint of `save`. Raises InputError if it does not fit."""
@@ -92,10 +88,7 @@ class Trainer:
         # here and not in __init__: both start from what `resume` loaded
         if self.config.compile:
             self.model.compile()
-        self.network = self.model
-        if self.world.size > 1:
-            self.network = DistributedDataParallel(
-                self.model, device_ids=None if self.device.type == "cpu" else [self.device])
+        self.network = DistributedDataParallel(self.model) if self.world.size > 1 else self.model
         self.bar = tqdm(total=self.steps, initial=self.state.step, unit="step", dynamic_ncols=True,
                         disable=True if self.world.rank else None)  # None: without a terminal
         with self.bar, signals.deferred(), explain_out_of_memory(self.config, self.device):
@@ -136,12 +129,10 @@ class Trainer:
         if validation is None:
             return
         val_loss, val_acc = validation
-        row = {"step": step, "train_loss": train_loss, "train_acc": train_acc,
-               "val_loss": val_loss, "val_acc": val_acc,
-               "lr": learning_rate(step - 1, config, self.steps),
+        row = {"step": step, "train_loss": train_loss, "train_acc": train_acc, "val_loss": val_loss,
+               "val_acc": val_acc, "lr": learning_rate(step - 1, config, self.steps),
                "images_per_s": steps_per_s and steps_per_s * config.batch_size,
-               "data_wait": data_wait,
-               "memory_mib": peak_memory_mib(self.device) - self.images_mib,
+               "data_wait": data_wait, "memory_mib": peak_memory_mib(self.device) - self.images_mib,
                "skipped": step - applied_steps(self.optimizer)}
         self.log(row)
         self.keep(row)
@@ -149,11 +140,13 @@ class Trainer:
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """This rank's slice of batch `step` (from 0): x (B, 3, H, W) in [0, 1] and y (B,)."""
-        with self.clock.waiting_for_data():
-            epochs, samples = map(self.world.batch_slice, self.stream.batch(step))
-            images, y = self.train_set.batch(samples, self.device)
-            flip, angle = draws_for(self.config.seed, epochs, samples, len(self.train_set))
-            return augment(images, flip, angle), y
+        start = time.perf_counter()
+        epochs, samples = map(self.world.batch_slice, self.stream.batch(step))
+        images, y = self.train_set.batch(samples, self.device)
+        flip, angle = draws_for(self.config.seed, epochs, samples, len(self.train_set))
+        x = augment(images, flip, angle)
+        self.clock.waited += time.perf_counter() - start
+        return x, y
 
     def validate(self) -> tuple[float | None, float | None] | None:
         """Loss and accuracy, (None, None) without validation images, or None after a signal."""
@@ -173,7 +166,6 @@ class Trainer:
         self.state.rows.append(row)
         self.running.reset()
         self.bar.write(describe(row), file=sys.stdout)
-        sys.stdout.flush()
 
     def keep(self, row):
         """Write best.pt if this row is the best so far, and last.pt."""
@@ -186,22 +178,18 @@ class Trainer:
 
     def save(self):
         """Write last.pt, then log.csv: a copy of the rows in last.pt."""
-        sums = {"loss": self.running.loss, "correct": self.running.correct}
+        running = {"loss": self.running.loss, "correct": self.running.correct}
         self.write("last.pt", {
             "state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(), "identity": self.identity,
-            "state": {**vars(self.state), **sums}})
+            "state": vars(self.state) | running})
         if self.world.rank == 0:
             write_csv(self.out / "log.csv", self.state.rows)
 
     def write(self, name, contents):
-        """Write a checkpoint, unless it would replace a good one by a bad one.
-
-        Raises Diverged, in all ranks, if a weight or a moment of Adam is not finite.
-        """
+        """Write a checkpoint; raise Diverged, in all ranks, if a weight or moment is not finite."""
         tensors = list(self.model.state_dict().values())
-        for moments in self.optimizer.state.values():
-            tensors += moments.values()
+        tensors += [tensor for state in self.optimizer.state.values() for tensor in state.values()]
         finite = [tensor.isfinite().all() for tensor in tensors
                   if tensor.is_floating_point() and tensor.device == self.device]
         if not torch.stack(finite).all():
@@ -230,8 +218,8 @@ class Trainer:
 
     def row_is_due(self) -> bool:
         step = self.state.step
-        at_interval = step % self.config.log_every == 0 or step >= self.steps
-        return step > self.last_row_step() and at_interval
+        due = step % self.config.log_every == 0 or step >= self.steps
+        return due and step > self.last_row_step()
 
     def read_running(self) -> tuple[float, float]:
         """Training loss and accuracy since the last row. Raises Diverged at a non-finite loss."""
@@ -258,8 +246,7 @@ class Trainer:
     def show_progress(self):
         """Advance the bar; when it is redrawn, a few times per second, read the device for it."""
         if self.bar.update():
-            loss = self.running.loss.item() / self.running.images
-            acc = self.running.correct.item() / self.running.images
+            loss, acc = self.running.read(World())  # of this rank alone
             images_per_s = (self.bar.format_dict["rate"] or 0) * self.config.batch_size
             text = f"loss {loss:.3f}, acc {acc:.3f}, {images_per_s:,.0f} images/s"
             self.bar.set_postfix_str(text, refresh=False)
@@ -284,9 +271,8 @@ class Running:
 
     def read(self, world: World) -> tuple[float, float]:
         """Mean loss and accuracy over the images of all ranks."""
-        images = torch.full_like(self.loss, self.images)
-        sums = world.sum(torch.stack([self.loss, self.correct.double(), images]))
-        loss, correct, images = sums.tolist()
+        sums = [self.loss, self.correct.double(), torch.full_like(self.loss, self.images)]
+        loss, correct, images = world.sum(torch.stack(sums)).tolist()
         return loss / images, correct / images
 
     def reset(self) -> None:
@@ -303,14 +289,7 @@ class Clock:
         self.start()
 
     def start(self) -> None:
-        self._synchronize()
-        self.begin, self.waited, self.steps = time.perf_counter(), 0.0, 0
-
-    @contextlib.contextmanager
-    def waiting_for_data(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - start
+        self.begin, self.waited, self.steps = self.now(), 0.0, 0
 
     def step(self) -> None:
         self.steps += 1
@@ -320,20 +299,18 @@ class Clock:
 
     def read(self) -> tuple[float, float] | tuple[None, None]:
         """Steps per second and the fraction of time that waited for data; None without a step."""
-        self._synchronize()
-        seconds = time.perf_counter() - self.begin
+        seconds = self.now() - self.begin
         return (self.steps / seconds, self.waited / seconds) if self.steps else (None, None)
 
-    def _synchronize(self):
+    def now(self):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
 
 def applied_steps(optimizer: torch.optim.Optimizer) -> int:
     """The steps that were applied: a GradScaler skips those whose gradients overflow."""
-    for state in optimizer.state.values():
-        return int(state["step"].item())
-    return 0
+    return next((int(state["step"]) for state in optimizer.state.values()), 0)
 
 
 def try_one_batch(model: nn.Module, config: Config, device: torch.device, world: World) -> None:
@@ -345,9 +322,8 @@ def try_one_batch(model: nn.Module, config: Config, device: torch.device, world:
     if images == 0:
         raise InputError(f"--batch-size {config.batch_size} is less than one image for each of the "
                          f"{world.size} processes")
-    synced = config.sync_bn and world.size > 1
-    has_batchnorm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    if images == 1 and has_batchnorm and not synced:
+    # a BatchNorm that is synchronised is of a subclass
+    if images == 1 and nn.BatchNorm2d in map(type, model.modules()):
         raise InputError(f"--batch-size {config.batch_size}: BatchNorm needs two images per "
                          f"process; use at least {2 * world.size}"
                          + (", or --sync-bn" if world.size > 1 else ""))

@@ -6,6 +6,7 @@ import pytest
 from tests.helpers.commands import TINY
 from tests.helpers.plants import Explode, Hang, Plant
 
+
 @pytest.mark.parametrize("plant", [
     Plant("mixer.training.recipe.train_step", signal.SIGTERM),         # the trainer has its own
     Plant("mixer.training.trainer.train_step", signal.SIGTERM, 3),     # there are two steps

@@ -121,7 +121,7 @@ def wait_until(condition, command=None):
 
 def forked(f, *args):
     """A process, forked from the server, that runs f(*args). The first one starts the server,
-    which finds train.py by PYTHONPATH."""
+    which finds train.py by PYTHONPATH: it leaves out, silently, what it cannot import."""
     process = SERVER.Process(target=f, args=args)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)

@@ -119,7 +119,7 @@ def launches():
                 names.append(self.kernel.fn.__name__)
             return launch
     for name in (*ONE_LAUNCH, *TWO_LAUNCHES):
-        setattr(depthwise_launch, name, Compiled(getattr(depthwise_triton, name)))
+        setattr(depthwise_triton, name, Compiled(getattr(depthwise_triton, name)))
     for N, C in ((250, 512), (5, 4)):  # enough channels for one launch, too few
         x, weight, c = (torch.zeros(N, C, 4, 4).half(), torch.zeros(C, 1, 3, 3).half(),
                         torch.zeros(C))

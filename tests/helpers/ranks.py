@@ -1,7 +1,6 @@
 """Several ranks of one run on this machine, which exchange numbers over gloo."""
 import contextlib
 import datetime
-import multiprocessing
 import os
 import random
 import socket
@@ -10,7 +9,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from tests.helpers.commands import HANGS
+from tests.helpers.commands import HANGS, forked
 
 
 def rank_environments(count: int) -> list[dict[str, str]]:
@@ -26,15 +25,11 @@ def rank_environments(count: int) -> list[dict[str, str]]:
 
 
 def results_of_ranks(function, count: int, folder) -> list:
-    """[function(rank, count) for each rank], each in a fresh process, in one process group.
+    """[function(rank, count) for each rank], each in a process of one process group.
 
-    The results are kept in `folder`.
+    The results come back through files in `folder`.
     """
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_be_rank, args=(env, function, folder), daemon=True)
-                 for env in rank_environments(count)]
-    for process in processes:
-        process.start()
+    processes = [forked(_be_rank, env, function, folder) for env in rank_environments(count)]
     for process in processes:
         process.join(HANGS)
         process.kill()

@@ -56,11 +56,11 @@ def test_large_values_and_offsets(dtype):
     """float16 ends at 65504. A variance taken as E[g^2] - E[g]^2 loses its digits if the mean is
     far from 0."""
     for fixed_stats in (False, True):
-        block = make_block(3, 1, 8, 8, 5, dtype, scale=2000.0, fixed_stats=fixed_stats,
+        block = make_block(3, 2, 8, 8, 5, dtype, scale=2000.0, fixed_stats=fixed_stats,
                            device=DEVICE)
         if dtype != torch.float32:
             assert block.x.abs().max() > 5000 and not too_far(run(launched(1), block), block)
-    block = make_block(4, 1, 8, 8, 5, dtype, device=DEVICE)
+    block = make_block(4, 2, 8, 8, 5, dtype, device=DEVICE)
     block = block._replace(bias=block.bias + 1000.0)
     for programs in (1, 2):
         problems = too_far(run(launched(programs), block), block)

@@ -3,8 +3,6 @@
 The ranks are processes that communicate by gloo on the CPU.
 """
 import copy
-import datetime
-import os
 import warnings
 
 import pytest
@@ -18,8 +16,8 @@ from kernels import module as kernels_module
 from kernels.module import cannot_fuse
 from kernels.sync import SyncBatchNorm, _batch_norm
 from mixer.models.convmixer import Residual, depthwise_unit
-from tests.helpers.commands import HANGS, SERVER
 from tests.helpers.networks import randomise, relative_error
+from tests.helpers.ranks import group_of_one, results_of_ranks
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(),
                                 reason="this PyTorch has no gloo")
@@ -36,17 +34,9 @@ STEPS = {**SYNCHRONISED, "neither": [], "fuse": [fuse]}
 
 # What each rank does
 
-def run_rank(world, rank, folder):
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank,
-                            world_size=world, timeout=datetime.timedelta(seconds=HANGS))
-    torch.save(everything(rank, BATCHES[world]), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def everything(rank, batches):
+def everything(rank, world):
     """All results that the tests below check, because a process takes seconds to start."""
-    results = {}
+    batches, results = BATCHES[world], {}
     with warnings.catch_warnings(record=True) as caught:
         for how in STEPS:
             for dtype in (torch.float32, torch.float64):
@@ -182,17 +172,7 @@ def evaluated():
 @pytest.fixture(scope="module", params=BATCHES, ids=["two ranks", "three ranks"])
 def ranks(request, tmp_path_factory):
     """What `everything` returned on each rank."""
-    folder, world = tmp_path_factory.mktemp("ranks"), request.param
-    processes = [SERVER.Process(target=run_rank, args=(world, rank, folder), daemon=True)
-                 for rank in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        if process.exitcode is None:
-            process.kill()
-    assert [process.exitcode for process in processes] == [0] * world
-    return [torch.load(f"{folder}/{rank}.pt") for rank in range(world)]
+    return results_of_ranks(everything, request.param, tmp_path_factory.mktemp("ranks"))
 
 
 def whole(results):
@@ -318,11 +298,9 @@ def test_eval_mode_is_fused_and_that_of_one_process(ranks):
 # In one process
 
 @pytest.fixture
-def a_group_of_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+def a_group_of_one(tmp_path):
+    with group_of_one(tmp_path):
+        yield
 
 
 def test_conversion_keeps_everything_in_place():

@@ -29,6 +29,13 @@ def test_one_patch_embedding_loads_into_the_other(source, target):
     torch.testing.assert_close(ours(x), theirs(x))
 
 
+@pytest.mark.parametrize("source, target", [("vit_cnn", "vit_linear"), ("vit_linear", "vit_cnn")])
+def test_a_patch_embedding_of_another_patch_is_refused(source, target):
+    theirs = create_model(source, **{**TINY, "patch": 16}).state_dict()
+    with pytest.raises(ValueError, match="of another shape.*patch_embed.proj.weight"):
+        load_weights(create_model(target, **TINY), theirs)
+
+
 def test_weights_that_do_not_fit_are_named():
     model = tiny_convmixer()
     state = model.state_dict()
