@@ -10,8 +10,9 @@ from .reference import laid_out_like
 
 LARGEST_KERNEL = 11
 
-# The largest that Triton 3.9 compiles without spills for sm_80, sm_90 and sm_100 (tests/kernels/
-# test_compile.py). A float32 product is three TF32 products, which take more registers.
+# The largest that Triton 3.9 compiles without spills for sm_80, sm_90 and sm_100: run `pytest -m
+# campaign tests/kernels/test_compile.py` after a change. A float32 product is three TF32 products,
+# which take more registers.
 TILES_AT_A_TIME = 64            # BLOCK_M
 LARGEST_TILE = 64               # BLOCK_OUT
 LARGEST_FLOAT32_TILE = 32       # in float32, if it is not the whole map

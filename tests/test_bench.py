@@ -12,18 +12,18 @@ from mixer.experiments import Row
 from mixer.report.tables import bench_text, kernels_text
 from mixer.runtime import processes
 from mixer.runtime.processes import ChildFailed
+from tests.helpers.networks import IMAGE_SIZE, TINY
 from tests.helpers.tables import RESULTS
 
 SMALL = ["--device", "cpu", "--repeats", "3"]
-SMALL_MODELS = [*SMALL, "--image-size", "24", "--batch-size", "2"]
+SMALL_MODELS = [*SMALL, "--image-size", str(IMAGE_SIZE), "--batch-size", "2"]
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Two small blocks and two small models, all in this process, nothing compiled in C++."""
-    options = dict(dim=8, depth=1, patch=12)
-    monkeypatch.setattr(bench, "ROWS", [Row("ConvMixer 24", "convmixer", 2132, 11, options),
-                                        Row("ViT 24 Linear", "vit_linear", 3604, 17, options)])
+    monkeypatch.setattr(bench, "ROWS", [Row("ConvMixer 24", "convmixer", 2132, 11, TINY),
+                                        Row("ViT 24 Linear", "vit_linear", 3604, 17, TINY)])
     monkeypatch.setattr(block, "SHAPES", {"cpu": [(2, 4, 8, 9), (2, 4, 6, 3)]})
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: self)
     monkeypatch.setattr(processes, "in_fresh_process", lambda f, *args: f(*args))

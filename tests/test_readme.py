@@ -76,6 +76,7 @@ def test_every_kind_of_command_is_found():
     assert len(TRAIN) >= 8 and len(BENCH) >= 3
 
 
+@pytest.mark.faults
 def test_the_campaigns_command_finds_its_tests():
     command = re.search(r"FAULTS=\S+ DOGS_VS_CATS=\S+ (python -m pytest [^`\n]*)", ALL)[1]
     result = subprocess.run([sys.executable, *command.split()[1:], "--collect-only", "-q"],

@@ -1,4 +1,5 @@
 """train.py as a user starts it: exit codes, messages, files."""
+import contextlib
 import fcntl
 import json
 import os
@@ -6,8 +7,6 @@ import pty
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 import termios
 
 import numpy as np
@@ -16,10 +15,11 @@ from PIL import Image
 
 import train as script
 from mixer.experiments import ROWS
-from mixer.models import create_model, load_weights
+from mixer.models import load_weights
 from mixer.runtime.checkpoint import load_checkpoint
 from mixer.runtime.files import read_csv
-from tests.helpers.commands import ROOT, TINY
+from tests.helpers.commands import TINY
+from tests.helpers.networks import tiny_convmixer
 from tests.helpers.runs import assert_same_run
 
 pytestmark = pytest.mark.faults
@@ -55,8 +55,7 @@ def test_a_run_leaves_everything_it_promises(train, pictures, tmp_path):
     assert summary["confusion"] == load_checkpoint(out / "last.pt")["state"]["confusion"]
     assert sum(map(sum, summary["confusion"])) == 4
     assert summary["seconds_per_25000_images"] == 25000 / summary["images_per_s"]
-    model = create_model("convmixer", image_size=32, patch=8, dim=16, depth=1, kernel_size=3)
-    load_weights(model, out / "best.pt")
+    load_weights(tiny_convmixer(), out / "best.pt")
 
     longer = train(*arguments, "--steps", 30, "--resume", "auto")
     assert longer.returncode == 0, longer.stderr
@@ -99,21 +98,20 @@ def test_damaged_images_stop_or_are_skipped(train, pictures, tmp_path):
     assert (tmp_path / "run" / "bad_images.csv").read_text().count("\n") == 3
 
 
-def test_a_progress_bar_on_a_terminal(pictures, tmp_path):
+def test_a_progress_bar_on_a_terminal(train, pictures, tmp_path):
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))  # rows, columns
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *TINY, "--data", pictures, "--steps", "200",
-         "--out", tmp_path / "run"],
-        cwd=ROOT, stdout=theirs, stderr=theirs, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)})
-    os.close(theirs)
-    shown = b""
-    try:
-        while block := os.read(ours, 4096):
-            shown += block
-    except OSError:  # the other end is closed
-        pass
-    assert process.wait() == 0
+    os.set_blocking(ours, False)
+    terminal = os.ttyname(theirs)
+    process = train.start(*TINY, "--data", pictures, "--steps", 200, "--out", tmp_path / "run",
+                          streams={1: terminal, 2: terminal})
+    shown, ended = b"", False
+    while not ended:
+        ended = process.ends_within(0.01)
+        with contextlib.suppress(BlockingIOError):  # nothing new
+            while True:
+                shown += os.read(ours, 4096)
+    assert process.code() == 0
     text = shown.decode()
     assert "200/200" in text and "loss 0." in text and "<" in text
     assert "images/s" in text.split("200/200")[0]

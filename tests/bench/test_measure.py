@@ -26,9 +26,9 @@ from mixer.experiments import ROWS
 from mixer.models import create_model
 from mixer.runtime import processes
 from mixer.runtime.processes import ChildFailed, in_fresh_process
-from tests.helpers.networks import tiny_convmixer
+from tests.helpers.networks import IMAGE_SIZE, tiny_convmixer
 
-LOAD = Load(2, 32, torch.device("cpu"), None)  # images of tiny_convmixer
+LOAD = Load(2, IMAGE_SIZE, torch.device("cpu"), None)
 # of an independent count: forward GFLOP per image; MiB saved per image in float32, eager, attention
 # as two matrix products
 COUNTED = {"ResNet-18": (2.66, 15.5), "EfficientNetV2-B0": (1.05, 42.6),

@@ -12,10 +12,11 @@ from mixer.experiments import Row
 from mixer.report.measurements import Memory
 from mixer.runtime import processes
 from mixer.runtime.processes import ChildFailed
+from tests.helpers.networks import IMAGE_SIZE, TINY
 
 CPU = torch.device("cpu")
-OPTIONS = dict(dim=8, depth=1, patch=12)
-CONFIG = SimpleNamespace(repeats=7, image_size=24, kernels="auto", compile=False, debug=False)
+CONFIG = SimpleNamespace(repeats=7, image_size=IMAGE_SIZE, kernels="auto", compile=False,
+                         debug=False)
 
 
 def test_rows_are_visited_in_turn_and_a_late_failure_counts(monkeypatch):
@@ -29,9 +30,9 @@ def test_rows_are_visited_in_turn_and_a_late_failure_counts(monkeypatch):
     monkeypatch.setattr(processes, "in_fresh_process", visit)
     monkeypatch.setattr(timing, "COPY_FLOATS", 2**10)
     monkeypatch.setattr(timing, "MATMUL_SIDE", {"cpu": 16})
-    candidates = {arch: partial(build, arch, OPTIONS, 24, CPU, "auto", False)
+    candidates = {arch: partial(build, arch, TINY, IMAGE_SIZE, CPU, "auto", False)
                   for arch in ("convmixer", "vit_cnn")}
-    models, memory = rows.measure_rows(CONFIG, candidates, Load(8, 24, CPU, None))
+    models, memory = rows.measure_rows(CONFIG, candidates, Load(8, IMAGE_SIZE, CPU, None))
     assert visits == [("convmixer", 2, [2, 4, 8]), ("vit_cnn", 2, [2, 4, 8]),
                       ("convmixer", 2, []), ("vit_cnn", 2, []), ("convmixer", 2, [])]
     assert models[0].speed.training_ms > 0 and models[1].failed == "out of memory: all of it"
@@ -49,9 +50,9 @@ def test_compare_with_peers_in_turn(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(rows, "build_peer", peer)
     monkeypatch.setattr(measure, "training_memory", memory)
-    measured = rows.measure_peers(CONFIG, [Row("ConvMixer 24", "convmixer", 2132, 11, OPTIONS),
-                                           Row("ViT 24 Linear", "vit_linear", 3604, 17, OPTIONS)],
-                                  Load(2, 24, CPU, None))
+    measured = rows.measure_peers(CONFIG, [Row("ConvMixer 24", "convmixer", 2132, 11, TINY),
+                                           Row("ViT 24 Linear", "vit_linear", 3604, 17, TINY)],
+                                  Load(2, IMAGE_SIZE, CPU, None))
     assert [(m.row, m.way) for m in measured] == [
         ("ConvMixer 24", way) for way in ("ours", "timm", "timm, compiled")]
     ours, peer, _ = measured

@@ -106,8 +106,8 @@ class Command:
 
 
 def wait_until(condition, command=None):
-    """Until condition() is true. On a machine that stands still for seconds that may take as
-    long; five minutes mean that it never comes."""
+    """Until condition() is true. Raises AssertionError after HANGS, which a busy machine never
+    needs, and kills the command."""
     end = time.monotonic() + HANGS
     while not condition():
         if time.monotonic() > end:
@@ -120,8 +120,11 @@ def wait_until(condition, command=None):
 
 
 def forked(f, *args):
-    """A process, forked from the server, that runs f(*args). The first one starts the server,
-    which finds train.py by PYTHONPATH: it leaves out, silently, what it cannot import."""
+    """Start a process, forked from the server, that runs f(*args).
+
+    The first call starts the server, which finds train.py by PYTHONPATH. The server skips, without
+    an error, what it cannot import.
+    """
     process = SERVER.Process(target=f, args=args)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
@@ -146,7 +149,7 @@ def _prepare(streams, limits, ignored):
 
 
 def _enter(arguments, env, streams, limits, plants, ignored):
-    """What a forked process does: it becomes the command."""
+    """Turn this forked process into the command."""
     os.setsid()
     os.chdir(ROOT)
     os.environ.clear()

@@ -1,15 +1,18 @@
-"""Small networks that several tests need."""
+"""Networks that several tests need, and how two of them are compared."""
 import torch
 from torch import nn
 
 from mixer.models import create_model
 from mixer.models.convmixer import ConvMixer, Residual, depthwise_unit
 
-TINY = dict(image_size=32, patch=8, dim=16, depth=2)  # options of create_model
+IMAGE_SIZE = 32
+TINY = dict(patch=8, dim=16, depth=1)  # options of a ViT or a ConvMixer
 
 
 def tiny_convmixer(**options) -> ConvMixer:
-    return create_model("convmixer", **{**TINY, **options})
+    """The model of all tests that need some model; helpers/commands.py has it as arguments."""
+    options = {"image_size": IMAGE_SIZE, "kernel_size": 3, **TINY, **options}
+    return create_model("convmixer", **options)
 
 
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:

@@ -3,17 +3,13 @@ import numpy as np
 import torch
 
 from mixer.data.batches import Subset
-from mixer.models import create_model
 from mixer.runtime.distributed import World
 from mixer.training.config import Config
 from mixer.training.trainer import Trainer
+from tests.helpers.networks import tiny_convmixer
 
 SMALL = Config(arch="convmixer", image_size=32, batch_size=8, steps=9, log_every=3, lr=1e-3, seed=1)
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
-
-
-def small_model(dim=16):
-    return create_model("convmixer", image_size=32, patch=8, dim=dim, depth=1, kernel_size=3)
 
 
 def subsets(count=40):
@@ -29,5 +25,5 @@ def subsets(count=40):
 
 def trainer(out, config=SMALL):
     torch.manual_seed(config.seed)
-    return Trainer(small_model(), *subsets(), config, out, device=torch.device("cpu"), classes=2,
+    return Trainer(tiny_convmixer(), *subsets(), config, out, device=torch.device("cpu"), classes=2,
                    identity={"lr": config.lr}, world=World())

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
+pytestmark = pytest.mark.faults
 SCRIPT = Path(__file__).parent.parent / "helpers" / "compile_kernels.py"
 TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 # Bytes of shared memory that one program may take: CUDA C++ Programming Guide, table "Technical

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mixer.models import create_model, load_weights
-from tests.helpers.networks import TINY, tiny_convmixer
+from tests.helpers.networks import IMAGE_SIZE, TINY, tiny_convmixer
 
 
 @pytest.mark.parametrize("wrap", [
@@ -23,17 +23,17 @@ def test_reads_other_peoples_checkpoints(tmp_path, wrap):
 
 @pytest.mark.parametrize("source, target", [("vit_cnn", "vit_linear"), ("vit_linear", "vit_cnn")])
 def test_one_patch_embedding_loads_into_the_other(source, target):
-    theirs, ours = create_model(source, **TINY), create_model(target, **TINY)
+    theirs, ours = (create_model(name, image_size=IMAGE_SIZE, **TINY) for name in (source, target))
     load_weights(ours, theirs.state_dict())
-    x = torch.rand(2, 3, 32, 32)
+    x = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE)
     torch.testing.assert_close(ours(x), theirs(x))
 
 
 @pytest.mark.parametrize("source, target", [("vit_cnn", "vit_linear"), ("vit_linear", "vit_cnn")])
 def test_a_patch_embedding_of_another_patch_is_refused(source, target):
-    theirs = create_model(source, **{**TINY, "patch": 16}).state_dict()
+    theirs = create_model(source, image_size=IMAGE_SIZE, **{**TINY, "patch": 16}).state_dict()
     with pytest.raises(ValueError, match="of another shape.*patch_embed.proj.weight"):
-        load_weights(create_model(target, **TINY), theirs)
+        load_weights(create_model(target, image_size=IMAGE_SIZE, **TINY), theirs)
 
 
 def test_weights_that_do_not_fit_are_named():

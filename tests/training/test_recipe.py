@@ -8,13 +8,14 @@ from mixer.models import create_model
 from mixer.runtime.distributed import World
 from mixer.training.recipe import evaluate, learning_rate, make_optimizer, train_step
 from mixer.training.trainer import applied_steps
-from tests.helpers.training import NO_SCALER, SMALL, small_model, subsets
+from tests.helpers.networks import tiny_convmixer
+from tests.helpers.training import NO_SCALER, SMALL, subsets
 
 
 def test_train_step_is_plain_adam_on_the_cross_entropy():
     """Against torch.optim.Adam and the loss written out, in float64; three steps."""
     torch.manual_seed(0)
-    ours, plain = (small_model(dim=8).double() for _ in range(2))
+    ours, plain = (tiny_convmixer(dim=8).double() for _ in range(2))
     plain.load_state_dict(ours.state_dict())
     optimizer, reference = make_optimizer(ours, 1e-3), torch.optim.Adam(plain.parameters(), 1e-3)
     y = torch.tensor([0, 1, 1, 0, 1, 0])
@@ -35,7 +36,7 @@ def test_train_step_is_plain_adam_on_the_cross_entropy():
 
 def test_clipping_smoothing_and_decay_do_what_they_say():
     torch.manual_seed(0)
-    model = small_model(dim=8)
+    model = tiny_convmixer(dim=8)
     x, y = torch.rand(6, 3, 32, 32), torch.tensor([0, 1, 1, 0, 1, 0])
 
     logits = model(x)
@@ -65,7 +66,7 @@ def test_bf16_autocast_takes_the_loss_in_fp32():
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 64])
 def test_evaluation_counts_every_image_once(batch_size):
     _, val = subsets()
-    model = small_model(dim=8).eval()
+    model = tiny_convmixer(dim=8).eval()
     x, y = val.images[val.indices].permute(0, 3, 1, 2) / 255, val.labels[val.indices]
     with torch.no_grad():
         logits = model(x)

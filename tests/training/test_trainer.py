@@ -10,7 +10,8 @@ from mixer.runtime.distributed import World
 from mixer.runtime.errors import Diverged
 from mixer.training.recipe import make_optimizer, train_step
 from mixer.training.trainer import Running, applied_steps
-from tests.helpers.training import SMALL, small_model, trainer
+from tests.helpers.networks import tiny_convmixer
+from tests.helpers.training import SMALL, trainer
 
 
 def test_fit_learns_logs_and_saves(tmp_path):
@@ -111,7 +112,7 @@ def test_running_loss_and_accuracy_are_means_over_images():
 
 
 def test_a_step_the_scaler_skips_is_counted():
-    model, scaler = small_model(), torch.amp.GradScaler("cpu")
+    model, scaler = tiny_convmixer(), torch.amp.GradScaler("cpu")
     optimizer = make_optimizer(model, 1e-3)
     x, y = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 0, 1])
     for step in range(3):
