@@ -20,14 +20,14 @@ from mixer.experiments import ROWS, Row
 from mixer.models import model_options
 from mixer.report.figures import draw_memory, draw_speed
 from mixer.report.tables import bench_text, csv_rows, kernels_text
-from mixer.runtime.cli import did_you_mean, invalid_values, option, parse, run
-from mixer.runtime.device import environment, pick_amp, pick_device
+from mixer.runtime.cli import did_you_mean, flag, invalid_values, option, parse, run
+from mixer.runtime.device import DTYPES, environment, pick_amp, pick_device
 from mixer.runtime.distributed import rank_and_size
 from mixer.runtime.errors import InputError, UsageError
 from mixer.runtime.files import writable_folder, write_csv, write_json, write_text
 
 TABLES = {"bench": (measure_models, bench_text), "kernels": (measure_kernels, kernels_text)}
-AMP_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", None: "off"}
+AMP_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
 
     # options that do not go together
     if config.kernels_table:
-        problems += [f"--{name.replace('_', '-')} does not go with --kernels-table"
+        problems += [f"{flag(name)} does not go with --kernels-table"
                      for name in options if name in FOR_MODELS]
     if rank_and_size()[1] > 1:
         problems.append("bench.py measures a single process: start it without torchrun")

@@ -36,26 +36,26 @@ def option_types(config_class: type) -> dict[str, type]:
 
 def invalid_values(config) -> list[str]:
     """One sentence for each value of a config that its option does not allow."""
-    problems = [_problem(getattr(config, field.name), _flag(field.name), field.metadata)
+    problems = [_problem(getattr(config, field.name), flag(field.name), field.metadata)
                 for field in dataclasses.fields(config)]
     return [problem for problem in problems if problem]
 
 
-def _problem(value, flag, limits):
+def _problem(value, name, limits):
     if value is None:
         return None
     if value == "":  # a variable that the shell does not know
-        return f"{flag} is empty"
+        return f"{name} is empty"
     if isinstance(value, int) and value >= 2**63:
-        return f"{flag} must be below 2^63, not {value}"
+        return f"{name} must be below 2^63, not {value}"
     choices = limits["choices"]
     if choices and value not in choices:
         hint = did_you_mean(value, choices)
-        return f"{flag} {value}: choose from {', '.join(choices)}{hint}"
-    for name, (words, fits) in BOUNDS.items():
-        bound = limits[name]
+        return f"{name} {value}: choose from {', '.join(choices)}{hint}"
+    for limit, (words, fits) in BOUNDS.items():
+        bound = limits[limit]
         if bound is not None and not (math.isfinite(value) and fits(value, bound)):
-            return f"{flag} must be {words} {bound:g}, not {value}"
+            return f"{name} must be {words} {bound:g}, not {value}"
     return None
 
 
@@ -66,14 +66,14 @@ def parse(config_class: type, argv: list[str], description: str) -> tuple[dict, 
     """
     types = option_types(config_class)
     texts, unknown = _parser(config_class, types, description).parse_known_args(argv)
-    problems = _unknown_arguments(unknown, [_flag(name) for name in types])
+    problems = _unknown_arguments(unknown, [flag(name) for name in types])
     options = {}
     for name, text in vars(texts).items():
         try:
             options[name] = types[name](text)
         except ValueError:
             kind = "a whole number" if types[name] is int else "a number"
-            problems.append(f"{_flag(name)} must be {kind}, not {text!r}")
+            problems.append(f"{flag(name)} must be {kind}, not {text!r}")
     return options, problems
 
 
@@ -84,16 +84,15 @@ def _parser(config_class, types, description):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = _raise_usage_error
     for field in dataclasses.fields(config_class):
-        flag = _flag(field.name)
         text = field.metadata["help"].replace("%", "%%")
         if types[field.name] is bool:
-            parser.add_argument(flag, action="store_true", help=text)
+            parser.add_argument(flag(field.name), action="store_true", help=text)
             continue
         if field.metadata["choices"]:
             text += f" ({', '.join(field.metadata['choices'])})"
         if field.default is not None:
             text += f" [{field.default}]"
-        parser.add_argument(flag, metavar=field.name.split("_")[-1].upper(), help=text)
+        parser.add_argument(flag(field.name), metavar=field.name.split("_")[-1].upper(), help=text)
     return parser
 
 
@@ -114,7 +113,8 @@ def _unknown_arguments(words, flags):
     return problems
 
 
-def _flag(name):
+def flag(name: str) -> str:
+    """The flag of an option: `batch_size` -> `--batch-size`."""
     return "--" + name.replace("_", "-")
 
 

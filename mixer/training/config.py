@@ -2,7 +2,7 @@
 from dataclasses import dataclass, replace
 
 from ..models import MODELS, model_options
-from ..runtime.cli import invalid_values, option, parse
+from ..runtime.cli import flag, invalid_values, option, parse
 from ..runtime.errors import UsageError
 
 MODEL_OPTIONS = ("patch", "dim", "depth", "heads", "kernel_size")
@@ -76,7 +76,7 @@ def read_config(argv: list[str], description: str) -> Config:
     # options of the model
     options = {name: getattr(config, name) for name in MODEL_OPTIONS}
     if config.arch == "all":
-        problems += [f"--arch all sets --{name.replace('_', '-')} itself"
+        problems += [f"--arch all sets {flag(name)} itself"
                      for name, value in options.items() if value is not None]
     elif config.arch in MODELS:
         try:
@@ -93,5 +93,5 @@ def as_arguments(config: Config, **changes) -> list[str]:
     options = {**vars(config), **changes}
     if options["epochs"] is not None:
         del options["steps"]
-    return ["--" + name.replace("_", "-") + ("" if value is True else f"={value}")
+    return [flag(name) + ("" if value is True else f"={value}")
             for name, value in options.items() if value is not None and value is not False]
