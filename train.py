@@ -136,6 +136,8 @@ def pick_kernels(choice, model, device, synced):
     """Fuse what can be fused, unless --kernels is "torch". Returns what was done, and why."""
     if choice == "torch":
         return "plain PyTorch (--kernels torch)"
+    if synced and choice == "triton":
+        raise InputError("--kernels triton: --sync-bn runs in plain PyTorch; use --kernels auto")
     if synced:  # a fused block would compute the same, and warn
         return "plain PyTorch (--sync-bn)"
     try:

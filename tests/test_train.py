@@ -11,12 +11,14 @@ import termios
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import train as script
 from mixer.experiments import ROWS
 from mixer.models import load_weights
 from mixer.runtime.checkpoint import load_checkpoint
+from mixer.runtime.errors import InputError
 from mixer.runtime.files import read_csv
 from tests.helpers.commands import TINY
 from tests.helpers.networks import tiny_convmixer
@@ -215,3 +217,12 @@ def test_a_second_run_in_one_folder_is_refused(train, pictures, tmp_path):
     first.send(signal.SIGTERM)
     assert second.returncode == 2 and "another process is training" in second.stderr
     assert first.wait().returncode == 143
+
+
+def test_triton_is_refused_where_sync_bn_leaves_the_model_unfused():
+    """--kernels triton means in Triton or not at all."""
+    model = tiny_convmixer()
+    with pytest.raises(InputError, match="--kernels triton: --sync-bn runs in plain PyTorch"):
+        script.pick_kernels("triton", model, torch.device("cpu"), synced=True)
+    assert script.pick_kernels("auto", model, torch.device("cpu"), synced=True) == (
+        "plain PyTorch (--sync-bn)")
