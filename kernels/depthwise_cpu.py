@@ -1,70 +1,160 @@
 """The fused block on the CPU, made of PyTorch's fast operators.
 
-- PyTorch's depthwise backward is slow, its forward is fast. Both gradients of a same-padded,
-  stride-1 depthwise conv are such convs themselves: the input's with the kernel turned by 180
-  degrees, the weight's of x with dz as its kernel, one "channel" for each pair (n, c).
-- Half of a BatchNorm's forward is its statistics; row sums and row norms of the centred activation
-  take a third of that.
-- float16 and bfloat16 are computed in float32 and rounded once at the end: their convs are thirty
-  times slower on the CPU.
+- Small maps: the conv of a channel is a product, z (N, HW) = x (N, HW) @ T, with a Toeplitz matrix.
+  The gradients are products, too. Activations are then channel-major, in memory (C, N, H, W), and
+  stay so from one block to the next.
+- Other maps: PyTorch's depthwise forward is fast, its backward is slow. Both gradients of a
+  same-padded, stride-1 depthwise conv are such convs themselves: the input's with the kernel turned
+  by 180 degrees, the weight's of x with dz as its kernel, one "channel" for each pair (n, c).
+- What the CPU has no products for (float16, on most CPUs bfloat16) is computed in float32 and
+  rounded once at the end. A depthwise conv in bfloat16 is thirty times slower than in float32.
 
 Measured against plain PyTorch: results/kernels-cpu/kernels.json.
 """
+import math
+
 import torch
 from torch.nn import functional as F
 
-from .reference import conv, laid_out_like, stats_dtype
+from .reference import conv as plain_conv
+from .reference import gelu_bn, gelu_bn_backward, laid_out_like, stats_dtype
+
+NATIVE_BF16 = any(torch.cpu.get_capabilities().get(name)
+                  for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+# By products: maps of at most so many elements, and at least so many images (T does not depend on
+# their number). A layer of 512 channels, K = 9: float32 on Zen 3, bfloat16 on Zen 5, two cores.
+LARGEST_MAP = {torch.float32: 64, torch.bfloat16: 256}
+FEWEST_IMAGES = {torch.float32: 32, torch.bfloat16: 8}
 
 
 def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
-    """As reference.forward, without a gradient: one new activation, and passes over it in place."""
-    plain, weight, bias, gamma, beta, mean, var = _computed_in(
-        stats_dtype(x), x, weight, bias, gamma, beta, mean, var)
-    N, C, H, W = x.shape
-    channel = (C, 1, 1)
-    y = torch.ops.aten.gelu_(conv(plain, weight, bias))
-    if mean is None:
-        n = N * H * W
-        mean = y.sum((0, 2, 3)) / n
-        y -= mean.view(channel)
-        var = torch.linalg.vector_norm(y.view(N, C, H * W), dim=2).square_().sum(0) / n
-    else:
-        y -= mean.view(channel)
-    scale = torch.rsqrt(var + eps) if gamma is None else torch.rsqrt(var + eps) * gamma
-    if beta is None:
-        y *= scale.view(channel)
-    else:
-        torch.addcmul(beta.view(channel), y, scale.view(channel), out=y)
+    """As reference.forward, without a gradient."""
+    original, (x, weight, bias) = x, arranged(x, x, weight, bias)
+    z = depthwise(x, weight)(x, bias)
+    y, mean, var = gelu_bn(rows(z), gamma, beta, mean, var, eps)
+    y = maps(y, z)
     if residual:
-        y += plain
-    return laid_out_like(x, y), mean, var
+        y += x
+    return laid_out_like(original, y), mean, var
 
 
 def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     """As reference.backward."""
-    original = x
-    dy, x, weight, bias, gamma = _computed_in(stats_dtype(x), dy, x, weight, bias, gamma)
-    z = conv(x, weight, bias)
-    gamma = torch.ones_like(mean) if gamma is None else gamma
-    dz, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
-        dy, F.gelu(z), gamma, mean, var, mean, torch.rsqrt(var + eps), batch_stats, eps,
-        [True, True, True])
-    torch.ops.aten.gelu_backward.grad_input(dz, z, grad_input=dz)
-    dx, dweight = conv_backward(dz, x, weight)
+    original, (dy, x, weight, bias) = x, arranged(x, dy, x, weight, bias)
+    conv = depthwise(x, weight)
+    z = conv(x, bias)
+    dz, dgamma, dbeta = gelu_bn_backward(rows(dy), rows(z), gamma, mean, var, eps, batch_stats)
+    dbias = dz.sum((0, 2), dtype=mean.dtype)
+    dx, dweight = conv.backward(maps(dz, z), x)
     if residual:
         dx += dy
-    return laid_out_like(original, dx), dweight, dz.sum((0, 2, 3)), dgamma, dbeta
+    return laid_out_like(original, dx), dweight, dbias, dgamma, dbeta
 
 
-def conv_backward(dz: torch.Tensor, x: torch.Tensor, weight: torch.Tensor):
-    """dx and dweight of the depthwise conv, each by a depthwise conv; all contiguous."""
-    N, C, H, W = x.shape
-    K = weight.shape[-1]
-    dx = conv(dz, weight.flip(2, 3), None)
-    x, dz = x.view(1, N * C, H, W), dz.view(N * C, 1, H, W)
-    dweight = F.conv2d(x, dz, padding=K // 2, groups=N * C)  # (1, N * C, K, K)
-    return dx, dweight.view(N, C, 1, K, K).sum(0)
+def depthwise(x, weight):
+    return ByProducts(weight, *x.shape[2:]) if is_channel_major(x) else ByConvs(weight)
 
 
-def _computed_in(dtype, *tensors):
-    return [None if t is None else t.to(dtype).contiguous() for t in tensors]
+class ByConvs:
+    """A depthwise conv of contiguous tensors, and its gradients, by depthwise convs."""
+
+    def __init__(self, weight: torch.Tensor):
+        self.weight = weight
+
+    def __call__(self, x, bias):
+        return plain_conv(x, self.weight, bias)
+
+    def backward(self, dz: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """dx and dweight."""
+        N, C, H, W = x.shape
+        K = self.weight.shape[-1]
+        dx = plain_conv(dz, self.weight.flip(2, 3), None)
+        x, dz = x.view(1, N * C, H, W), dz.view(N * C, 1, H, W)
+        dweight = F.conv2d(x, dz, padding=K // 2, groups=N * C)  # (1, N * C, K, K)
+        return dx, dweight.view(N, C, 1, K, K).sum(0)
+
+
+class ByProducts:
+    """A depthwise conv of channel-major tensors, and its gradients, by products with T.
+
+    Column p of T (C, HW, HW) holds the weights that output p gives to each input.
+    """
+
+    def __init__(self, weight: torch.Tensor, H: int, W: int):
+        self.weight, self.sides = weight, (H, W)
+        # one weight for each distance between two positions: (C, 2H - 1, 2W - 1)
+        distances = F.pad(weight[:, 0], self.borders()).contiguous()
+        C, (c, h, w) = len(distances), distances.stride()
+        # the weight between input (a, b) and output (i, j), counted from the end, is at a + i, b + j
+        windows = distances.as_strided((C, H, W, H, W), (c, h, w, h, w))
+        self.T = windows.reshape(C, H * W, H * W).flip(2)
+
+    def borders(self):
+        """What F.pad adds to a K x K kernel for 2H - 1 x 2W - 1: less than nothing to a large K."""
+        K, (H, W) = self.weight.shape[-1], self.sides
+        return 2 * (W - 1 - K // 2,) + 2 * (H - 1 - K // 2,)
+
+    def __call__(self, x, bias):
+        x = x.transpose(0, 1)                                   # (C, N, H, W)
+        z = (torch.bmm(x.flatten(2), self.T) if bias is None else
+             torch.baddbmm(bias.view(-1, 1, 1), x.flatten(2), self.T))
+        return z.view_as(x).transpose(0, 1)                     # (N, C, H, W)
+
+    def backward(self, dz: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """dx and dweight."""
+        x, dz = x.transpose(0, 1).flatten(2), dz.transpose(0, 1)
+        dx = torch.bmm(dz.flatten(2), self.T.transpose(1, 2))
+        dT = torch.bmm(x.transpose(1, 2), dz.flatten(2)).to(stats_dtype(x))
+        return dx.view_as(dz).transpose(0, 1), self.weight_gradient(dT)
+
+    def weight_gradient(self, dT):
+        """The sum of those elements of dT that are the same weight: (C, HW, HW) -> (C, 1, K, K)."""
+        C, (H, W) = len(dT), self.sides
+        dT = dT.flip(2).view(C, H, W, H, W)
+        of_rows = dT.new_zeros(C, 2 * H - 1, W, W)
+        for i in range(H):
+            of_rows[:, i:i + H] += dT[:, :, :, i]
+        distances = dT.new_zeros(C, 1, 2 * H - 1, 2 * W - 1)
+        for j in range(W):
+            distances[:, 0, :, j:j + W] += of_rows[..., j]
+        return F.pad(distances, [-border for border in self.borders()])
+
+
+def arranged(x, *tensors):
+    """The tensors for a block of input x: in the dtype and the layout of its depthwise conv."""
+    dtype, channel_major = plan(x.dtype, len(x), *x.shape[2:])
+    if not channel_major:
+        dtype = stats_dtype(x)
+    return [None if t is None else laid_out(t.to(dtype), channel_major) for t in tensors]
+
+
+def plan(dtype: torch.dtype, N: int, H: int, W: int) -> tuple[torch.dtype, bool]:
+    """The dtype of the products on activations (N, C, H, W), and whether they are channel-major."""
+    if dtype == torch.float16 or (dtype == torch.bfloat16 and not NATIVE_BF16):
+        dtype = torch.float32
+    small = H * W <= LARGEST_MAP.get(dtype, 0) and N >= FEWEST_IMAGES.get(dtype, math.inf)
+    return dtype, small
+
+
+def laid_out(t, channel_major):
+    """An activation, channel-major or contiguous; everything else contiguous."""
+    if channel_major and t.ndim == 4 and t.shape[1] != 1:
+        return t.transpose(0, 1).contiguous().transpose(0, 1)
+    return t.contiguous()
+
+
+def is_channel_major(t):
+    return t.transpose(0, 1).is_contiguous() and not t.is_contiguous()
+
+
+def rows(t):
+    """(N, C, H, W), contiguous -> (N, C, HW), channel-major -> (1, C, NHW): a contiguous view."""
+    return t.transpose(0, 1).flatten(1)[None] if is_channel_major(t) else t.flatten(2)
+
+
+def maps(t, like):
+    """Undo `rows`: the shape and layout of `like`."""
+    if is_channel_major(like):
+        return t.view(like.transpose(0, 1).shape).transpose(0, 1)
+    return t.view(like.shape)

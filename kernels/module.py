@@ -7,6 +7,7 @@ import torch
 from torch import distributed as dist
 from torch import fx, nn
 
+from .dense_cpu import dense_gelu_bn
 from .depthwise_op import depthwise_gelu_bn, warn_once
 from .reference import update_running_stats
 from .sync import SyncBatchNorm, over_ranks
@@ -40,48 +41,92 @@ class DepthwiseGELUBN(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         conv, act, bn = self
-        why_not = cannot_fuse(conv, act, bn)
-        if not why_not and over_ranks(bn):
-            why_not = "its BatchNorm is synchronised over several ranks"
+        why_not = cannot_fuse(conv, act, bn) or synchronised(bn)
         if why_not and not torch.compiler.is_compiling():
             warn_once(f"DepthwiseGELUBN calls its parts one by one: {why_not}")
         if why_not or x.numel() == 0:
             y = bn(act(conv(x)))
             return y + x if self.residual else y
-
-        mean = var = None  # those of this batch
-        if not bn.training and bn.running_mean is not None:
-            mean, var = bn.running_mean, bn.running_var
-        y, mean, var = depthwise_gelu_bn(x, conv.weight, conv.bias, bn.weight, bn.bias, mean, var,
-                                         eps=bn.eps, residual=self.residual)
-        if bn.training and bn.track_running_stats and bn.running_mean is not None:
-            update_running_stats(bn, mean, var, x.numel() // x.shape[1])
-        return y
+        return run(depthwise_gelu_bn, x, conv, bn, residual=self.residual)
 
     def extra_repr(self):
         return "residual=True" if self.residual else ""
 
 
+def run(operation, x, conv, bn, **options):
+    """The operation with the tensors of its parts; updates the running statistics as bn would."""
+    mean = var = None  # those of this batch
+    if not bn.training and bn.running_mean is not None:
+        mean, var = bn.running_mean, bn.running_var
+    y, mean, var = operation(x, conv.weight, conv.bias, bn.weight, bn.bias, mean, var,
+                             eps=bn.eps, **options)
+    if bn.training and bn.track_running_stats and bn.running_mean is not None:
+        update_running_stats(bn, mean, var, y.numel() // y.shape[1])
+    return y
+
+
+def synchronised(bn):
+    return "its BatchNorm is synchronised over several ranks" if over_ranks(bn) else None
+
+
+class FusedSequential(nn.Sequential):
+    """A Sequential that computes its Conv2d, GELU, BatchNorm2d, one after another, as one.
+
+    Convs over all channels whose kernel is their stride: the pointwise conv of a ConvMixer layer,
+    and its patch embedding. On the CPU only, and not compiled; elsewhere, and when DepthwiseGELUBN
+    would do so, it calls the parts one by one.
+    """
+    def forward(self, x):
+        modules = list(self)
+        while modules:
+            if len(modules) > 2 and self.is_fused(x, *modules[:3]):
+                conv, _, bn, *modules = modules
+                x = run(dense_gelu_bn, x, conv, bn)
+            else:
+                module, *modules = modules
+                x = module(x)
+        return x
+
+    def is_fused(self, x, conv, act, bn):
+        return (x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling()
+                and is_dense_unit(conv, act, bn) and not synchronised(bn))
+
+
+def is_dense_unit(conv: nn.Module, act: nn.Module, bn: nn.Module) -> bool:
+    """Whether the three are BatchNorm(GELU(conv)), the conv dense and with its kernel for a stride."""
+    return (not _not_plain(conv, act, bn) and conv.groups == 1 and conv.padding_mode == "zeros"
+            and conv.kernel_size == conv.stride == (conv.stride[0],) * 2
+            and conv.dilation == (1, 1) and conv.padding in ((0, 0), "valid")
+            and bn.num_features == conv.out_channels)
+
+
 def cannot_fuse(conv: nn.Module, act: nn.Module, bn: nn.Module) -> str | None:
     """Why DepthwiseGELUBN does not compute what these three do, in words, or None if it does."""
-    for module, *types in ((conv, nn.Conv2d), (act, nn.GELU),
-                           (bn, nn.BatchNorm2d, SyncBatchNorm, nn.SyncBatchNorm)):
-        if type(module) not in types:
-            return f"{type(module).__name__} is not nn.{types[0].__name__}"
-        if has_hooks(module):
-            return f"a hook on {type(module).__name__}"
+    if why_not := _not_plain(conv, act, bn):
+        return why_not
     C, K = conv.in_channels, conv.kernel_size[0]
     if ((conv.out_channels, conv.groups) != (C, C) or conv.padding_mode != "zeros"
             or (conv.stride, conv.dilation) != ((1, 1), (1, 1))):
         return f"{conv} is not a depthwise conv of stride 1"
     if conv.kernel_size != (K, K) or K % 2 == 0 or conv.padding not in ((K // 2, K // 2), "same"):
         return f"{conv} has no square, odd kernel with 'same' padding"
+    if bn.num_features != C:
+        return f"{bn} does not fit {C} channels"
+    return None
+
+
+def _not_plain(conv, act, bn):
+    """Why these are not Conv2d, the exact GELU and BatchNorm2d, without hooks; None if they are."""
+    for module, *types in ((conv, nn.Conv2d), (act, nn.GELU),
+                           (bn, nn.BatchNorm2d, SyncBatchNorm, nn.SyncBatchNorm)):
+        if type(module) not in types:
+            return f"{type(module).__name__} is not nn.{types[0].__name__}"
+        if has_hooks(module):
+            return f"a hook on {type(module).__name__}"
     if act.approximate != "none":
         return f"{act} is not the exact GELU"
     if isinstance(bn, nn.SyncBatchNorm) and bn.process_group not in (None, dist.group.WORLD):
         return "SyncBatchNorm has its own process group"
-    if bn.num_features != C:
-        return f"{bn} does not fit {C} channels"
     return None
 
 
@@ -98,47 +143,62 @@ def fuse(model: nn.Module) -> int:
     """Replace each Sequential(Conv2d, GELU, BatchNorm2d) with a depthwise conv; return how many.
 
     Weights, buffers and train/eval flags stay the same objects. A wrapper that adds the input
-    (timm's and the authors' Residual) is replaced together with its Sequential. Modules with hooks
-    stay. `unfuse` undoes it. Raises ValueError if there is nothing to replace.
+    (timm's and the authors' Residual) is replaced together with its Sequential. The Sequentials
+    around them become FusedSequential. Modules with hooks stay. `unfuse` undoes it. Raises
+    ValueError if there is no depthwise conv to replace.
     """
+    blocks = _replace(model, _depthwise_replacement)
+    if not blocks:
+        raise ValueError("nothing to fuse: no Sequential(Conv2d, GELU, BatchNorm2d) with a "
+                         "depthwise conv of odd kernel, stride 1 and 'same' padding, without hooks")
+    _replace(model, _dense_replacement)
+    return blocks
+
+
+def _replace(model, replacement_for):
+    """Replace the children for which there is a replacement; return the number of replacements."""
     replacements = {}  # a module may have several places in a model
     for parent in list(model.modules()):  # outer modules first
         if parent in replacements:
             continue
         for name, child in list(parent._modules.items()):
-            replacement = replacements.get(child) or _replacement(child)
+            replacement = replacements.get(child) or replacement_for(child)
             if replacement is not None:
+                replacement.training = child.training
+                replacement.replaced = (child,)  # in a tuple, so that it is not a submodule
                 replacements[child] = parent._modules[name] = replacement
-    if not replacements:
-        raise ValueError("nothing to fuse: no Sequential(Conv2d, GELU, BatchNorm2d) with a "
-                         "depthwise conv of odd kernel, stride 1 and 'same' padding, without hooks")
     return len(replacements)
 
 
 def unfuse(model: nn.Module) -> int:
     """Undo `fuse`; return the number of blocks. Parts exchanged since then stay exchanged."""
     originals = {}
-    for parent in list(model.modules()):
+    for parent in reversed(list(model.modules())):  # inner modules first
         for name, child in list(parent._modules.items()):
             if hasattr(child, "replaced"):
                 originals[child] = parent._modules[name] = _original(child)
-    return len(originals)
+    return sum(not isinstance(module, FusedSequential) for module in originals)
 
 
-def _replacement(module):
+def _dense_replacement(module):
+    if type(module) is not nn.Sequential or has_hooks(module):
+        return None
+    parts = list(module)
+    if any(is_dense_unit(*parts[i:i + 3]) for i in range(len(parts) - 2)):
+        return FusedSequential(OrderedDict(module._modules))
+    return None
+
+
+def _depthwise_replacement(module):
     """The fused module for `module`, or None if it is neither a unit nor a residual of one."""
     if _is_unit(module):
-        replacement = DepthwiseGELUBN.of_parts(*module)
-    elif _is_residual_of_unit(module):
-        (name, unit), = module._modules.items()
-        block = DepthwiseGELUBN.of_parts(*unit, residual=True)
-        block.training = unit.training
-        replacement = _FusedResidual(OrderedDict({name: block}))
-    else:
+        return DepthwiseGELUBN.of_parts(*module)
+    if not _is_residual_of_unit(module):
         return None
-    replacement.training = module.training
-    replacement.replaced = (module,)  # in a tuple, so that it is not a submodule
-    return replacement
+    (name, unit), = module._modules.items()
+    block = DepthwiseGELUBN.of_parts(*unit, residual=True)
+    block.training = unit.training
+    return _FusedResidual(OrderedDict({name: block}))
 
 
 def _original(replacement):

@@ -3,7 +3,8 @@
 y = BatchNorm(GELU(depthwise_conv(x, weight) + bias)) (+ x)
 
 This is the token mixer of ConvMixer, Trockman & Kolter 2023, eq. 2. depthwise_cpu.py and
-depthwise_launch.py have the same two functions. Where those cannot run, these do.
+depthwise_launch.py have the same two functions, forward and backward. Where those cannot run, these
+do.
 """
 import torch
 from torch.nn import functional as F
@@ -17,17 +18,7 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
     If mean and var are None, it uses those of this batch, as in training. Differentiable. Raises
     ValueError for a batch with a single value per channel.
     """
-    dtype = stats_dtype(x)
-    g = F.gelu(conv(x, weight, bias))
-    gamma, beta, mean, var = (None if t is None else t.to(dtype) for t in (gamma, beta, mean, var))
-    if mean is None:
-        n = g.numel() // g.shape[1]
-        mean, var = (torch.zeros(g.shape[1], dtype=dtype, device=x.device) for _ in range(2))
-        # Momentum 1 leaves the batch's own statistics in the buffers, the variance unbiased.
-        y = F.batch_norm(g, mean, var, gamma, beta, training=True, momentum=1.0, eps=eps)
-        var = var * ((n - 1) / max(n, 1))
-    else:
-        y = F.batch_norm(g, mean, var, gamma, beta, training=False, eps=eps)
+    y, mean, var = gelu_bn(conv(x, weight, bias), gamma, beta, mean, var, eps)
     return (y + x if residual else y), mean, var
 
 
@@ -37,16 +28,36 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     `batch_stats`: mean and var came from this batch, so they depend on x.
     """
     C, K = weight.shape[0], weight.shape[-1]
-    z = conv(x, weight, bias)
-    gamma = torch.ones_like(mean) if gamma is None else gamma.to(mean.dtype)
-    dg, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
-        dy.contiguous(), F.gelu(z), gamma, mean, var, mean, torch.rsqrt(var + eps), batch_stats,
-        eps, [True, True, True])
-    dz = torch.ops.aten.gelu_backward(dg, z)
+    dz, dgamma, dbeta = gelu_bn_backward(dy.contiguous(), conv(x, weight, bias), gamma, mean, var,
+                                         eps, batch_stats)
     dx, dweight, dbias = torch.ops.aten.convolution_backward(
         dz, x, weight, [C], [1, 1], [K // 2, K // 2], [1, 1], False, [0, 0], C, [True, True, True])
     dx = dx + dy if residual else dx
     return dx, dweight.to(mean.dtype), dbias.to(mean.dtype), dgamma, dbeta
+
+
+def gelu_bn(z, gamma, beta, mean, var, eps):
+    """BatchNorm(GELU(z)), and its mean and biased variance: z (N, C, ...), the rest (C,) or None."""
+    dtype = stats_dtype(z)
+    g = F.gelu(z)
+    gamma, beta, mean, var = (None if t is None else t.to(dtype) for t in (gamma, beta, mean, var))
+    if mean is not None:
+        return F.batch_norm(g, mean, var, gamma, beta, training=False, eps=eps), mean, var
+    n = g.numel() // g.shape[1]
+    mean, var = (torch.zeros(g.shape[1], dtype=dtype, device=z.device) for _ in range(2))
+    # Momentum 1 leaves the batch's own statistics in the buffers, the variance unbiased.
+    y = F.batch_norm(g, mean, var, gamma, beta, training=True, momentum=1.0, eps=eps)
+    return y, mean, var * ((n - 1) / max(n, 1))
+
+
+def gelu_bn_backward(dy, z, gamma, mean, var, eps, batch_stats):
+    """dz, dgamma, dbeta of `gelu_bn`."""
+    gamma = torch.ones_like(mean) if gamma is None else gamma.to(mean.dtype)
+    dz, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
+        dy, F.gelu(z), gamma, mean, var, mean, torch.rsqrt(var + eps), batch_stats, eps,
+        [True, True, True])
+    torch.ops.aten.gelu_backward.grad_input(dz, z, grad_input=dz)
+    return dz, dgamma, dbeta
 
 
 def conv(x, weight, bias):

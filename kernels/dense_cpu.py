@@ -1,0 +1,86 @@
+"""The other half of a ConvMixer layer on the CPU: BatchNorm(GELU(conv)), the conv over all channels.
+
+The conv has its kernel for a stride: pointwise (1 x 1), or a patch embedding (P x P). Autograd saves
+x and z, the result of the conv, where three operations would save GELU(z), too. Channel-major, the
+pointwise conv is one product (see depthwise_cpu.py).
+"""
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from .depthwise_cpu import laid_out, maps, plan, rows
+from .reference import gelu_bn, gelu_bn_backward, laid_out_like
+
+
+def dense_gelu_bn(x, weight, bias, gamma, beta, mean, var, *, eps):
+    """(N, C, H, W) -> y (N, D, H/P, W/P), and the mean and biased variance used, (D,).
+
+    weight (D, C, P, P), stride P; the rest as in `depthwise_gelu_bn`, and autocast casts as it does
+    there. There is no second derivative.
+    """
+    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight = x.to(dtype), weight.to(dtype)
+    return _DenseGELUBN.apply(x, weight, bias, gamma, beta, mean, var, eps)
+
+
+class _DenseGELUBN(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, gamma, beta, mean, var, eps):
+        ctx.batch_stats, ctx.eps = mean is None, eps
+        ctx.dtypes = [None if t is None else t.dtype for t in (x, weight, bias, gamma, beta)]
+        with torch.autocast("cpu", enabled=False):
+            z = _conv(x, weight, bias)
+            y, mean, var = gelu_bn(rows(z), gamma, beta, mean, var, eps)
+        ctx.save_for_backward(x, weight, gamma, z, mean, var)
+        ctx.mark_non_differentiable(mean, var)
+        return maps(y, z).to(x.dtype), mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, *_):
+        x, weight, gamma, z, mean, var = ctx.saved_tensors
+        with torch.autocast("cpu", enabled=False):
+            dy = laid_out(dy.to(z.dtype), not z.is_contiguous())
+            dz, dgamma, dbeta = gelu_bn_backward(rows(dy), rows(z), gamma, mean, var, ctx.eps,
+                                                 ctx.batch_stats)
+            dbias = dz.sum((0, 2), dtype=mean.dtype)
+            dx, dweight = _conv_backward(maps(dz, z), x, weight, ctx.needs_input_grad[0])
+        gradients = [None if dtype is None or gradient is None else gradient.to(dtype)
+                     for gradient, dtype in zip((dx, dweight, dbias, dgamma, dbeta), ctx.dtypes,
+                                                strict=True)]
+        return *gradients, None, None, None
+
+
+def _conv(x, weight, bias):
+    """z (N, D, h, w), in the layout of the depthwise conv that follows it."""
+    P = weight.shape[-1]
+    dtype, channel_major = plan(x.dtype, len(x), x.shape[2] // P, x.shape[3] // P)
+    x, weight, bias = (None if t is None else t.to(dtype) for t in (x, weight, bias))
+    if P == 1 and channel_major:
+        x = laid_out(x, True).transpose(0, 1)                   # (C, N, h, w)
+        z = F.conv2d(_one_map(x), weight, bias)                 # (1, D, 1, Nhw)
+        return z.view(-1, *x.shape[1:]).transpose(0, 1)         # (N, D, h, w)
+    return laid_out(F.conv2d(x, weight, bias, stride=P), channel_major)
+
+
+def _conv_backward(dz, x, weight, needs_dx):
+    """dx, or None, and dweight."""
+    original, x, weight = x, x.to(dz.dtype), weight.to(dz.dtype)
+    P = weight.shape[-1]
+    if P > 1 or dz.is_contiguous():
+        dx, dweight, _ = torch.ops.aten.convolution_backward(
+            dz.contiguous(), x, weight, None, [P, P], [0, 0], [1, 1], False, [0, 0], 1,
+            [needs_dx, True, False])
+        return laid_out_like(original, dx) if needs_dx else None, dweight
+    x, dz = laid_out(x, True).transpose(0, 1), dz.transpose(0, 1)
+    dweight = (dz.flatten(1) @ x.flatten(1).t()).view_as(weight)
+    if not needs_dx:
+        return None, dweight
+    dx = F.conv2d(_one_map(dz), weight.transpose(0, 1).contiguous())
+    return laid_out_like(original, dx.view_as(x).transpose(0, 1)), dweight
+
+
+def _one_map(t):
+    """(C, N, h, w) -> (1, C, 1, Nhw): one long map, for which oneDNN makes one product."""
+    return t.view(1, len(t), 1, -1)
