@@ -9,10 +9,11 @@ from mixer.runtime.errors import InputError
 class Names:
     """The attributes of an ImageSet that `split` reads."""
 
-    def __init__(self, names, classes=("cat", "dog"), splits=None):
+    def __init__(self, names, classes=("cat", "dog"), splits=None, originals=None):
         self.names, self.classes = names, list(classes)
         self.labels = [self.classes.index(name.split(".")[0]) for name in names]
         self.splits = splits or [""] * len(names)
+        self.originals = lambda: originals or list(range(len(names)))
 
     def split(self, val_fraction=0.1, seed=0):
         train, val = split(self, np.arange(len(self.names)), val_fraction, seed)
