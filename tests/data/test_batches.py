@@ -47,6 +47,34 @@ def test_split_follows_the_source():
     assert names.split() == ({"cat.0", "dog.0"}, {"cat.1", "dog.1"})
 
 
+def test_identical_images_stay_on_one_side():
+    """Each second image is a copy of the one before; two of a cat are called dogs."""
+    originals = [i - i % 2 for i in range(250)]
+    originals[200:202] = [0, 0]
+    for seed in range(20):
+        names = Names(NAMES, originals=originals)
+        train, val = split(names, np.arange(250), 0.1, seed)
+        sides = {originals[i] for i in train}, {originals[i] for i in val}
+        assert not sides[0] & sides[1] and not {0, 1, 200, 201} & set(val)
+        assert sum(i < 200 for i in val) == 20 and sum(i >= 200 for i in val) == 4
+    # large groups, and a class that is one
+    names = Names(["cat.0", "cat.1", "cat.2", "dog.0", "dog.1", "dog.2"],
+                  originals=[0, 0, 2, 3, 3, 5])
+    assert names.split(0.01)[1] == {"cat.2", "dog.2"}
+    with pytest.raises(InputError, match="class dog has no two different images"):
+        Names(["cat.0", "cat.1", "dog.0", "dog.1"], originals=[0, 1, 2, 2]).split()
+
+
+def test_training_goes_without_its_copies_of_the_sources_validation_images():
+    names = Names(["cat.0", "cat.1", "dog.0", "cat.2", "dog.1"], originals=[0, 1, 2, 0, 4],
+                  splits=["train"] * 3 + ["val"] * 2)
+    train, val = split(names, np.arange(5), 0.1, 0)
+    assert train.tolist() == [1, 2] and val.tolist() == [3, 4]
+    names.originals = lambda: [0, 1, 2, 0, 2]
+    with pytest.raises(InputError, match="no training image of class dog is left"):
+        split(names, np.arange(5), 0.1, 0)
+
+
 def test_every_image_comes_once_an_epoch_whatever_the_batch():
     streams = {size: Stream(10, size, seed=4) for size in (1, 3, 4, 10)}
     seen = {}
