@@ -163,7 +163,7 @@ def load_data(config, images, out, device, world):
               "train": [images.names[i] for i in train], "val": [images.names[i] for i in val]}
 
     # the same images on all machines
-    digest = hashlib.sha256(json.dumps(splits).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([splits, images.contents]).encode()).hexdigest()
     if world.broadcast(digest) != digest:
         raise InputError(f"--data: rank {world.rank} finds other images in {images.path} "
                          "than rank 0")

@@ -36,7 +36,7 @@ class Layout:
     def place(self, parts: tuple[str, ...]) -> tuple[str, tuple[str, ...]] | None:
         """The parts of a path -> its split and the parts below; None for what stands elsewhere."""
         depth = len(self.outer)
-        if parts[:depth] != self.outer:
+        if parts[:depth] != self.outer or len(parts) == depth:  # a file may be called as a folder
             return None
         if not self.splits:
             return "", parts[depth:]

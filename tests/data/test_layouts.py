@@ -109,6 +109,12 @@ def test_classes_are_what_they_are_called(tmp_path, names, classes):
         assert images.classes == classes and len(images) == sum(".jpg" in name for name in names)
 
 
+def test_a_file_with_the_name_of_a_folder(tmp_path):
+    archive = tmp_path / "x.zip"
+    archive.write_bytes(zipped({**dict.fromkeys(trees("pets"), JPEG), "pets": b"", "pets/cat": b""}))
+    assert find_images(archive).classes == ["cat", "dog"]
+
+
 def test_roles():
     assert role("seg_train", {"seg"}) == "train" and role("seg_train") is None
     assert role("my-Valid.Set2", {"my"}) == "val" and role("contest") is None

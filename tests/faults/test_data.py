@@ -306,6 +306,25 @@ def test_what_would_train_on_the_wrong_labels_is_refused(train, tmp_path, pictur
     assert result.stderr.count("\n") == 1
 
 
+def test_a_run_goes_on_after_its_images_were_copied(train, tmp_path, pictures):
+    """With other times, or in a zip; but not where a byte of one differs."""
+    copy, archive = tmp_path / "copy", tmp_path / "archive.zip"
+    shutil.copytree(pictures, copy, copy_function=shutil.copyfile)
+    archive.write_bytes(zipped({path.name: path.read_bytes() for path in copy.iterdir()}))
+    out = ["--out", tmp_path / "run", "--resume", "auto"]
+    for steps, data in enumerate([pictures, copy, archive], 1):
+        result = train(*TINY, "--steps", steps, "--data", data, *out)
+        assert result.returncode == 0, result.stderr
+        assert steps == 1 or f"resumed at step {steps - 1}" in result.stdout
+    path = copy / "cat.1.png"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    result = train(*TINY, "--steps", 4, "--data", copy, *out, "--bad-images", "skip")
+    assert result.returncode == 2 and "another run: contents was" in result.stderr
+    (copy / "cat.1.png").rename(copy / "cat.2.png")
+    result = train(*TINY, "--steps", 4, "--data", copy, *out)
+    assert result.returncode == 2 and "another run: images was" in result.stderr
+
+
 def test_names_of_any_bytes(train, tmp_path, pictures, tally):
     """File and folder names from hypothesis, not all text: trained on, or named readably."""
     hypothesis = pytest.importorskip("hypothesis")
