@@ -8,7 +8,6 @@ python bench.py --kernels-table
 import dataclasses
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 

@@ -111,7 +111,8 @@ def test_classes_are_what_they_are_called(tmp_path, names, classes):
 
 def test_a_file_with_the_name_of_a_folder(tmp_path):
     archive = tmp_path / "x.zip"
-    archive.write_bytes(zipped({**dict.fromkeys(trees("pets"), JPEG), "pets": b"", "pets/cat": b""}))
+    files = {"pets": b"", "pets/cat": b""}
+    archive.write_bytes(zipped({**dict.fromkeys(trees("pets"), JPEG), **files}))
     assert find_images(archive).classes == ["cat", "dog"]
 
 
