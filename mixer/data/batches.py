@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..runtime.errors import InputError, listed
+from ..runtime.errors import InputError, listed, printable
 from .images import ImageSet
 
 
@@ -51,10 +51,13 @@ def split(images: ImageSet, indices: np.ndarray, val_fraction: float,
         # what is equal to an image of another class stays in training
         of_class = [group for group in groups.values() if (labels[group] == label).all()]
         total = int((labels[indices] == label).sum())
-        if total < 2 or not of_class or len(of_class[0]) == total:
-            same = "a single image" if total < 2 else "no two different images of its own"
-            raise InputError(f"--data: class {name} has {same}, which cannot be both in "
+        if total < 2:
+            raise InputError(f"--data: class {name} has a single image, which cannot be both in "
                              "training and in validation: add images, or use --val-fraction 0")
+        if not of_class or len(of_class[0]) == total:
+            print(f"class {printable(name)} is not in validation: its images are copies of one, or "
+                  "of other classes' images", flush=True)
+            continue
         count = min(max(1, round(val_fraction * total)), total - 1)
         chosen = []
         for group in sorted(of_class, key=key):
