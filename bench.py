@@ -8,14 +8,13 @@ python bench.py --kernels-table
 import dataclasses
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from kernels import why_not_triton
 from mixer.bench.block import measure_kernels
 from mixer.bench.rows import measure_models
-from mixer.data.images import find_images
+from mixer.data.images import base_name, find_images
 from mixer.experiments import ROWS, Row
 from mixer.models import model_options
 from mixer.report.figures import draw_memory, draw_speed
@@ -66,7 +65,7 @@ def main(argv: list[str]) -> None:
 
     # print; results must not contain local paths
     settings = {**dataclasses.asdict(config), "out": None,
-                "data": config.data and Path(config.data).name}
+                "data": config.data and base_name(config.data)}
     result = {"environment": environment(device), "config": settings,
               **{key: [m.as_row() for m in measured] for key, measured in lists.items()}}
     text = as_text(result)

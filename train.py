@@ -32,7 +32,7 @@ from mixer.runtime.errors import InputError, Interrupted, printable
 from mixer.runtime.files import locked, read_csv, writable_folder, write_json, write_text
 from mixer.runtime.processes import exit_code_of
 from mixer.training.config import DEMO, MODEL_OPTIONS, as_arguments, read_config
-from mixer.training.resume import open_checkpoint, resume_identity
+from mixer.training.resume import check_identity, open_checkpoint, resume_identity
 from mixer.training.trainer import Trainer, try_one_batch
 
 
@@ -91,9 +91,8 @@ def train_one(config, name, out, device, world):
     # cheap checks first: a bad run fails before the images are decoded
     cache_folder(config.cache)
     images = Demo() if config.data is None else find_images(config.data)
-    identity = resume_identity(config, images.fingerprint)
+    identity = resume_identity(config, images.identity)
     checkpoint = open_checkpoint(config.resume, out, identity, world)
-    print(images, flush=True)
 
     # a model that fits this device
     torch.manual_seed(config.seed)
@@ -108,6 +107,9 @@ def train_one(config, name, out, device, world):
 
     # the decoded images, and where the run starts
     train_set, val_set, splits = load_data(config, images, out, device, world)
+    identity["contents"] = images.contents
+    if checkpoint:
+        check_identity(checkpoint, identity)
     print(f"kernels: {kernels}")
     trainer = Trainer(model, train_set, val_set, config, out, device=device,
                       classes=len(images.classes), identity=identity, world=world)
@@ -153,6 +155,7 @@ def pick_kernels(choice, model, device, synced):
 def load_data(config, images, out, device, world):
     """Decode the images: (training Subset, validation Subset, the contents of split.json)."""
     array, faults = pack(images, config.image_size, config.cache, config.workers)
+    print(images, flush=True)  # now it is known which are copies of others
     report = out / "bad_images.csv" if world.rank == 0 else None
     indices = usable(images, faults, config.bad_images, report)
     train, val = split(images, indices, config.val_fraction, config.seed)
@@ -160,7 +163,7 @@ def load_data(config, images, out, device, world):
               "train": [images.names[i] for i in train], "val": [images.names[i] for i in val]}
 
     # the same images on all machines
-    digest = hashlib.sha256(json.dumps(splits).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([splits, images.contents]).encode()).hexdigest()
     if world.broadcast(digest) != digest:
         raise InputError(f"--data: rank {world.rank} finds other images in {images.path} "
                          "than rank 0")

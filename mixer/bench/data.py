@@ -10,7 +10,7 @@ import torch
 
 from ..data.augment import augment, draws_for
 from ..data.batches import Subset, fits_on
-from ..data.images import ImageSet, find_images
+from ..data.images import ImageSet, base_name, find_images
 from ..data.packed import pack
 from ..report.measurements import StageMeasurement
 from ..runtime.errors import InputError
@@ -32,7 +32,7 @@ def measure_stages(config, load: Load) -> list[StageMeasurement]:
     """`measure_data` in a fresh process."""
     announce(config.data)
     stages, failed = attempt(measure_data, config.data, load, config.repeats, debug=config.debug)
-    return stages or [StageMeasurement(Path(config.data).name, batch_size=load.batch_size,
+    return stages or [StageMeasurement(base_name(config.data), batch_size=load.batch_size,
                                        failed=failed)]
 
 
@@ -46,7 +46,7 @@ def measure_data(path: Path | str, load: Load, repeats: int,
     chosen = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
     images = dataclasses.replace(images, **{
         name: [getattr(images, name)[i] for i in chosen]
-        for name in ("files", "names", "labels", "splits", "sizes")})
+        for name in ("files", "names", "labels", "splits", "sizes", "crcs")})
     with tempfile.TemporaryDirectory() as folder:
         # decode all of them, to leave out the damaged ones
         array, faults = pack(images, load.image_size, folder)

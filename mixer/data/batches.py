@@ -5,12 +5,13 @@ Everything random is a function of (seed, epoch, sample), not of workers, batche
 import functools
 import hashlib
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from ..runtime.errors import InputError
+from ..runtime.errors import InputError, listed, printable
 from .images import ImageSet
 
 
@@ -18,29 +19,51 @@ def split(images: ImageSet, indices: np.ndarray, val_fraction: float,
           seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Divide the images `indices` into training and validation: two sorted int64 arrays.
 
-    Where the source has train/ and val/, they decide. Otherwise validation takes from each class
+    Where the source has train and val, they decide. Otherwise validation takes from each class
     round(val_fraction * its images), at least one, by a hash of (seed, name). So the split depends
-    on names and seed only, and new images move few of the old ones. Raises InputError when a class
-    has too few images.
+    on names and seed only, and new images move few of the old ones. Byte-identical images are
+    never on both sides: they move together, and where the source decides, training goes without
+    its copies of validation images. Raises InputError when a class has too few images.
     """
-    splits = np.array(images.splits)[indices]
+    splits, originals = np.array(images.splits)[indices], np.array(images.originals())
     if "val" in splits:
-        return indices[splits != "val"], indices[splits == "val"]
+        val = indices[splits == "val"]
+        train = indices[(splits != "val") & ~np.isin(originals[indices], originals[val])]
+        kept = {images.labels[index] for index in train}
+        if lost := [name for label, name in enumerate(images.classes) if label not in kept]:
+            raise InputError(f"--data: no training image of class {listed(lost)} is left: they are "
+                             "copies of validation images")
+        return train, val
     if val_fraction == 0:
         return indices, np.array([], dtype=np.int64)
 
-    def key(index):
-        text = f"{seed}/{images.names[index]}"
+    # images that are equal: one group, in the order of its first name
+    groups = defaultdict(list)
+    for index in indices:
+        groups[originals[index]].append(index)
+
+    def key(group):
+        text = f"{seed}/{images.names[group[0]]}"
         return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
-    labels = np.array(images.labels)[indices]
+    labels = np.array(images.labels)
     val = []
     for label, name in enumerate(images.classes):
-        members = indices[labels == label]
-        if len(members) < 2:
+        # what is equal to an image of another class stays in training
+        of_class = [group for group in groups.values() if (labels[group] == label).all()]
+        total = int((labels[indices] == label).sum())
+        if total < 2:
             raise InputError(f"--data: class {name} has a single image, which cannot be both in "
                              "training and in validation: add images, or use --val-fraction 0")
-        count = min(max(1, round(val_fraction * len(members))), len(members) - 1)
-        val += sorted(members, key=key)[:count]
+        if not of_class or len(of_class[0]) == total:
+            print(f"class {printable(name)} is not in validation: its images are copies of one, or "
+                  "of other classes' images", flush=True)
+            continue
+        count = min(max(1, round(val_fraction * total)), total - 1)
+        chosen = []
+        for group in sorted(of_class, key=key):
+            if len(chosen) + len(group) <= count:
+                chosen += group
+        val += chosen or min(of_class, key=len)  # all groups are larger
     val = np.array(sorted(val), dtype=np.int64)
     return np.setdiff1d(indices, val), val
 

@@ -221,8 +221,9 @@ class Demo:
         self.labels = [index % 2 for index in range(count)]
         self.names = [f"{CLASSES[label]}.{index}" for index, label in enumerate(self.labels)]
         self.files = self.names
-        self.splits = [""] * count
+        self.splits, self.crcs = [""] * count, [None] * count
         self.fingerprint = hashlib.sha256(self.path.read_bytes()).hexdigest() + f"-{count}"
+        self.identity, self.contents = self.fingerprint, ""
 
     def __len__(self):
         return len(self.labels)
@@ -230,6 +231,9 @@ class Demo:
     def __str__(self):
         cats, dogs = self.labels.count(0), self.labels.count(1)
         return f"{len(self):,} drawn pictures, 2 classes: cat {cats:,}, dog {dogs:,}"
+
+    def originals(self) -> list[int]:
+        return list(range(len(self)))
 
     def load(self, index: int, size: int) -> np.ndarray:
         return draw(index, size)

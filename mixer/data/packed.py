@@ -19,7 +19,8 @@ from tqdm import tqdm
 from ..runtime import signals
 from ..runtime.errors import InputError, listed
 from ..runtime.files import locked, writable_folder, write_csv, write_json
-from .images import DECODING, ImageSet
+from .decoding import DECODING
+from .images import ImageSet, base_name
 
 MAX_DECODING_BYTES = 4 * 2**30  # of memory for a decoder; the largest picture needs 1.2 GB
 MAX_DECODING_SECONDS = 60       # per image
@@ -38,52 +39,56 @@ def pack(images: ImageSet, size: int, cache: Path | str | None = None,
 
     The array is memory-mapped from a file in `cache`, which is made again when the source, the size
     or DECODING changes. A second process waits until the first has made it. Damaged images are zero
-    in the array. Raises OSError where the file cannot be written.
+    in the array. Sets `images.crcs`. Raises OSError where the file cannot be written.
     """
     cache, source = cache_folder(cache), Path(images.path)
     path_hash = hashlib.sha256(os.fsencode(source.absolute())).hexdigest()[:10]
-    name = re.sub(r"\W+", "-", source.stem) + f"-{path_hash}-{size}px"
+    name = re.sub(r"\W+", "-", Path(base_name(source)).stem) + f"-{path_hash}-{size}px"
     array_path, meta_path, temporary, lock = (
         cache / f"{name}.{suffix}" for suffix in ("npy", "json", "tmp", "lock"))
     expected = dict(fingerprint=images.fingerprint, count=len(images), size=size, decoding=DECODING)
     busy = "another process is decoding these images: waiting for it"
     try:
         with locked(lock, lambda: print(busy, flush=True)):
-            if packed := _open_packed(array_path, meta_path, expected):
+            if packed := _open_packed(array_path, meta_path, expected, images):
                 return packed
             try:
-                faults = _decode_all(images, size, temporary,
-                                     workers or len(os.sched_getaffinity(0)))
+                faults, crcs = _decode_all(images, size, temporary,
+                                           workers or len(os.sched_getaffinity(0)))
                 meta_path.unlink(missing_ok=True)  # never an old description with a new array
                 os.replace(temporary, array_path)
-                write_json(meta_path, {**expected, "faults": faults})
+                write_json(meta_path, {**expected, "faults": faults, "crcs": crcs})
             except OSError:
                 array_path.unlink(missing_ok=True)  # useless without its description
                 raise
             finally:
                 temporary.unlink(missing_ok=True)
-            return _open_packed(array_path, meta_path, expected)
+            return _open_packed(array_path, meta_path, expected, images)
     except OSError as e:
         mib = len(images) * size * size * 3 / 2**20
         raise OSError(f"cannot keep {mib:,.0f} MiB of decoded images in {cache}: "
                       f"{e.strerror or e}; choose another folder with --cache") from e
 
 
-def _open_packed(array_path, meta_path, expected):
+def _open_packed(array_path, meta_path, expected, images):
     """The result of `pack`; None if a file is missing or damaged, or does not match `expected`."""
     try:
         meta = json.loads(meta_path.read_text())
         faults = {int(index): fault for index, fault in meta.pop("faults").items()}
+        crcs = [crc and int(crc) for crc in meta.pop("crcs")]
         array = np.load(array_path, mmap_mode="c")  # copy-on-write: nobody can change the file
     except Exception:  # on damaged bytes, json and numpy raise nearly every exception type
         return None
     shape = (expected["count"], expected["size"], expected["size"], 3)
-    fits = meta == expected and array.shape == shape and array.dtype == np.uint8
-    return (array, faults) if fits else None
+    if (meta != expected or len(crcs) != len(images)
+            or array.shape != shape or array.dtype != np.uint8):
+        return None
+    images.crcs = crcs
+    return array, faults
 
 
 def _decode_all(images, size, path, workers):
-    """Write the array to `path` with `workers` processes. Returns {index: fault}."""
+    """Write the array to `path` with `workers` processes: {index: fault} and the CRCs."""
     # take the disk space first: a full disk under a memory map would kill the process
     path.unlink(missing_ok=True)  # a decoder of a killed command may still write to the old file
     array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(images), size, size, 3))
@@ -91,7 +96,7 @@ def _decode_all(images, size, path, workers):
         os.posix_fallocate(f.fileno(), 0, os.path.getsize(path))
 
     # decode
-    faults = {}
+    faults, crcs = {}, list(images.crcs)
     decoders = [Decoder(images, size, array, range(worker, len(images), workers))
                 for worker in range(min(workers, len(images)))]
     try:
@@ -101,8 +106,8 @@ def _decode_all(images, size, path, workers):
             while running := [decoder for decoder in decoders if decoder.unfinished]:
                 wait([decoder.results for decoder in running])
                 for decoder in running:
-                    for index, fault in decoder.finished():
-                        faults[index] = fault
+                    for index, fault, crc in decoder.finished():
+                        faults[index], crcs[index] = fault, crc
                         bar.update()
                 signals.check()
                 time.sleep(0.02)  # waking up for every image would take a core from the decoders
@@ -110,7 +115,7 @@ def _decode_all(images, size, path, workers):
         for decoder in decoders:
             decoder.kill()
     array.flush()
-    return {index: fault for index, fault in sorted(faults.items()) if fault}
+    return {index: fault for index, fault in sorted(faults.items()) if fault}, crcs
 
 
 class Decoder:
@@ -136,11 +141,11 @@ class Decoder:
         send.close()
 
     def finished(self):
-        """Yield (index, fault or None) for each image that was finished since the last call."""
+        """Yield (index, fault or None, CRC-32 or None) for each image that was finished since."""
         try:
             while self.results.poll():
-                fault = self.results.recv()
-                yield self.unfinished.popleft(), fault
+                fault, crc = self.results.recv()
+                yield self.unfinished.popleft(), fault, crc
         except EOFError:  # the process has ended
             self.process.join()
             if not self.unfinished:
@@ -151,7 +156,7 @@ class Decoder:
             elif index == self.died_at:
                 fault = f"its decoder died twice, with exit code {exitcode}"
             if fault:
-                yield self.unfinished.popleft(), fault
+                yield self.unfinished.popleft(), fault, self.images.crcs[index]
             self.died_at = index
             if self.unfinished:
                 self.start()
@@ -162,7 +167,7 @@ class Decoder:
             self.process.join()
 
     def _decode(self, results, parent):
-        """In the process: send for each image its fault or None."""
+        """In the process: send for each image its fault or None, and its CRC."""
         signals.die_with_parent(parent)
         warnings.simplefilter("ignore")  # Pillow's: an image decodes or it does not
         with open("/proc/self/statm") as f:
@@ -178,7 +183,7 @@ class Decoder:
                     self.array[index] = self.images.load(index, self.size)
                 except ValueError as e:
                     fault = str(e)
-                results.send(fault)
+                results.send((fault, self.images.crcs[index]))
 
 
 def usable(images: ImageSet, faults: dict[int, str], policy: str,

@@ -12,7 +12,11 @@ FREE_ON_RESUME = {"data", "log_every", "cache", "workers", "bad_images", "data_o
 
 
 def resume_identity(config: Config, images: str) -> dict:
-    """Plain values that define a run, and its images by fingerprint. Equal ones, equal weights."""
+    """Plain values that define a run, and the names and sizes of its images, as a digest.
+
+    With the digest of their contents, which are known once they are decoded: equal ones, equal
+    weights.
+    """
     # a constant learning rate does not depend on the number of steps
     free = FREE_ON_RESUME | ({"steps", "epochs"} if config.schedule == "constant" else set())
     options = {name: value for name, value in vars(config).items() if name not in free}
@@ -31,11 +35,17 @@ def open_checkpoint(resume: str | None, out: Path, identity: dict, world: World)
     if not isinstance(saved, dict) or "optimizer" not in checkpoint:
         raise InputError("--resume: the checkpoint holds only weights, not the state of a run; "
                          "use last.pt of the run's folder")
+    check_identity(checkpoint, identity)
+    return checkpoint
+
+
+def check_identity(checkpoint: dict, identity: dict) -> None:
+    """Raise InputError if the run of `checkpoint` differs in one of these values."""
+    saved = checkpoint["identity"]
     differences = [f"{key} was {saved.get(key)!r} and is {value!r}"
                    for key, value in identity.items() if saved.get(key) != value]
     if differences:
         raise InputError(f"--resume: the checkpoint is of another run: {', '.join(differences)}")
-    return checkpoint
 
 
 def find_checkpoint(resume: Path | str | None, out: Path) -> dict | None:

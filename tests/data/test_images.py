@@ -1,11 +1,11 @@
-import io
+import contextlib
+import os
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from mixer.data.images import MAX_BYTES, decode, find_images
+from mixer.data.images import MAX_BYTES, find_images
+from mixer.data.sources import UNREAD
 from mixer.runtime.errors import InputError
 from tests.helpers.pictures import encoded, zipped
 
@@ -15,7 +15,10 @@ JPEG = encoded(colour=(200, 30, 30))
 def write(root, names, data=JPEG):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
+        if name.endswith("/"):
+            (root / name).mkdir()
+        else:
+            (root / name).write_bytes(data)
     return root
 
 
@@ -83,7 +86,19 @@ def test_unequal_classes_print_the_majority_baseline(tmp_path):
     (["a/1.jpg", "b/1.jpg", "cat.0.jpg"], "1 images beside them (cat.0.jpg)"),
     (["train/cat/0.jpg", "train/dog/0.jpg", "val/cat/0.jpg", "val/wolf/0.jpg"],
      "differ: dog, wolf"),
-    (["train/cat/0.jpg", "train/dog/0.jpg", "extra/cat/0.jpg", "cat.1.jpg"], "cat.1.jpg, extra/"),
+    (["train/cat/0.jpg", "train/dog/0.jpg", "extra/cat/0.jpg", "cat.1.jpg"],
+     "1 images beside them (cat.1.jpg)"),
+    (["train/cat.0.jpg", "train/dog.0.jpg", "val/cat.1.jpg"], "differ: dog"),
+    (["cat/0.jpg", "dog/0.jpg", "bird/"], "bird is empty"),
+    (["cat/0.jpg", "dog/0.jpg", "bird/.DS_Store", "bird/Thumbs.db"], "bird is empty"),
+    (["cat/0.jpg", "dog/"], "the folder dog beside it is empty"),
+    (["cat/0.jpg", "dog/0.jpg", "bird/0.tif", "bird/1.TIFF"], "other formats: .tif 1, .tiff 1"),
+    (["cat/0.jpg", "dog/0.heic"], "dog beside it holds only files of other formats: .heic 1"),
+    (["cat.0.jpg", "dog.0.avif"], "dog holds only files of other formats: .avif 1"),
+    (["0.jp2", "1.jp2"], "other formats: .jp2 2"),
+    (["train/cat/0.jpg", "train/dog/0.jpg", "val/cat/0.jpg", "val/dog/0.svg"], "val/dog holds"),
+    (["train/cat/0.jpg", "train/dog/0.jpg", "val/cat/0.psd"], "folder val"),
+    (["train/cat/0.tif", "train/dog/0.tif", "test/cat/0.jpg", "test/dog/0.jpg"], "folder train"),
 ])
 def test_what_cannot_be_labelled_is_refused(tmp_path, names, message):
     with pytest.raises(InputError) as e:
@@ -121,47 +136,100 @@ def test_a_damaged_member_is_a_bad_image_not_a_crash(tmp_path):
     assert images.load(1, 8).shape == (8, 8, 3)
 
 
-def test_decode_is_upright_rgb(tmp_path):
-    left_red = Image.new("RGB", (40, 20), (0, 0, 255))
-    left_red.paste((255, 0, 0), (0, 0, 20, 20))
-    exif = Image.Exif()
-    exif[0x0112] = 3  # turned by 180 degrees
-    data = io.BytesIO()
-    left_red.save(data, "JPEG", exif=exif, quality=95)
-    out = decode(data.getvalue(), 20)
-    assert out[10, 3].argmax() == 2 and out[10, 16].argmax() == 0  # the red half is on the right
+JUNK = ["Cat/@eaDir/0.jpg/SYNOPHOTO_THUMB_XL.jpg", "@eaDir/x.jpg", "#recycle/0.jpg",
+        "$RECYCLE.BIN/S-1-5/$R1.jpg", "$Recycle.Bin/0.png", ".Trash-1000/files/0.jpg",
+        ".Spotlight-V100/0.jpg", "Cat/.thumbnails/0.png", "lost+found/0.jpg",
+        "System Volume Information/0.jpg", "Cat/.ipynb_checkpoints/0-checkpoint.jpg",
+        "._AppleDouble/0.jpg", "Dog/._0.jpg", "__MACOSX/Dog/._0.jpg", "@Recycle/0.tif"]
 
 
-@pytest.mark.parametrize("data, expected", [
-    (encoded("L", colour=100, format="PNG"), (100, 100, 100)),
-    (encoded("CMYK", colour=(0, 255, 255, 0)), (254, 0, 0)),
-    (encoded("P", colour=0, format="PNG"), (0, 0, 0)),
-    (encoded("RGBA", colour=(0, 0, 0, 0), format="PNG"), (255, 255, 255)),
-    (encoded("LA", colour=(0, 0), format="PNG"), (255, 255, 255)),
-    (encoded("I;16", colour=100 * 256, format="PNG"), (100, 100, 100)),
-    (encoded("1", colour=1, format="PNG"), (255, 255, 255)),
-    (encoded(colour=(10, 20, 30), format="BMP"), (10, 20, 30)),
-    (encoded("P", colour=0, format="GIF"), (0, 0, 0)),
-    (encoded(colour=(10, 20, 30), format="WEBP", lossless=True), (10, 20, 30)),
-], ids=["grey", "CMYK", "palette", "RGBA", "LA", "16 bit", "1 bit", "BMP", "GIF", "WebP"])
-def test_every_mode_becomes_rgb(data, expected):
-    out = decode(data, 12)
-    assert out.shape == (12, 12, 3) and out.dtype == np.uint8
-    assert np.abs(out.astype(int) - expected).max() <= 2  # JPEG's rounding
+def test_thumbnails_and_wastebaskets_are_left_out_and_counted(tmp_path):
+    names = [f"{kind}/{i}.jpg" for kind in ("Cat", "Dog") for i in range(3)]
+    others = ["Thumbs.db", "Cat/desktop.ini", ".DS_Store"]
+    folder = find_images(write(tmp_path / "x", names + JUNK + others))
+    archive = find_images(write_zip(tmp_path / "x.zip", dict.fromkeys(names + JUNK, JPEG)))
+    for images in (folder, archive):
+        assert images.names == names and images.classes == ["Cat", "Dog"]
+        assert "; 15 images left out: @eaDir 2" in str(images) and "#recycle 1" in str(images)
+    # a name that only looks so
+    names = ["recycle/0.jpg", "trash/0.jpg", "@home/0.jpg", "$5/0.jpg"]
+    assert len(find_images(write(tmp_path / "y", names)).classes) == 4
 
 
-@pytest.mark.parametrize("data, fault", [
-    (b"", "empty file"),
-    (JPEG[:len(JPEG) // 2], "(?i)truncated"),
-    (JPEG[:-40], "(?i)truncated"),
-    (bytes(range(256)) * 8, "not a JPEG"),
-    (b"<html><body>429 Too Many Requests</body></html>", "not a JPEG"),
-    (encoded(format="TIFF"), "not a JPEG"),
-    (encoded("1", size=(9000, 9000), format="PNG"), "9000x9000 pixels are over the limit"),
-], ids=["empty", "cut in half", "cut at the end", "random", "HTML", "TIFF", "huge"])
-def test_damaged_files_are_refused(data, fault):
-    with pytest.raises(ValueError, match=fault):
-        decode(data, 16)
+def test_a_wastebasket_that_cannot_be_read_is_no_hindrance(tmp_path, monkeypatch):
+    """By a patch, because root can read every folder. A link in one may lead anywhere."""
+    write(tmp_path, ["Cat/0.jpg", "Dog/0.jpg", "lost+found/0.jpg", "@eaDir/0.jpg"])
+    (tmp_path / "@eaDir" / "back").symlink_to(tmp_path)
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path).name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert len(find_images(tmp_path)) == 2
+
+
+def test_pictures_of_other_formats_are_counted(tmp_path):
+    others = ["cat/0.tif", "cat/1.TIF", "dog/0.jfif", "logo.svg", "dog/notes.txt"]
+    images = find_images(write(tmp_path, ["cat/0.jpg", "dog/0.jpg", *others]))
+    assert "; 4 files of other formats ignored: .tif 2, .jfif 1, .svg 1" in str(images)
+    assert {".tiff", ".heic", ".avif", ".jp2", ".psd", ".raw", ".dng", ".jxl"} < set(UNREAD)
+
+
+def test_a_runs_own_folder_is_no_class(tmp_path):
+    write(tmp_path, ["cat/0.jpg", "dog/0.jpg", "runs/first/.lock"])
+    assert find_images(tmp_path).classes == ["cat", "dog"]
+    write(tmp_path, [f"runs/first/{name}" for name in ("config.json", "curves.png")])
+    assert find_images(tmp_path).classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("change", [lambda name: f"./{name}", lambda name: name.replace("/", "\\"),
+                                    lambda name: f"/{name}", lambda name: name.replace("/", "//")])
+def test_zips_of_other_programs(tmp_path, change):
+    images = find_images(write_zip(tmp_path / "x.zip", {change(name): JPEG for name in PETS}))
+    assert images.classes == ["Cat", "Dog"] and images.names[0] == "Cat/0.jpg"
+    assert images.load(5, 8).shape == (8, 8, 3)
+
+
+def test_the_hint_names_a_path_that_can_be_given(tmp_path):
+    archive = write_zip(tmp_path / "archive.zip", {"in/PetImages.zip": zipped({})})
+    with pytest.raises(InputError, match="unpack it and give the path of in/PetImages.zip$"):
+        find_images(archive)
+
+
+def test_a_folder_without_a_name_is_named(tmp_path, monkeypatch):
+    write(tmp_path / "pets" / "Cat", ["0.jpg"])
+    write(tmp_path / "pets" / "Dog", ["0.jpg"])
+    monkeypatch.chdir(tmp_path / "pets" / "Cat")
+    assert "2 images in pets (" in str(find_images(".."))
+    monkeypatch.chdir(tmp_path / "pets")
+    assert "2 images in pets (" in str(find_images("."))
+
+
+def test_identical_pictures_are_counted(tmp_path):
+    other = encoded(colour=(1, 2, 3))
+    members = {**dict.fromkeys(["Cat/0.jpg", "Cat/1.jpg", "Dog/2.jpg"], JPEG), "Dog/0.jpg": other}
+    assert ("; 3 are byte-identical to another, and stay together; 1 of these copies have another "
+            "class") in str(find_images(write_zip(tmp_path / "x.zip", members)))
+
+
+def test_a_copy_and_a_zip_are_the_same_images(tmp_path):
+    def images_of(path):
+        images = find_images(path)
+        for index in range(len(images)):
+            with contextlib.suppress(ValueError):
+                images.load(index, 8)
+        return images.identity, images.contents
+    members = {name: encoded(colour=(i, 0, 0)) for i, name in enumerate(PETS)}
+    for root in ("one", "two"):
+        for name, data in members.items():
+            write(tmp_path / root, [name], data)
+    (tmp_path / "two" / PETS[0]).touch()
+    first = images_of(tmp_path / "one")
+    assert first == images_of(tmp_path / "two") == images_of(write_zip(tmp_path / "x.zip", members))
+    write(tmp_path / "two", PETS[:1], members[PETS[0]][:-1] + b"?")
+    assert first[0] == images_of(tmp_path / "two")[0] and first[1] != images_of(tmp_path / "two")[1]
 
 
 def test_an_oversized_file_is_not_read(tmp_path):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -65,6 +66,17 @@ def test_decoded_once_and_again_only_after_a_change(folder, tmp_path, monkeypatc
     monkeypatch.setattr(packed, "DECODING", packed.DECODING + 1)
     pack(find_images(folder), 8, cache)
     assert decoded() == 48
+
+
+def test_the_bytes_of_a_folder_are_known_once_it_was_decoded(folder, tmp_path):
+    (folder / "cat.4.png").write_bytes((folder / "cat.0.png").read_bytes())
+    (folder / "dog.1.png").write_bytes(b"no image")
+    for _ in range(2):  # decoded, and found decoded
+        images = find_images(folder)
+        assert images.crcs == [None] * 12 and images.originals() == list(range(12))
+        pack(images, 8, tmp_path / "cache", 2)
+        assert images.crcs == [zlib.crc32((folder / name).read_bytes()) for name in images.files]
+        assert images.originals()[4] == 0 and "2 are byte-identical" in str(images)
 
 
 def test_two_processes_decode_once(folder, tmp_path, monkeypatch):

@@ -5,7 +5,12 @@ from mixer.runtime.checkpoint import load_checkpoint
 from mixer.runtime.distributed import World
 from mixer.runtime.errors import InputError
 from mixer.training.config import Config
-from mixer.training.resume import find_checkpoint, open_checkpoint, resume_identity
+from mixer.training.resume import (
+    check_identity,
+    find_checkpoint,
+    open_checkpoint,
+    resume_identity,
+)
 from tests.helpers.runs import without_timing
 from tests.helpers.training import trainer
 
@@ -55,6 +60,8 @@ def test_resuming_another_run_is_refused(tmp_path):
     assert same.keys() == load_checkpoint(last).keys()
     with pytest.raises(InputError, match="is of another run: lr was 0.001 and is 0.1"):
         open_checkpoint("auto", tmp_path, {"lr": 0.1}, World())
+    with pytest.raises(InputError, match="is of another run: contents was None and is 'x'"):
+        check_identity(same, {"lr": 0.001, "contents": "x"})
     last.write_bytes(last.read_bytes()[:5000])
     with pytest.raises(InputError, match="not a readable checkpoint"):
         find_checkpoint("auto", tmp_path)

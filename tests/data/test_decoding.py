@@ -1,0 +1,135 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixer.data.decoding import decode
+from tests.helpers.pictures import encoded
+
+JPEG = encoded(colour=(200, 30, 30))
+
+
+def test_decode_is_upright_rgb(tmp_path):
+    left_red = Image.new("RGB", (40, 20), (0, 0, 255))
+    left_red.paste((255, 0, 0), (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    data = io.BytesIO()
+    left_red.save(data, "JPEG", exif=exif, quality=95)
+    out = decode(data.getvalue(), 20)
+    assert out[10, 3].argmax() == 2 and out[10, 16].argmax() == 0  # the red half is on the right
+
+
+@pytest.mark.parametrize("data, expected", [
+    (encoded("L", colour=100, format="PNG"), (100, 100, 100)),
+    (encoded("CMYK", colour=(0, 255, 255, 0)), (254, 0, 0)),
+    (encoded("P", colour=0, format="PNG"), (0, 0, 0)),
+    (encoded("RGBA", colour=(0, 0, 0, 0), format="PNG"), (255, 255, 255)),
+    (encoded("LA", colour=(0, 0), format="PNG"), (255, 255, 255)),
+    (encoded("I;16", colour=100 * 256, format="PNG"), (100, 100, 100)),
+    (encoded("1", colour=1, format="PNG"), (255, 255, 255)),
+    (encoded(colour=(10, 20, 30), format="BMP"), (10, 20, 30)),
+    (encoded("P", colour=0, format="GIF"), (0, 0, 0)),
+    (encoded(colour=(10, 20, 30), format="WEBP", lossless=True), (10, 20, 30)),
+], ids=["grey", "CMYK", "palette", "RGBA", "LA", "16 bit", "1 bit", "BMP", "GIF", "WebP"])
+def test_every_mode_becomes_rgb(data, expected):
+    out = decode(data, 12)
+    assert out.shape == (12, 12, 3) and out.dtype == np.uint8
+    assert np.abs(out.astype(int) - expected).max() <= 2  # JPEG's rounding
+
+
+@pytest.mark.parametrize("data, fault", [
+    (b"", "empty file"),
+    (JPEG[:len(JPEG) // 2], "(?i)truncated"),
+    (JPEG[:-40], "(?i)truncated"),
+    (bytes(range(256)) * 8, "not a JPEG"),
+    (b"<html><body>429 Too Many Requests</body></html>", "not a JPEG"),
+    (encoded(format="TIFF"), "not a JPEG"),
+    (encoded("1", size=(9000, 9000), format="PNG"), "9000x9000 pixels are over the limit"),
+], ids=["empty", "cut in half", "cut at the end", "random", "HTML", "TIFF", "huge"])
+def test_damaged_files_are_refused(data, fault):
+    with pytest.raises(ValueError, match=fault):
+        decode(data, 16)
+
+
+def png(depth, colour_type, row, *chunks):
+    """A PNG one pixel high, with its samples as bytes, and any chunks (kind, data)."""
+    def chunk(kind, data):
+        crc = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + crc
+    width = len(row) * 8 // depth // (3 if colour_type == 2 else 1)
+    header = struct.pack(">IIBBBBB", width, 1, depth, colour_type, 0, 0, 0)
+    chunks = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in chunks)
+
+
+def trns(*samples):
+    return b"tRNS", struct.pack(f">{len(samples)}H", *samples)
+
+
+@pytest.mark.parametrize("data, expected", [
+    (png(16, 0, struct.pack(">2H", 0xCCCC, 0xCC), trns(0xCC)), [0xCC, 255]),
+    (png(16, 0, struct.pack(">2H", 0x1234, 0x1235), trns(0x1234)), [255, 0x12]),
+    (png(8, 0, bytes([5, 6]), trns(5)), [255, 6]),
+    (png(4, 0, b"\x5a", trns(5)), [255, 0xAA]),
+    (png(2, 0, b"\x1b", trns(2)), [0, 85, 255, 255]),
+    (png(1, 0, b"\x55", trns(0)), [255] * 8),
+    (png(16, 2, struct.pack(">6H", *[0x1234] * 3, *[0x1235] * 3), trns(*[0x1234] * 3)), [255, 18]),
+    (png(8, 2, bytes([1, 1, 1, 2, 2, 2]), trns(1, 1, 1)), [255, 2]),
+], ids=["16", "16, low byte", "8", "4", "2", "1", "16 RGB", "8 RGB"])
+def test_a_transparent_colour_is_compared_in_all_its_bits(data, expected):
+    assert decode(data, len(expected))[0].tolist() == [[value] * 3 for value in expected]
+
+
+@pytest.mark.parametrize("alpha, expected", [((0, 0), [10, 20]), ((0, 255), [255, 20])])
+def test_a_bmp_whose_alpha_is_all_zero_is_opaque(alpha, expected):
+    rows = b"".join(bytes([grey] * 3 + [a]) for grey, a in zip((10, 20), alpha, strict=True))
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, 2, 1, 1, 32, 3, 8, 0, 0, 0, 0) + masks + bytes(52)
+    data = b"BM" + struct.pack("<IHHI", 14 + 108 + 8, 0, 0, 14 + 108) + header + rows
+    assert decode(data, 2)[0].tolist() == [[value] * 3 for value in expected]
+
+
+def with_segment(data, kind, content):
+    """A JPEG with one more segment at its beginning."""
+    header = struct.pack(">BBH", 0xFF, kind, len(content) + 2)
+    return data[:2] + header + content + data[2:]
+
+
+LARGE = zlib.compress(bytes(5_000_000))
+ROW = bytes(range(0, 240, 30))
+
+
+@pytest.mark.parametrize("data, plain", [
+    (png(8, 0, ROW, (b"zTXt", b"a\0\0" + LARGE)), png(8, 0, ROW)),
+    (png(8, 0, ROW, (b"iTXt", b"a\0\1\0\0\0" + LARGE)), png(8, 0, ROW)),
+    (png(8, 0, ROW, (b"iCCP", b"a\0\0" + LARGE)), png(8, 0, ROW)),
+    (png(8, 0, ROW, (b"tEXt", b"a\0" + bytes(3_000_000))), png(8, 0, ROW)),
+    (png(8, 0, ROW, (b"pHYs", b"")), png(8, 0, ROW)),
+    (with_segment(JPEG, 0xE2, b"MPF\0II*\0\x08\0\0\0\0\0"), JPEG),
+    (with_segment(JPEG, 0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"), JPEG),
+], ids=["zTXt", "iTXt", "iCCP", "tEXt", "pHYs", "MPF", "EXIF"])
+def test_metadata_is_no_fault_of_a_picture(data, plain):
+    assert (decode(data, 8) == decode(plain, 8)).all()
+
+
+def test_metadata_that_cannot_be_written_back_still_turns_the_picture():
+    entry = struct.pack(">HHI4s", 0x0112, 3, 1, b"\0\3\0\0")                 # orientation
+    entry += struct.pack(">HHII", 0x011A, 5, 1, 38) + bytes(4)               # an unsigned ratio
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\2" + entry + struct.pack(">iI", -72, 1)
+    picture = Image.new("L", (20, 10))
+    picture.paste(255, (0, 0, 10, 10))
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=95)
+    out = decode(with_segment(data.getvalue(), 0xE1, exif), 20)
+    assert out[10, 3].max() < 20 and out[10, 16].min() > 235
+
+
+def test_the_pixels_of_a_picture_with_broken_metadata_are_still_checked():
+    data = png(8, 0, ROW, (b"zTXt", b"a\0\0" + LARGE))
+    at = data.index(b"IDAT") + 6
+    with pytest.raises(ValueError):
+        decode(data[:at] + bytes([data[at] ^ 255]) + data[at + 1:], 8)
