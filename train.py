@@ -33,6 +33,7 @@ from mixer.runtime.files import locked, read_csv, writable_folder, write_json, w
 from mixer.runtime.processes import exit_code_of
 from mixer.training.config import DEMO, MODEL_OPTIONS, as_arguments, read_config
 from mixer.training.resume import check_identity, open_checkpoint, resume_identity
+from mixer.training.saved import start_from
 from mixer.training.trainer import Trainer, try_one_batch
 
 
@@ -100,6 +101,9 @@ def train_one(config, name, out, device, world):
     with explain_out_of_memory(config, device):
         model = create_model(config.arch, image_size=config.image_size,
                              num_classes=len(images.classes), **options).to(device)
+    if config.init_from is not None:
+        print("--init-from is not read: the run goes on from its checkpoint" if checkpoint else
+              start_from(config, model, images.classes, world))
     if synced := config.sync_bn and world.size > 1:
         sync_batch_norm(model)
     kernels = pick_kernels(config.kernels, model, device, synced)
@@ -112,7 +116,7 @@ def train_one(config, name, out, device, world):
         check_identity(checkpoint, identity)
     print(f"kernels: {kernels}")
     trainer = Trainer(model, train_set, val_set, config, out, device=device,
-                      classes=len(images.classes), identity=identity, world=world)
+                      classes=images.classes, identity=identity, world=world)
     if checkpoint:
         trainer.resume(checkpoint)
         print(f"resumed at step {trainer.state.step:,}")

@@ -209,6 +209,29 @@ def test_kernels_are_chosen_named_and_interchangeable(pictures, tmp_path, capsys
     assert "kernels: plain PyTorch (ViT has no depthwise" in capsys.readouterr().out
 
 
+def test_fine_tuning_starts_from_another_run(train, pictures, tmp_path):
+    first = tmp_path / "first" / "best.pt"
+    common = [*TINY, "--data", pictures, "--steps", 2, "--resume", "auto"]
+    assert train(*common, "--out", first.parent).returncode == 0
+    start = shutil.copy(first, tmp_path / "start.pt")
+    arguments = [*common, "--out", tmp_path / "second", "--init-from", start]
+    result = train(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "start.pt: 23 of 23 tensors taken (stem.0.weight, " in result.stdout
+    assert "left fresh: none" in result.stdout
+
+    os.remove(start)
+    longer = train(*arguments[:-2], "--steps", 3, "--init-from", start)
+    assert longer.returncode == 0, longer.stderr
+    assert "--init-from is not read: the run goes on from its checkpoint" in longer.stdout
+    other = train(*arguments[:-2], "--steps", 4, "--init-from", tmp_path / "second" / "last.pt")
+    assert other.returncode == 2 and "of another run: init_from was '" in other.stderr
+    relu = train(*arguments[:-2], "--out", tmp_path / "third", "--init-from", first,
+                 "--act", "relu")
+    assert relu.returncode == 2 and relu.stderr.count("\n") == 1
+    assert "trained with act 'gelu', and this model has 'relu'" in relu.stderr
+
+
 def test_a_second_run_in_one_folder_is_refused(train, pictures, tmp_path):
     arguments = [*TINY, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto",
                  "--steps", 100_000]

@@ -27,7 +27,8 @@ class ConvMixer(nn.Module):
     """(B, 3, H, W) -> (B, num_classes) logits.  Trockman & Kolter 2023, eq. 1-3 and figure 2.
 
     `depthwise(dim, kernel_size)` builds the unit that mixes positions; the default is
-    `depthwise_unit` with `act`. `act` is the activation (the authors' 768/32 uses nn.ReLU).
+    `depthwise_unit` with `act`. `act` is the activation (the authors' 768/32 uses nn.ReLU);
+    no name or shape of the weights tells it.
     Raises ValueError for an even kernel, or an image whose sides the patch does not divide.
     """
 

@@ -5,7 +5,7 @@ from ..models import MODELS, model_options
 from ..runtime.cli import flag, invalid_values, option, parse
 from ..runtime.errors import UsageError
 
-MODEL_OPTIONS = ("patch", "dim", "depth", "heads", "kernel_size")
+MODEL_OPTIONS = ("patch", "dim", "depth", "heads", "kernel_size", "act", "qkv_bias", "norm_eps")
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,12 @@ class Config:
     depth: int | None = option(None, "blocks; original: 4")
     heads: int | None = option(None, "attention heads (ViT), must divide dim; original: 8")
     kernel_size: int | None = option(None, "depthwise kernel side (ConvMixer), odd; original: 9")
+    act: str | None = option(None, "activation (ConvMixer): relu, or gelu, which is fused; "
+                             "original: gelu")
+    qkv_bias: bool | None = option(None, "biases of queries, keys and values (ViT), as timm's")
+    norm_eps: float | None = option(None, "eps of LayerNorm (ViT); timm's: 1e-6; original: 1e-5")
+    init_from: str | None = option(None, "checkpoint to start from: ours, timm's, torchvision's; a "
+                                   "head of another size or other classes stays fresh")
     # images
     image_size: int = option(192, "side in pixels; images are squeezed to a square", least=1)
     data: str | None = option(None, "image folder or zip; default: a demo with small settings")
@@ -72,6 +78,11 @@ def read_config(argv: list[str], description: str) -> Config:
         problems.append("--steps and --epochs exclude each other")
     if config.resume == "auto" and config.out is None:
         problems.append("--resume auto needs --out, the folder of the run")
+
+    if config.arch == "all" and config.init_from is not None:
+        problems.append("--init-from holds one model: give its --arch")
+    if config.kernels == "triton" and config.act == "relu":
+        problems.append("--kernels triton fuses GELU alone, and --act is relu")
 
     # options of the model
     options = {name: getattr(config, name) for name in MODEL_OPTIONS}

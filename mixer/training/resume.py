@@ -1,6 +1,9 @@
 """May this run go on from that checkpoint?"""
+import hashlib
+import os
 from pathlib import Path
 
+from ..models import MODELS
 from ..runtime.checkpoint import load_checkpoint
 from ..runtime.distributed import World
 from ..runtime.errors import InputError
@@ -8,25 +11,33 @@ from .config import Config
 
 # options that change no weight: they may differ between a run and its continuation
 FREE_ON_RESUME = {"data", "log_every", "cache", "workers", "bad_images", "data_on_device", "device",
-                  "kernels", "require_acc", "out", "resume", "debug"}
+                  "kernels", "require_acc", "out", "resume", "debug", "init_from"}
 
 
 def resume_identity(config: Config, images: str) -> dict:
-    """Plain values that define a run, and the names and sizes of its images, as a digest.
+    """Plain values that define a run, and its files by fingerprint, a digest of names and sizes.
 
-    With the digest of their contents, which are known once they are decoded: equal ones, equal
-    weights.
+    With the digest of the images' contents, which are known once they are decoded: equal ones,
+    equal weights.
     """
     # a constant learning rate does not depend on the number of steps
     free = FREE_ON_RESUME | ({"steps", "epochs"} if config.schedule == "constant" else set())
     options = {name: value for name, value in vars(config).items() if name not in free}
-    return {**options, "images": images}
+    return {**options, "images": images, "init_from": _fingerprint(config.init_from)}
+
+
+def _fingerprint(path):
+    """Of a file's bytes; None without a file: what a run started from may be gone."""
+    if path is None or not os.path.isfile(path) or not os.access(path, os.R_OK):
+        return None
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def open_checkpoint(resume: str | None, out: Path, identity: dict, world: World) -> dict | None:
     """The checkpoint that a run goes on from, or None if it starts afresh; the same for all ranks.
 
-    Only rank 0 reads the file. Raises InputError if it is damaged or belongs to another run.
+    Only rank 0 reads the file. Raises InputError if it is damaged or belongs to another run. A run
+    goes on without the file that it was started from (--init-from); with another one it does not.
     """
     checkpoint = world.broadcast(find_checkpoint(resume, out) if world.rank == 0 else None)
     if checkpoint is None:
@@ -35,6 +46,11 @@ def open_checkpoint(resume: str | None, out: Path, identity: dict, world: World)
     if not isinstance(saved, dict) or "optimizer" not in checkpoint:
         raise InputError("--resume: the checkpoint holds only weights, not the state of a run; "
                          "use last.pt of the run's folder")
+    # older versions had the defaults of options that they lack
+    defaults = getattr(MODELS.get(identity.get("arch")), "defaults", {})
+    checkpoint["identity"] = saved = {**defaults, **saved}
+    if identity.get("init_from") is None:
+        identity["init_from"] = saved.get("init_from")
     check_identity(checkpoint, identity)
     return checkpoint
 

@@ -22,6 +22,7 @@ from ..runtime.errors import Diverged, InputError, Interrupted
 from ..runtime.files import write_csv
 from .config import Config
 from .recipe import evaluate, learning_rate, make_optimizer, train_step
+from .saved import describe_model
 
 SMALLEST_SCALE = 1e-4  # of the fp16 loss; it starts at 65536, and each overflow halves it
 
@@ -44,10 +45,12 @@ class Trainer:
     """
 
     def __init__(self, model: nn.Module, train_set: Subset, val_set: Subset, config: Config,
-                 out: Path, *, device: torch.device, classes: int, identity: dict, world: World):
+                 out: Path, *, device: torch.device, classes: list[str], identity: dict,
+                 world: World):
         self.model, self.train_set, self.val_set = model, train_set, val_set
         self.config, self.out, self.identity = config, out, identity
         self.device, self.classes, self.world = device, classes, world
+        self.description = describe_model(config, classes)
         self.amp = pick_amp(config.amp, device)
         self.optimizer = make_optimizer(model, config.lr, config.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp == torch.float16)
@@ -154,7 +157,8 @@ class Trainer:
             return None, None
         self.world.broadcast_buffers(self.model)
         result = evaluate(self.model, self.val_set, self.config.batch_size, self.device,
-                          classes=self.classes, amp=self.amp, stop=self.signum, world=self.world)
+                          classes=len(self.classes), amp=self.amp, stop=self.signum,
+                          world=self.world)
         if result is None:
             return None
         loss, acc, self.state.confusion = result
@@ -172,22 +176,23 @@ class Trainer:
         best = self.state.best
         if len(self.val_set) and (best is None or row["val_acc"] > best["val_acc"]):
             self.state.best = row
-            self.write("best.pt", {"state_dict": self.model.state_dict(),
-                                   "identity": self.identity, "row": row})
+            self.write("best.pt", {"row": row})
         self.save()
 
     def save(self):
         """Write last.pt, then log.csv: a copy of the rows in last.pt."""
         running = {"loss": self.running.loss, "correct": self.running.correct}
         self.write("last.pt", {
-            "state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(), "identity": self.identity,
+            "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "state": vars(self.state) | running})
         if self.world.rank == 0:
             write_csv(self.out / "log.csv", self.state.rows)
 
     def write(self, name, contents):
-        """Write a checkpoint; raise Diverged, in all ranks, if a weight or moment is not finite."""
+        """Write a checkpoint: the weights, their description, and `contents`.
+
+        Raises Diverged, in all ranks, if a weight or moment is not finite.
+        """
         tensors = list(self.model.state_dict().values())
         tensors += [tensor for state in self.optimizer.state.values() for tensor in state.values()]
         finite = [tensor.isfinite().all() for tensor in tensors
@@ -196,7 +201,9 @@ class Trainer:
             raise self.diverged(f"weights are no longer finite at step {self.state.step}, "
                                 "and are not saved")
         if self.world.rank == 0:
-            save_checkpoint(self.out / name, contents)
+            save_checkpoint(self.out / name, {
+                "state_dict": self.model.state_dict(), "description": self.description,
+                "identity": self.identity, **contents})
 
     def stop(self, signum):
         """Save between two rows, and raise Interrupted."""

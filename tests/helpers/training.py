@@ -25,5 +25,5 @@ def subsets(count=40):
 
 def trainer(out, config=SMALL):
     torch.manual_seed(config.seed)
-    return Trainer(tiny_convmixer(), *subsets(), config, out, device=torch.device("cpu"), classes=2,
-                   identity={"lr": config.lr}, world=World())
+    return Trainer(tiny_convmixer(), *subsets(), config, out, device=torch.device("cpu"),
+                   classes=["cat", "dog"], identity={"lr": config.lr}, world=World())

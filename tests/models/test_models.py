@@ -1,11 +1,13 @@
 """create_model: the nine rows, their sizes, gradients and errors."""
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from mixer.experiments import ROWS
 from mixer.models import MODELS, create_model
 
+SMALL_VIT = dict(image_size=32, patch=8, dim=16, depth=2, heads=4)
 PARAMETERS = {  # the original's, counted in its models at 2 classes
     "resnet18": 11_177_538, "efficientnetv2_b0": 5_861_266,
     "vit_linear-p24": 13_524_482, "vit_cnn-p24": 13_524_482,
@@ -59,6 +61,12 @@ def test_options_reach_the_model(name):
     ("convmixer", {"kernel_size": 4, "patch": 20, "heads": 2}, "has no heads; patch 20 does not"),
     ("vit_cnn", {"dim": 512.0}, "dim must be a positive whole number, not 512.0"),
     ("resnet18", {"num_classes": 0}, "num_classes must be"),
+    ("convmixer", {"act": "silu"}, "act must be gelu or relu, not 'silu'"),
+    ("convmixer", {"act": ["relu"]}, "act must be gelu or relu, not ['relu']"),
+    ("convmixer", {"act": "relu", "depthwise": nn.Conv2d}, "act relu and depthwise"),
+    ("resnet18", {"act": "relu"}, "resnet18 has no act"),
+    ("vit_cnn", {"qkv_bias": 1}, "qkv_bias must be True or False, not 1"),
+    ("vit_cnn", {"norm_eps": 0.0}, "norm_eps must be a positive number, not 0.0"),
     ("resnet18", {"image_size": 16}, "at least 32 pixels, not 16"),
     ("efficientnetv2_b0", {"image_size": 16}, "at least 32 pixels, not 16"),
 ])
@@ -66,6 +74,15 @@ def test_wrong_options(name, options, message):
     with pytest.raises(ValueError) as e:
         create_model(name, **options)
     assert message in str(e.value)
+
+
+def test_the_options_of_timm_and_of_the_authors_768_32():
+    vit = create_model("vit_linear", **SMALL_VIT, qkv_bias=True, norm_eps=1e-6)
+    assert vit.blocks[0].attn.qkv.bias is not None
+    assert {m.eps for m in vit.modules() if isinstance(m, nn.LayerNorm)} == {1e-6}
+    relu = create_model("convmixer", dim=8, depth=2, act="relu")
+    assert sum(isinstance(m, nn.ReLU) for m in relu.modules()) == 5
+    assert not any(isinstance(m, nn.GELU) for m in relu.modules())
 
 
 def test_a_misspelt_option_fails():

@@ -11,6 +11,13 @@ from mixer.training.config import DEMO, as_arguments, read_config
      "resnet18 has no depth\nresnet18 has no kernel_size"),
     (["--arch", "all", "--patch", "24"], "--arch all sets --patch itself"),
     (["--arch", "convmixer", "--kernel-size", "4"], "kernel_size 4 is even"),
+    (["--arch", "vit_cnn", "--act", "relu"], "vit_cnn has no act"),
+    (["--arch", "convmixer", "--act", "silu"], "act must be gelu or relu, not 'silu'"),
+    (["--arch", "convmixer", "--qkv-bias"], "convmixer has no qkv_bias"),
+    (["--norm-eps", "nan"], "norm_eps must be a positive number, not nan"),
+    (["--arch", "convmixer", "--act", "relu", "--kernels", "triton"],
+     "--kernels triton fuses GELU alone"),
+    (["--arch", "all", "--init-from", "x.pt"], "--init-from holds one model"),
     (["--arch", "convmixer", "--depth", "0"], "depth must be a positive whole number, not 0"),
     (["--dim", "100"], "dim 100 does not divide into 8 heads"),
     (["--batch-size", "0"], "--batch-size must be at least 1, not 0"),
@@ -54,7 +61,8 @@ def test_the_demo_takes_its_own_settings_and_the_command_line_comes_first():
 
 def test_as_arguments_gives_the_same_config_back():
     for argv in (["--data", "x", "--compile", "--epochs", "2.5", "--clip-grad", "1"],
-                 ["--arch", "convmixer", "--patch", "8"]):
+                 ["--arch", "convmixer", "--patch", "8", "--act", "relu"],
+                 ["--arch", "vit_cnn", "--qkv-bias", "--norm-eps", "1e-6"]):
         config = read_config(argv, "")
         arguments = as_arguments(config) + (["--data", "x"] if config.data is None else [])
         again = read_config(arguments, "")

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from mixer.runtime.checkpoint import load_checkpoint
+from mixer.runtime.checkpoint import load_checkpoint, save_checkpoint
 from mixer.runtime.distributed import World
 from mixer.runtime.errors import InputError
 from mixer.training.config import Config
@@ -69,6 +71,39 @@ def test_resuming_another_run_is_refused(tmp_path):
         find_checkpoint(tmp_path / "none.pt", tmp_path)
     assert find_checkpoint(None, tmp_path) is None
     assert find_checkpoint("auto", tmp_path / "new") is None
+
+
+def test_a_run_of_before_the_newer_options_goes_on(tmp_path):
+    """It had their defaults."""
+    config = Config(arch="convmixer", act="gelu", lr=0.1)
+    old = resume_identity(config, "data")
+    for key in ("act", "qkv_bias", "norm_eps", "init_from"):
+        del old[key]
+    save_checkpoint(tmp_path / "last.pt", {"identity": old, "optimizer": {}})
+    assert open_checkpoint("auto", tmp_path, resume_identity(config, "data"), World())
+    relu = resume_identity(replace(config, act="relu"), "data")
+    with pytest.raises(InputError, match="act was 'gelu' and is 'relu'"):
+        open_checkpoint("auto", tmp_path, relu, World())
+
+
+def test_what_a_run_was_started_from_is_part_of_the_run(tmp_path):
+    """By its bytes. It is not read again, and may be gone."""
+    start, other, gone = (tmp_path / name for name in ("start.pt", "other.pt", "gone.pt"))
+    start.write_bytes(b"some weights")
+    other.write_bytes(b"other weights")
+
+    def identity(path):
+        return resume_identity(Config(init_from=path and str(path)), "data")
+    save_checkpoint(tmp_path / "last.pt", {"identity": identity(start), "optimizer": {}})
+    for path in (start, start.rename(tmp_path / "renamed.pt"), gone, None):
+        now = identity(path)
+        assert open_checkpoint("auto", tmp_path, now, World())
+        assert now["init_from"] == identity(tmp_path / "renamed.pt")["init_from"] is not None
+    with pytest.raises(InputError, match="of another run: init_from was '.{16}' and is '.{16}'"):
+        open_checkpoint("auto", tmp_path, identity(other), World())
+    save_checkpoint(tmp_path / "last.pt", {"identity": identity(None), "optimizer": {}})
+    with pytest.raises(InputError, match="of another run: init_from was None and is"):
+        open_checkpoint("auto", tmp_path, identity(other), World())
 
 
 def test_every_option_is_free_on_resume_or_part_of_the_run():

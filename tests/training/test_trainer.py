@@ -32,7 +32,8 @@ def test_the_fields_of_a_checkpoint(tmp_path):
     """Other versions of the code resume from these names."""
     trainer(tmp_path).fit()
     checkpoint = load_checkpoint(tmp_path / "last.pt")
-    assert list(checkpoint) == ["state_dict", "optimizer", "scaler", "identity", "state"]
+    assert list(checkpoint) == ["state_dict", "description", "identity", "optimizer", "scaler",
+                                "state"]
     assert list(checkpoint["state"]) == ["step", "rows", "best", "confusion", "loss", "correct"]
     assert list(checkpoint["state"]["rows"][0]) == [
         "step", "train_loss", "train_acc", "val_loss", "val_acc", "lr", "images_per_s",

@@ -1,0 +1,155 @@
+"""A checkpoint of a run says what its model is."""
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+import mixer
+from mixer.data.augment import to_float
+from mixer.data.images import decode
+from mixer.models import create_model, load_weights
+from mixer.runtime.checkpoint import load_checkpoint, save_checkpoint
+from mixer.runtime.distributed import World
+from mixer.runtime.errors import InputError
+from mixer.training.saved import start_from
+from mixer.training.trainer import Trainer
+from tests.helpers.networks import IMAGE_SIZE, TINY
+from tests.helpers.pictures import encoded
+from tests.helpers.training import SMALL, subsets
+
+OPTIONS = {"convmixer": {**TINY, "kernel_size": 3, "act": "relu"},
+           "vit_linear": {**TINY, "heads": 4, "qkv_bias": True, "norm_eps": 1e-6},
+           "resnet18": {}}
+CONFIGS = {name: replace(SMALL, arch=name, steps=2, log_every=2, **options)
+           for name, options in OPTIONS.items()}
+
+
+def run(out, name):
+    """A run of two steps, which leaves best.pt and last.pt in `out`. Returns its model."""
+    model = create_model(name, image_size=IMAGE_SIZE, **OPTIONS[name])
+    Trainer(model, *subsets(), CONFIGS[name], out, device=torch.device("cpu"),
+            classes=["cat", "dog"], identity=vars(CONFIGS[name]), world=World()).fit()
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_load_model_gives_the_model_of_a_run(tmp_path, name):
+    trained = run(tmp_path, name)
+    x = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    for file in ("last.pt", "best.pt"):
+        model = mixer.load_model(tmp_path / file)
+        assert torch.equal(model(x), trained(x)) and not model.training
+        assert model.classes == ["cat", "dog"] and model.image_size == IMAGE_SIZE
+        assert type(model) is type(trained)
+        assert model.state_dict().keys() == trained.state_dict().keys()
+
+
+def test_the_description_is_of_plain_values(tmp_path):
+    run(tmp_path, "vit_linear")
+    contents = torch.load(tmp_path / "best.pt", weights_only=True)  # plain torch, nothing allowed
+    description = contents["description"]
+    assert description["name"] == "vit_linear"
+    assert description["options"] == {**OPTIONS["vit_linear"], "image_size": IMAGE_SIZE}
+    assert description["classes"] == ["cat", "dog"]
+    assert description["versions"]["torch"] and type(description["versions"]["torch"]) is str
+    assert description["recipe"]["lr"] == 1e-3 and description["recipe"]["batch_size"] == 8
+    assert "out" not in description["recipe"], "no paths of this machine"
+    assert "squeezed to 32x32" in description["preprocessing"]
+
+
+def test_the_preprocessing_is_that_of_the_training(tmp_path):
+    run(tmp_path, "convmixer")
+    model = mixer.load_model(str(tmp_path / "best.pt"))
+    data = encoded("RGBA", (40, 30), "PNG", (10, 200, 30, 128))
+    (tmp_path / "x.png").write_bytes(data)
+    want = to_float(torch.tensor(decode(data, IMAGE_SIZE))[None])
+    for image in (data, tmp_path / "x.png", str(tmp_path / "x.png")):
+        x = model.preprocess(image)
+        assert torch.equal(x, want) and x.shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert model(x).shape == (1, 2)
+    Image.new("RGB", (300, 200), "white").save(tmp_path / "white.jpg")
+    assert model.preprocess(tmp_path / "white.jpg").eq(1).all()
+    with pytest.raises(ValueError, match="empty file"):
+        model.preprocess(b"")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_checkpoint_without_a_description_says_how_to_load_it(tmp_path, name):
+    trained = run(tmp_path, name)
+    contents = load_checkpoint(tmp_path / "last.pt")
+    del contents["description"]
+    save_checkpoint(tmp_path / "old.pt", contents)
+    with pytest.raises(ValueError) as e:
+        mixer.load_model(tmp_path / "old.pt")
+    assert "old.pt does not describe its model" in str(e.value)
+    line = re.search(r"load_weights\(create_model\(.*$", str(e.value))[0]
+    model = eval(line, {"load_weights": load_weights, "create_model": create_model})
+    x = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert torch.equal(model(x), trained(x))
+    torch.save(contents["state_dict"], tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"load_weights\(create_model\(NAME, \.\.\.\), "):
+        mixer.load_model(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("spoilt", [
+    {"name": "vit_cn"}, {"options": 3}, {"options": {"patch": 7, "image_size": 32}},
+    {"options": {"no": 1, "image_size": 32}}, {"classes": 3}, {"classes": []}])
+def test_a_spoilt_description_is_refused(tmp_path, spoilt):
+    run(tmp_path, "convmixer")
+    contents = load_checkpoint(tmp_path / "last.pt")
+    contents["description"] |= spoilt
+    save_checkpoint(tmp_path / "spoilt.pt", contents)
+    with pytest.raises(ValueError, match="spoilt.pt describes no model of ours: "):
+        mixer.load_model(tmp_path / "spoilt.pt")
+
+
+def test_timms_model_takes_the_weights_of_a_run(tmp_path):
+    timm = pytest.importorskip("timm", reason="needs timm: pip install timm")
+    trained = run(tmp_path, "convmixer")
+    peer = timm.models.convmixer.ConvMixer(dim=16, depth=1, kernel_size=3, patch_size=8,
+                                           num_classes=2, act_layer=torch.nn.ReLU).eval()
+    peer.load_state_dict(torch.load(tmp_path / "best.pt", weights_only=True)["state_dict"])
+    x = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    torch.testing.assert_close(peer(x), trained(x))
+    timm.models.load_checkpoint(peer, str(tmp_path / "last.pt"))
+
+
+def test_weights_of_another_activation_do_not_load(tmp_path):
+    run(tmp_path, "convmixer")
+    gelu = create_model("convmixer", **{**OPTIONS["convmixer"], "act": "gelu"})
+    with pytest.raises(ValueError, match="trained with act 'relu', and this model has 'gelu'"):
+        load_weights(gelu, tmp_path / "best.pt")
+    config = replace(CONFIGS["convmixer"], init_from=str(tmp_path / "best.pt"))
+    with pytest.raises(InputError, match="--init-from: .* trained with act 'relu'"):
+        start_from(config, gelu, ["cat", "dog"], World())
+
+
+def test_a_new_run_starts_from_a_checkpoint(tmp_path):
+    trained = run(tmp_path, "convmixer")
+    config = replace(CONFIGS["convmixer"], init_from=str(tmp_path / "best.pt"))
+    for classes, head in ((["cat", "dog"], "left fresh: none"),
+                          (["a", "b", "c"], "left fresh: head.weight, head.bias")):
+        model = create_model("convmixer", num_classes=len(classes), **OPTIONS["convmixer"])
+        report = start_from(config, model, classes, World())
+        assert "best.pt" in report and head in report
+        assert f"{21 if len(classes) == 3 else 23} of 23 tensors taken (stem.0.weight, " in report
+        assert torch.equal(model.stem[0].weight, trained.stem[0].weight)
+        assert torch.equal(model.stem[2].running_mean, trained.stem[2].running_mean)
+        assert (len(classes) == 2) == (model.head.weight.shape == trained.head.weight.shape
+                                       and torch.equal(model.head.weight, trained.head.weight))
+    for bad, words in ((tmp_path / "none.pt", "there is no checkpoint"),
+                       (tmp_path, "not a file")):
+        with pytest.raises(InputError, match=f"--init-from: .*{words}"):
+            start_from(replace(config, init_from=str(bad)), model, classes, World())
+
+
+def test_importing_mixer_imports_no_torch():
+    code = ("import sys, mixer; assert 'torch' not in sys.modules; "
+            "assert callable(mixer.load_model) and 'torch' in sys.modules; "
+            "assert not hasattr(mixer, 'load_modle')")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
