@@ -8,11 +8,16 @@ import pytest
 from mixer.runtime.streams import lasting
 
 
-@pytest.fixture(autouse=True)
-def streams(monkeypatch, capfd):
-    """Those of a command, on the descriptors 1 and 2."""
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        monkeypatch.setattr(sys, name, open(number, "w", closefd=False))
+@pytest.fixture
+def streams(monkeypatch):
+    """streams(): from now on, sys.stdout and sys.stderr are on the descriptors 1 and 2.
+
+    Called by the test itself, because pytest sets its own before each test.
+    """
+    def start():
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            monkeypatch.setattr(sys, name, open(number, "w", closefd=False))
+    return start
 
 
 def test_a_file_name_that_the_terminal_cannot_show(monkeypatch, capfd):
@@ -24,7 +29,8 @@ def test_a_file_name_that_the_terminal_cannot_show(monkeypatch, capfd):
     assert capfd.readouterr().out == "\\udcff \\xe9\n"
 
 
-def test_a_failed_write_is_no_error_and_neither_are_the_next(capfd):
+def test_a_failed_write_is_no_error_and_neither_are_the_next(streams, capfd):
+    streams()
     descriptor = os.dup(1)
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, 1)
@@ -41,14 +47,16 @@ def test_a_failed_write_is_no_error_and_neither_are_the_next(capfd):
     assert capfd.readouterr() == ("here again\n", "")
 
 
-def test_silent_is_for_stdout_alone(capfd):
+def test_silent_is_for_stdout_alone(streams, capfd):
+    streams()
     with lasting(silent=True):
         print("nothing")
         print("something", file=sys.stderr)
     assert capfd.readouterr() == ("", "something\n")
 
 
-def test_the_streams_are_given_back_and_lines_keep_their_order(capfd):
+def test_the_streams_are_given_back_and_lines_keep_their_order(streams, capfd):
+    streams()
     before = sys.stdout, sys.stderr
     print("one")
     with contextlib.suppress(RuntimeError), lasting():
