@@ -120,6 +120,8 @@ def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
 
     # this machine and the data
     device = pick_device(config.device)
+    if device.type == "mps":
+        raise InputError("--device mps: bench.py measures cpu and cuda")
     amp = pick_amp(config.amp, device)
     if config.kernels == "triton" and (reason := why_not_triton(device)):
         raise InputError(f"--kernels triton: {reason}; use --kernels auto")

@@ -28,7 +28,7 @@ from mixer.runtime import signals
 from mixer.runtime.cli import run
 from mixer.runtime.device import environment, explain_out_of_memory, pick_amp, pick_device
 from mixer.runtime.distributed import process_group, rank_and_size
-from mixer.runtime.errors import InputError, Interrupted, printable
+from mixer.runtime.errors import InputError, Interrupted, printable, shell_word
 from mixer.runtime.files import locked, read_csv, writable_folder, write_json, write_text
 from mixer.runtime.processes import exit_code_of
 from mixer.training.config import DEMO, MODEL_OPTIONS, as_arguments, read_config
@@ -50,7 +50,8 @@ def main(argv):
     if config.kernels == "triton" and (reason := why_not_triton(device)):
         raise InputError(f"--kernels triton: {reason}; use --kernels auto")
     no_gpu = config.device == "auto" and device.type == "cpu"
-    print(f"device: {device}" + (" (no CUDA device here)" if no_gpu else ""), flush=True)
+    note = " (not tried)" if device.type == "mps" else " (no CUDA device here)" if no_gpu else ""
+    print(f"device: {device}{note}", flush=True)
 
     # one run, or nine
     name = row_name(config.arch, config.patch, config.depth)
@@ -78,7 +79,7 @@ def claimed_folder(config, name, rank):
 
     def busy():
         raise InputError(f"--out: another process is training in {out}")
-    with locked(writable_folder(out, "--out") / ".lock", busy):
+    with locked(writable_folder(out, "--out") / ".lock", busy, "--out", required=False):
         if (out / "config.json").exists() and config.resume != "auto":
             raise InputError(f"--out: {out} holds another run; add --resume auto to go on with it, "
                              "or choose another --out")
@@ -96,9 +97,8 @@ def train_one(config, name, out, device, world):
     checkpoint = open_checkpoint(config.resume, out, identity, world)
 
     # a model that fits this device
-    torch.manual_seed(config.seed)
     options = {option: getattr(config, option) for option in MODEL_OPTIONS}
-    with explain_out_of_memory(config, device):
+    with explain_out_of_memory(config, device), seeded(config.seed, device):
         model = create_model(config.arch, image_size=config.image_size,
                              num_classes=len(images.classes), **options).to(device)
     if config.init_from is not None:
@@ -136,6 +136,14 @@ def train_one(config, name, out, device, world):
     trainer.fit()
     if world.rank == 0:
         write_results(trainer, name, images, parameters, (time.perf_counter() - start) / 60)
+
+
+@contextlib.contextmanager
+def seeded(seed, device):
+    """Inside, torch's random numbers follow from `seed`. Afterwards they go on as before."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def pick_kernels(choice, model, device, synced):
@@ -221,7 +229,7 @@ def train_all(config, out, device, rank):
         from_row = code - 128 if code - 128 in signals.STOPPING else None
         if signum := signals.pending() or from_row:
             stopped = Interrupted(signum, f" in {row.title}; go on with "
-                                          f"--arch all --out {out} --resume auto")
+                                          f"--arch all --out={shell_word(out)} --resume auto")
             break
         if code:
             failed += 1

@@ -7,6 +7,7 @@ import pty
 import shutil
 import signal
 import struct
+import subprocess
 import termios
 
 import numpy as np
@@ -22,6 +23,7 @@ from mixer.runtime.errors import InputError
 from mixer.runtime.files import read_csv
 from tests.helpers.commands import TINY
 from tests.helpers.networks import tiny_convmixer
+from tests.helpers.plants import Plant
 from tests.helpers.runs import assert_same_run
 
 pytestmark = pytest.mark.faults
@@ -249,3 +251,40 @@ def test_triton_is_refused_where_sync_bn_leaves_the_model_unfused():
         script.pick_kernels("triton", model, torch.device("cpu"), synced=True)
     assert script.pick_kernels("auto", model, torch.device("cpu"), synced=True) == (
         "plain PyTorch (--sync-bn)")
+
+
+def test_a_command_to_copy_survives_odd_names(train, pictures, tmp_path):
+    """A folder as a shell would split it; the printed command goes on with the run."""
+    out = tmp_path / "-it's a\nrun"
+    arguments = [*TINY, "--data", pictures, "--steps", 8]
+    plant = Plant("mixer.training.trainer.train_step", signal.SIGTERM, 3)
+    stopped = train(*arguments, f"--out={out}", plants=[plant])
+    assert stopped.returncode == 143 and stopped.stderr.count("\n") == 1
+    command = "printf '%s\\0' " + stopped.stderr.split("go on with ")[1]
+    shell = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    words = shell.stdout.split("\0")[:-1]
+    assert words == [f"--out={out}", "--resume", "auto"]
+    assert "resumed at step" in train(*arguments, *words).stdout
+
+
+def test_a_folder_without_locks_is_used_and_named(pictures, tmp_path, monkeypatch, capsys):
+    """On --out; decoded images that two processes write at once would be spoilt."""
+    def fail(*args):
+        raise OSError(37, "No locks available")
+    arguments = [*TINY, "--data", str(pictures), "--steps", "1", "--cache", str(tmp_path)]
+    script.main([*arguments, "--out", str(tmp_path / "a")])  # decodes
+    lock = fcntl.lockf
+    monkeypatch.setattr(fcntl, "lockf",
+                        lambda f, how: lock(f, how) if "px" in f.name else fail())
+    script.main([*arguments, "--out", str(tmp_path / "b")])
+    assert f"--out: the file system of {tmp_path / 'b'} has no locks" in capsys.readouterr().err
+    monkeypatch.setattr(fcntl, "lockf", fail)
+    with pytest.raises(InputError, match="--cache: the file system of .* has no locks; choose"):
+        script.main([*arguments, "--out", str(tmp_path / "c")])
+
+
+def test_random_numbers_go_on_as_before(pictures, tmp_path):
+    before = torch.get_rng_state()
+    script.main([*TINY, "--data", str(pictures), "--steps", "1", "--cache", str(tmp_path),
+                 "--out", str(tmp_path / "run")])
+    assert torch.get_rng_state().equal(before)

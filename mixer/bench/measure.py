@@ -8,7 +8,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..experiments import EPOCH_IMAGES
 from ..report.measurements import Counts, Memory, Speed, StepMeasurement
 from ..runtime.processes import attempt, in_one_line
+from ..runtime.system import peak_resident_mib
 from ..training.recipe import make_optimizer, train_step
 from .timing import Ceiling, race, repeated, summary, take_in_turn
 
@@ -143,10 +143,7 @@ def peaks(device: torch.device) -> tuple[float | None, float | None, float]:
         free, total = torch.cuda.mem_get_info(device)
         return (torch.cuda.max_memory_allocated(device) / MIB,
                 torch.cuda.max_memory_reserved(device) / MIB, (total - free) / MIB)
-    # getrusage would count what the parent had when it started this process
-    status = Path("/proc/self/status").read_text()
-    values = dict(line.split(":", 1) for line in status.splitlines())
-    return None, None, int(values["VmHWM"].split()[0]) / 1024
+    return None, None, peak_resident_mib()
 
 
 def training_memory(make: MakeModel, load: Load, batches: Sequence[int]) -> list[Memory]:

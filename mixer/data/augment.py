@@ -67,4 +67,6 @@ def augment(images: torch.Tensor, flip: np.ndarray, angle: np.ndarray) -> torch.
 def _send(array, device):
     """numpy -> tensor on `device`, without waiting for the device."""
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

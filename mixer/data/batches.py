@@ -72,7 +72,9 @@ def fits_on(device: torch.device, size: int, choice: str) -> bool:
     """Whether to keep `size` bytes of images on `device`; "auto": in half of its free memory."""
     if device.type == "cpu" or choice == "no":
         return False
-    return choice == "yes" or size < torch.cuda.mem_get_info(device)[0] / 2
+    if choice == "yes" or device.type != "cuda":
+        return choice == "yes"
+    return size < torch.cuda.mem_get_info(device)[0] / 2
 
 
 @dataclass
@@ -95,6 +97,8 @@ class Subset:
         batch = images, self.labels[indices]
         if images.device.type == device.type:
             return batch
+        if device.type != "cuda":
+            return tuple(tensor.to(device) for tensor in batch)
         return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)
 
 

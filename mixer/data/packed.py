@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import re
-import resource
 import signal
 import time
 import warnings
@@ -18,19 +17,21 @@ from tqdm import tqdm
 
 from ..runtime import signals
 from ..runtime.errors import InputError, listed
-from ..runtime.files import locked, writable_folder, write_csv, write_json
+from ..runtime.files import cache_home, locked, reserve, writable_folder, write_csv, write_json
+from ..runtime.system import cores, limit_memory
 from .decoding import DECODING
 from .images import ImageSet, base_name
 
 MAX_DECODING_BYTES = 4 * 2**30  # of memory for a decoder; the largest picture needs 1.2 GB
 MAX_DECODING_SECONDS = 60       # per image
-FORK = multiprocessing.get_context("fork")  # a decoder needs only Pillow, and starts in a moment
+# a decoder needs only Pillow, and starts in a moment (Windows cannot fork, and runs no command)
+FORK = multiprocessing.get_context(
+    "fork" if "fork" in multiprocessing.get_all_start_methods() else None)
 
 
 def cache_folder(name: Path | str | None = None) -> Path:
     """The folder of --cache, or the user's own. Raises InputError if it is not writable."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return writable_folder(name or Path(home, "vit-convmixer"), "--cache")
+    return writable_folder(name or cache_home() / "vit-convmixer", "--cache")
 
 
 def pack(images: ImageSet, size: int, cache: Path | str | None = None,
@@ -49,12 +50,11 @@ def pack(images: ImageSet, size: int, cache: Path | str | None = None,
     expected = dict(fingerprint=images.fingerprint, count=len(images), size=size, decoding=DECODING)
     busy = "another process is decoding these images: waiting for it"
     try:
-        with locked(lock, lambda: print(busy, flush=True)):
+        with locked(lock, lambda: print(busy, flush=True), "--cache"):
             if packed := _open_packed(array_path, meta_path, expected, images):
                 return packed
             try:
-                faults, crcs = _decode_all(images, size, temporary,
-                                           workers or len(os.sched_getaffinity(0)))
+                faults, crcs = _decode_all(images, size, temporary, workers or cores())
                 meta_path.unlink(missing_ok=True)  # never an old description with a new array
                 os.replace(temporary, array_path)
                 write_json(meta_path, {**expected, "faults": faults, "crcs": crcs})
@@ -92,8 +92,7 @@ def _decode_all(images, size, path, workers):
     # take the disk space first: a full disk under a memory map would kill the process
     path.unlink(missing_ok=True)  # a decoder of a killed command may still write to the old file
     array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(images), size, size, 3))
-    with open(path, "r+b") as f:
-        os.posix_fallocate(f.fileno(), 0, os.path.getsize(path))
+    reserve(path)
 
     # decode
     faults, crcs = {}, list(images.crcs)
@@ -170,11 +169,9 @@ class Decoder:
         """In the process: send for each image its fault or None, and its CRC."""
         signals.die_with_parent(parent)
         warnings.simplefilter("ignore")  # Pillow's: an image decodes or it does not
-        with open("/proc/self/statm") as f:
-            memory = int(f.read().split()[0]) * resource.getpagesize() + MAX_DECODING_BYTES
-        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        memory = min(limit for limit in (memory, soft, hard) if limit != resource.RLIM_INFINITY)
-        resource.setrlimit(resource.RLIMIT_AS, (memory, hard))  # beyond it, MemoryError
+        limit_memory(MAX_DECODING_BYTES)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # whatever the command inherited
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
         with contextlib.suppress(BrokenPipeError):  # the parent is gone
             for index in self.unfinished:
                 signal.alarm(MAX_DECODING_SECONDS)  # SIGALRM kills, whatever library is running

@@ -1,21 +1,23 @@
 """From a dataclass to a command line; from an exception to lines on stderr and an exit code."""
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import math
 import operator
 import os
+import re
 import signal
 import sys
 import traceback
 import typing
 from collections.abc import Callable, Iterable
 
-from . import signals
+from . import signals, system
 from .distributed import lost_another, rank_and_size
 from .errors import Diverged, InputError, Interrupted, UsageError, first_line, printable
 from .processes import TORCHRUN
-from .streams import make_lasting
+from .streams import lasting
 
 # the bounds of an option, in words and as a comparison
 BOUNDS = {"least": ("at least", operator.ge), "most": ("at most", operator.le),
@@ -65,10 +67,17 @@ def parse(config_class: type, argv: list[str], description: str) -> tuple[dict, 
     Raises UsageError if argparse cannot read it.
     """
     types = option_types(config_class)
+    # argparse drops a value "--" (Python issue 59317), and no file needs this name
+    if word := next((word for word in argv if re.fullmatch("--.*=--", word)), None):
+        raise UsageError([f"{word}: write ./-- if this is a file's name"])
     texts, unknown = _parser(config_class, types, description).parse_known_args(argv)
     problems = _unknown_arguments(unknown, [flag(name) for name in types])
     options = {}
     for name, text in vars(texts).items():
+        if types[name] is str and text.split("/")[0] == "~":  # shells do not look behind an =
+            text = os.path.expanduser(text)
+            if text.startswith("~"):
+                problems.append(f"{flag(name)} {text}: this user has no home folder")
         try:
             options[name] = types[name](text)
         except ValueError:
@@ -97,6 +106,8 @@ def _parser(config_class, types, description):
 
 
 def _raise_usage_error(message):
+    if message.endswith("expected one argument"):
+        message += " (one that begins with - is written as --flag=value)"
     raise UsageError([message])
 
 
@@ -129,25 +140,50 @@ def run(main: Callable[[list[str]], object], argv: list[str]) -> typing.NoReturn
     """Run `main(argv)` and exit. An error becomes one line per problem on stderr.
 
     --debug adds the traceback. In a run of several ranks, only rank 0 prints to stdout, and only
-    rank 0 reports what all ranks would report.
+    rank 0 reports what all ranks would report. Streams, signals and their state are given back:
+    the caller may be a notebook that lives on.
     """
-    rank = rank_and_size()[0]
-    make_lasting(silent=rank > 0)
-    if TORCHRUN in os.environ:  # if torchrun is killed, its workers must not keep GPUs and folder
-        signals.die_with_parent(os.getppid(), signal.SIGTERM)
-    exit_code = 0
-    try:
-        signals.listen()
-        main(argv)
-    except (Exception, Interrupted) as e:
-        if "--debug" in argv:
-            traceback.print_exc()
-        if signals.was_raised() and not isinstance(e, Interrupted):
-            e = Interrupted(signals.pending())
-        exit_code = getattr(e, "exit_code", 1)
-        if rank == 0 or not isinstance(e, (UsageError, Diverged, Interrupted)):
-            _report(e, rank)
+    if reason := system.why_not_here():
+        print(f"error: {reason}", file=sys.stderr)
+        sys.exit(2)
+    rank, exit_code = rank_and_size()[0], 0
+    with lasting(silent=rank > 0), _workers_die_with_torchrun():
+        try:
+            with signals.listening():
+                exit_code = _exit_code(main, argv, rank)
+        except Interrupted as e:  # the signal came before `main`, or after it
+            exit_code = e.exit_code
+            if rank == 0:
+                _report(e, rank)
     sys.exit(exit_code)
+
+
+def _exit_code(main, argv, rank):
+    try:
+        main(argv)
+        return 0
+    except (Exception, Interrupted) as e:
+        with signals.deferred():
+            if "--debug" in argv:
+                traceback.print_exc()
+            if signals.was_raised() and not isinstance(e, Interrupted):
+                e = Interrupted(signals.pending())
+            if rank == 0 or not isinstance(e, (UsageError, Diverged, Interrupted)):
+                _report(e, rank)
+            return getattr(e, "exit_code", 1)
+
+
+@contextlib.contextmanager
+def _workers_die_with_torchrun():
+    """If torchrun is killed, its workers must not keep GPUs and folder."""
+    if TORCHRUN not in os.environ:
+        yield
+        return
+    before = signals.die_with_parent(os.getppid(), signal.SIGTERM)
+    try:
+        yield
+    finally:
+        system.set_death_signal(before)
 
 
 def _report(e, rank):

@@ -3,12 +3,12 @@ import contextlib
 import datetime
 import os
 import platform
-import resource
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from . import system
 from .distributed import rank_and_size
 from .errors import InputError
 from .processes import out_of_memory
@@ -18,12 +18,15 @@ PACKAGES = ("torch", "triton", "numpy", "pillow")
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` -> torch.device. Each rank on a machine has its own GPU.
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` -> torch.device. Each rank has its own GPU.
 
+    A Mac's GPU, mps, is taken where torch has it, but not by auto: nobody has tried it.
     Raises InputError with the devices of this machine.
     """
     gpus, processes = torch.cuda.device_count(), rank_and_size()[1]
     devices = ["cpu"] + [f"cuda:{i}" for i in range(gpus)]
+    if torch.backends.mps.is_available() and processes == 1:
+        devices.append("mps")
     if name == "cuda" or (name == "auto" and gpus):
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0) if processes > 1 else 0}"
     elif processes > 1 and name.startswith("cuda"):
@@ -33,7 +36,7 @@ def pick_device(name: str) -> torch.device:
         name = "cpu"
     if name not in devices:
         raise InputError(f"--device {name}: no such device; choose from {', '.join(devices)}")
-    return torch.device(name)
+    return torch.device("mps:0" if name == "mps" else name)  # the device that its tensors have
 
 
 def pick_amp(name: str, device: torch.device) -> torch.dtype | None:
@@ -43,6 +46,8 @@ def pick_amp(name: str, device: torch.device) -> torch.dtype | None:
     """
     if name == "auto":
         name = "fp16" if device.type == "cuda" else "off"
+    if name != "off" and device.type == "mps":
+        raise InputError(f"--amp {name}: not tried on mps; choose off")
     if name == "fp16" and device.type == "cpu":
         raise InputError("--amp fp16: no fp16 training on the CPU; choose off or bf16")
     if (name == "bf16" and device.type == "cuda"
@@ -53,10 +58,15 @@ def pick_amp(name: str, device: torch.device) -> torch.dtype | None:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """MiB. CUDA: the peak of allocated tensors; CPU: the peak resident size of this process."""
+    """MiB. CUDA: the peak of allocated tensors; else the peak resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return system.peak_resident_mib()
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of sums over many images: float64, which mps lacks."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @contextlib.contextmanager
@@ -67,13 +77,13 @@ def explain_out_of_memory(config, device: torch.device) -> Iterator[None]:
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e):
             raise
-        total, hint = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), ""
+        total, hint = system.memory_mib(), ""
         if device.type == "cuda":
-            total, hint = torch.cuda.mem_get_info(device)[1], " or --data-on-device no"
+            total, hint = torch.cuda.mem_get_info(device)[1] / 2**20, " or --data-on-device no"
         raise RuntimeError(
             f"out of memory on {device} at batch size {config.batch_size} and "
             f"{config.image_size}x{config.image_size} pixels: "
-            f"{peak_memory_mib(device):,.0f} of {total / 2**20:,.0f} MiB were in use; "
+            f"{peak_memory_mib(device):,.0f} of {total:,.0f} MiB were in use; "
             f"try a smaller --batch-size, --image-size or model{hint}") from e
 
 
@@ -82,18 +92,15 @@ def environment(device: torch.device) -> dict[str, str | None]:
     gpu = device.type == "cuda"
     return {"date": datetime.date.today().isoformat(),
             "system": f"{platform.system()} {platform.machine()}",
-            "device": torch.cuda.get_device_name(device) if gpu else _cpu(),
+            "device": torch.cuda.get_device_name(device) if gpu else
+                      _cpu() + (", mps" if device.type == "mps" else ""),
             "cuda": torch.version.cuda if gpu else None,
             "python": platform.python_version(),
             **{package: _version(package) for package in PACKAGES}}
 
 
 def _cpu():
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as f:
-            names = [line.split(":", 1)[1].strip() for line in f if line.startswith("model name")]
-        name = names[0] if names else name
+    name = system.cpu_name() or platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} threads"
 
 

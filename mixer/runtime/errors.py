@@ -3,6 +3,8 @@
 0 done, 1 failed while running, 2 wrong usage or input, 3 diverged.
 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
 """
+import os
+import shlex
 import signal
 from collections.abc import Iterable
 
@@ -40,6 +42,14 @@ class Interrupted(BaseException):
 def printable(text: object) -> str:
     """Text that is safe to print: a file name may move the cursor, start a line or not encode."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def shell_word(text: object) -> str:
+    """Text as one printable word of a command to copy, for bash and zsh."""
+    text = str(text)
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + "".join(f"\\x{byte:02x}" for byte in os.fsencode(text)) + "'"
 
 
 def first_line(e: BaseException) -> str:

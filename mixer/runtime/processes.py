@@ -27,7 +27,8 @@ class ChildFailed(RuntimeError):
 def out_of_memory(e: BaseException) -> bool:
     """Whether an exception says that the memory of the GPU or of the machine ran out."""
     return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or any(
-        words in str(e) for words in ("can't allocate memory", "size calculation overflowed"))
+        words in str(e) for words in ("can't allocate memory", "size calculation overflowed",
+                                "MPS backend out of memory"))
 
 
 def in_one_line(e: BaseException) -> str:
@@ -70,12 +71,27 @@ def exit_code_of(f: Callable, *args) -> int:
 
     A signal does not interrupt this: the process receives it, and may save before it exits.
     """
-    exit_code, _ = _run(f, args)
-    return exit_code if exit_code >= 0 else 128 - exit_code
+    exit_code, answer = _run(_own_exit_code, (f, *args))
+    if answer and answer[0] is not None:  # its word counts, whoever waited for the process
+        return answer[0]
+    if not exit_code:  # it failed, or nobody knows
+        return 1
+    return exit_code if exit_code > 0 else 128 - exit_code
+
+
+def _own_exit_code(f, *args):
+    """The exit code of f(*args), which exits."""
+    try:
+        f(*args)
+    except SystemExit as e:
+        return e.code or 0
+    return 0
 
 
 def _run(f, args):
     """Run f(*args) in a fresh process until it ends: its exit code and its answer, if any.
+
+    The exit code is None where another part of this program has waited for the process.
 
     A signal sent to this process is passed on. If this process dies, the other one does, too.
     """

@@ -5,16 +5,17 @@ nothing is raised: the loop finishes its step, looks at `pending()` and saves. A
 exits at once.
 """
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
 
 from .errors import Interrupted
+from .system import set_death_signal
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PR_SET_PDEATHSIG = 1
+# Windows has no SIGHUP
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+                 if hasattr(signal, name))
 
 _first: int | None = None  # the signal that came first
 _raised = False            # whether it has raised Interrupted
@@ -22,11 +23,40 @@ _callback: Callable[[int], object] | None = None  # inside `deferred`: called in
 
 
 def listen() -> None:
-    """Take over the signals, except those that our parent ignores, as nohup does."""
+    """Take over the signals, except those that our parent ignores, as nohup does.
+
+    Handlers that are not Python's stay, too: nobody could give them back. SIGCHLD is no longer
+    ignored: otherwise the system forgets exit codes, and a failed process looks like a good one.
+    """
     for signum in STOPPING:
-        if signal.getsignal(signum) is not signal.SIG_IGN:
+        if signal.getsignal(signum) not in (signal.SIG_IGN, None):
             signal.signal(signum, _on_signal)
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # a fresh process starts with them blocked
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """`listen` inside. Afterwards handlers, blocked signals and `pending()` are as before."""
+    global _first, _raised, _callback
+    state = _first, _raised, _callback
+    handlers = {signum: signal.getsignal(signum) for signum in (*STOPPING, signal.SIGCHLD)}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        listen()
+        yield
+    finally:
+        with deferred():  # nothing is raised any more
+            _give_back(handlers, mask)
+        _first, _raised, _callback = state
+
+
+def _give_back(handlers, mask):
+    for signum, handler in handlers.items():
+        if handler is not None:
+            signal.signal(signum, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def pending() -> int | None:
@@ -88,11 +118,13 @@ def _on_signal(signum, frame):
         raise Interrupted(signum)
 
 
-def die_with_parent(parent: int, signum: int = signal.SIGKILL) -> None:
+def die_with_parent(parent: int, signum: int = 9) -> int:
     """Called in a child of process `parent`: the system sends it `signum` when the parent ends.
 
-    prctl(2), Linux alone. However the parent ends, kill -9 included.
+    9 is SIGKILL, a name that Windows lacks. However the parent ends, kill -9 included; on Linux
+    alone. Returns the signal that was set before.
     """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum)
+    before = set_death_signal(signum)
     if os.getppid() != parent:  # it has ended already
         os._exit(1)
+    return before

@@ -37,7 +37,7 @@ class Config:
     data_on_device: str = option("auto", "keep all images in GPU memory; auto: if they take less "
                                  "than half of what is free", choices=("auto", "yes", "no"))
     # machine
-    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: a GPU if there is one")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; auto: cuda if there is one")
     amp: str = option("auto", "autocast dtype; auto: fp16 on CUDA, off on the CPU",
                       choices=("auto", "fp16", "bf16", "off"))
     # recipe

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ..data.augment import to_float
 from ..data.batches import Subset
+from ..runtime.device import sum_dtype
 from ..runtime.distributed import World
 from .config import Config
 
@@ -64,7 +65,7 @@ def evaluate(model: nn.Module, subset: Subset, batch_size: int, device: torch.de
     last one may be empty. All ranks call `stop` equally often. Leaves the model in eval mode.
     """
     model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=device)
+    loss = torch.zeros((), dtype=sum_dtype(device), device=device)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     for start in range(0, len(subset), batch_size):
         if stop():

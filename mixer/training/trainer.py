@@ -16,9 +16,9 @@ from ..data.batches import Stream, Subset
 from ..report.runs import describe
 from ..runtime import signals
 from ..runtime.checkpoint import save_checkpoint
-from ..runtime.device import explain_out_of_memory, peak_memory_mib, pick_amp
+from ..runtime.device import explain_out_of_memory, peak_memory_mib, pick_amp, sum_dtype
 from ..runtime.distributed import World
-from ..runtime.errors import Diverged, InputError, Interrupted
+from ..runtime.errors import Diverged, InputError, Interrupted, shell_word
 from ..runtime.files import write_csv
 from .config import Config
 from .recipe import evaluate, learning_rate, make_optimizer, train_step
@@ -214,7 +214,7 @@ class Trainer:
         self.world.broadcast_buffers(self.model)
         self.save()
         raise Interrupted(signum, f" at step {self.state.step}; "
-                                  f"go on with --out {self.out} --resume auto")
+                                  f"go on with --out={shell_word(self.out)} --resume auto")
 
     def signum(self) -> int:
         """The signal that came to any rank, or 0."""
@@ -263,14 +263,14 @@ class Running:
     """Training loss and accuracy of this rank since the last row, on the device: no step waits."""
 
     def __init__(self, device: torch.device):
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)    # sum over the images
+        self.loss = torch.zeros((), dtype=sum_dtype(device), device=device)  # over the images
         self.correct = torch.zeros((), dtype=torch.int64, device=device)   # number of images
         self.images = 0
         self.first_nonfinite = torch.full((), math.inf, device=device)     # step with such a loss
 
     def add(self, loss: torch.Tensor, correct: torch.Tensor, n: int, step: int) -> None:
         """The mean loss of n images and the number of correct answers, of step `step` (from 1)."""
-        self.loss += loss.double() * n
+        self.loss += loss.to(self.loss.dtype) * n
         self.correct += correct
         self.images += n
         first = self.first_nonfinite
@@ -278,8 +278,9 @@ class Running:
 
     def read(self, world: World) -> tuple[float, float]:
         """Mean loss and accuracy over the images of all ranks."""
-        sums = [self.loss, self.correct.double(), torch.full_like(self.loss, self.images)]
-        loss, correct, images = world.sum(torch.stack(sums)).tolist()
+        sums = torch.stack([self.loss, self.correct.to(self.loss.dtype),
+                            torch.full_like(self.loss, self.images)])
+        loss, correct, images = world.sum(sums).tolist()
         return loss / images, correct / images
 
     def reset(self) -> None:
@@ -312,6 +313,8 @@ class Clock:
     def now(self):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
         return time.perf_counter()
 
 

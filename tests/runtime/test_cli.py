@@ -1,3 +1,5 @@
+import pwd
+import signal
 import sys
 from dataclasses import dataclass
 
@@ -6,6 +8,8 @@ import pytest
 from mixer.runtime import cli, signals
 from mixer.runtime.cli import did_you_mean, invalid_values, option, option_types, parse
 from mixer.runtime.errors import Diverged, InputError, Interrupted, UsageError
+from mixer.runtime.processes import TORCHRUN
+from mixer.runtime.system import set_death_signal
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,25 @@ def test_invalid_values(values, problems):
     assert invalid_values(Options(**values)) == problems
 
 
+def test_a_value_that_begins_with_a_dash():
+    for argv in (["--mode", "-slow"], ["--mode"]):
+        with pytest.raises(UsageError, match="one that begins with - is written as --flag=value"):
+            parse(Options, argv, "")
+    assert parse(Options, ["--mode=-slow"], "") == ({"mode": "-slow"}, [])
+    with pytest.raises(UsageError, match="^--mode=--: write ./-- if this is a file's name$"):
+        parse(Options, ["--mode=--"], "")
+
+
+def test_a_tilde_that_the_shell_left(monkeypatch):
+    """Behind --flag=, bash does not look for it."""
+    monkeypatch.setenv("HOME", "/home/me")
+    for text, path in (("~", "/home/me"), ("~/a b", "/home/me/a b"), ("./~", "./~"), ("~x", "~x")):
+        assert parse(Options, [f"--mode={text}"], "") == ({"mode": path}, [])
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    assert parse(Options, ["--mode=~/x"], "")[1] == ["--mode ~/x: this user has no home folder"]
+
+
 def test_help_shows_choices_and_defaults(capsys):
     with pytest.raises(SystemExit) as e:
         parse(Options, ["--help"], "what it does")
@@ -70,8 +93,6 @@ def test_did_you_mean():
 def run(monkeypatch, capfd):
     """run(error, *argv) -> what a command that raises `error` leaves: exit code, stdout, stderr."""
     monkeypatch.setattr(signals, "listen", lambda: None)
-    monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back afterwards
-    monkeypatch.setattr(sys, "stderr", sys.stderr)
 
     def leaves(error, *argv):
         def main(argv):
@@ -118,3 +139,35 @@ def test_rank_1_prints_only_what_it_alone_knows(run, monkeypatch):
     assert run(InputError("other images")) == (2, "", "error (rank 1): other images\n")
     for error, exit_code in ((UsageError(["a"]), 2), (Diverged("b"), 3), (Interrupted(2), 130)):
         assert run(error) == (exit_code, "", "")
+
+
+def taken():
+    """What of this process a command takes over."""
+    return (sys.stdout, sys.stderr, signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+            [signal.getsignal(signum) for signum in (*signals.STOPPING, signal.SIGCHLD)],
+            signals.pending(), signals.was_raised(), set_death_signal(0))
+
+
+@pytest.mark.parametrize("end", [lambda argv: None, lambda argv: sys.exit(0),
+                                 lambda argv: signal.raise_signal(signal.SIGTERM),
+                                 lambda argv: [][0]], ids=["done", "exit", "signal", "error"])
+def test_a_command_gives_back_what_it_took(monkeypatch, end):
+    """A notebook, or a program that calls `run`, lives on."""
+    monkeypatch.setenv(TORCHRUN, "job")
+    monkeypatch.setattr(sys, "stdout", open(1, "w", closefd=False))
+    old = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+    before = taken()
+
+    def main(argv):
+        inside = taken()
+        assert inside[0] is not before[0] and inside[2] == set() and inside[6] == signal.SIGTERM
+        assert inside[3][-1] == signal.SIG_DFL and signal.SIG_DFL not in inside[3][:-1]
+        end(argv)
+    try:
+        with pytest.raises(SystemExit):
+            cli.run(main, [])
+        assert taken() == before
+    finally:
+        signal.signal(signal.SIGCHLD, old)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -1,6 +1,16 @@
+import os
+import subprocess
+
 import pytest
 
-from mixer.runtime.errors import InputError, Interrupted, UsageError, listed, printable
+from mixer.runtime.errors import (
+    InputError,
+    Interrupted,
+    UsageError,
+    listed,
+    printable,
+    shell_word,
+)
 
 
 def test_printable_text_moves_no_cursor_and_starts_no_line():
@@ -25,3 +35,12 @@ def test_no_handler_of_exceptions_swallows_a_signal():
         except Exception:
             pass
     assert e.value.exit_code == 129
+
+
+@pytest.mark.parametrize("text", ["runs/a", "-dall", "a b", "it's", 'a"b$c`d`', "a\nb\x1b[2J", "",
+                                  "é", "\udcff", "a\\nb\t1", "end/", "*", "~"])
+def test_a_word_to_copy_is_printable_and_the_shell_reads_the_same(text):
+    word = shell_word(text)
+    assert word.isprintable()
+    shell = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True)
+    assert shell.stdout == os.fsencode(text)

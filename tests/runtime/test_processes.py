@@ -52,6 +52,17 @@ def test_exit_codes_are_those_of_a_shell(quick):
     assert exit_code_of(sys.exit, 3) == 3 and exit_code_of(kill_self) == 137
 
 
+def test_exit_codes_where_the_system_forgets_them(quick):
+    """A parent that ignores SIGCHLD, or another part of the program that waits for processes."""
+    assert in_fresh_process(forgotten_exit_codes) == [0, 3, 1, 1]
+
+
+def forgotten_exit_codes():
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    return [exit_code_of(*args) for args in ((sys.exit, 0), (sys.exit, 3), (kill_self,),
+                                             (int, "x"))]
+
+
 @pytest.mark.faults
 def test_the_child_of_a_worker_of_torchrun_is_not_one(monkeypatch):
     monkeypatch.setenv(TORCHRUN, "job")

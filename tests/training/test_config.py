@@ -67,3 +67,11 @@ def test_as_arguments_gives_the_same_config_back():
         arguments = as_arguments(config) + (["--data", "x"] if config.data is None else [])
         again = read_config(arguments, "")
         assert {**vars(again), "data": config.data} == vars(config)
+
+
+@pytest.mark.parametrize("text", ["-dall", "--data", "-", "--steps=3", "a b", "it's", 'a"b', "a\nb",
+                                  "é", "\udcff", "end/", "=", "a=b", "$HOME", "*", "@file", " "])
+def test_odd_words_reach_the_nine_rows_as_they_are(text):
+    config = read_config([f"--{name}={text}" for name in ("data", "out", "cache", "resume")], "")
+    again = read_config(as_arguments(config), "")
+    assert again == config and again.out == text
