@@ -20,7 +20,7 @@ from mixer.experiments import ROWS, Row
 from mixer.models import model_options
 from mixer.report.figures import draw_memory, draw_speed
 from mixer.report.tables import bench_text, csv_rows, kernels_text
-from mixer.runtime.cli import did_you_mean, flag, invalid_values, option, parse, run
+from mixer.runtime.cli import chosen, flag, invalid_values, option, parse, run
 from mixer.runtime.device import DTYPES, environment, pick_amp, pick_device
 from mixer.runtime.distributed import rank_and_size
 from mixer.runtime.errors import InputError, UsageError
@@ -99,11 +99,8 @@ def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
     problems += invalid_values(config)
 
     # the rows, and whether the image size suits them
-    by_name = {row.name: row for row in ROWS}
-    names = config.rows.split(",") if config.rows else list(by_name)
-    problems += [f"--rows {name}: choose from {', '.join(by_name)}{did_you_mean(name, by_name)}"
-                 for name in names if name not in by_name]
-    rows = [by_name[name] for name in names if name in by_name]
+    rows, unknown = chosen("rows", config.rows or None, {row.name: row for row in ROWS})
+    problems += unknown
     for row in [] if problems else rows:
         try:
             model_options(row.arch, config.image_size, **row.options)
