@@ -4,8 +4,9 @@ from pathlib import Path
 
 from ..experiments import ROWS, published_curves
 from ..runtime.files import save_atomically
-from .measurements import MemoryMeasurement, ModelMeasurement
+from .measurements import MemoryMeasurement, ModelMeasurement, ResolutionMeasurement
 from .runs import Run, on_published_images
+from .tables import PER_IMAGE, by_row, growth, number
 
 BAND = "mean of n seeds;\nband: their range"
 
@@ -129,6 +130,26 @@ def draw_memory(path: Path, measured: list[MemoryMeasurement], caption: str) -> 
     panel.set(xlabel="batch size", ylabel=f"peak MiB {of}", xlim=(0, None), ylim=(0, None))
     panel.grid(alpha=0.3)
     figure.legend(loc="outside right center", fontsize=8)
+    figure.suptitle(caption, fontsize=8)
+    _save_figure(figure, path)
+
+
+def draw_resolution(path: Path, measured: list[ResolutionMeasurement], caption: str) -> None:
+    """Time, memory and FLOPs per image against the side, with the exponent in the legend."""
+    figure, panels = _figure(14, 4.8, panels=3)
+    sides = sorted({m.image_size for m in measured})
+    for panel, (quantity, (unit, value)) in zip(panels, PER_IMAGE.items(), strict=True):
+        for title, sizes in by_row(measured).items():
+            points = [(m.image_size, value(m)) for m in sizes if not m.failed]
+            if points:
+                exponent = number(growth(sizes, value))
+                panel.plot(*zip(*points, strict=True), markersize=5,
+                           **{**_row_styles()[title], "label": f"{title}: {exponent}"})
+        panel.set(title=quantity, xlabel="side, pixels", ylabel=unit, xscale="log", yscale="log")
+        panel.set_xticks(sides, sides)
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=7, title="exponent of the side", title_fontsize=7)
     figure.suptitle(caption, fontsize=8)
     _save_figure(figure, path)
 
