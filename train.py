@@ -20,7 +20,7 @@ from mixer.data.batches import Subset, fits_on, split
 from mixer.data.demo import Demo
 from mixer.data.images import find_images
 from mixer.data.packed import cache_folder, pack, usable
-from mixer.experiments import row_name
+from mixer.experiments import row_name, seed_folder
 from mixer.models import create_model
 from mixer.report.comparison import write_comparison
 from mixer.report.figures import draw_curves
@@ -66,7 +66,7 @@ def main(argv):
         with claimed_folder(config, name, rank) as out:
             train_all(config, out, rank)
     else:
-        with (process_group(device, name) as world,
+        with (process_group(device, seed_folder(name, config.seed)) as world,
               claimed_folder(config, name, world.rank) as out):
             train_one(config, name, out, device, world)
 

@@ -8,7 +8,7 @@ from ..experiments import EPOCH_IMAGES, ROWS, published_curves
 from ..runtime.files import write_csv, write_text
 from .figures import draw_comparison, draw_costs
 from .intervals import Interval, accuracy_intervals, best_of, frontier
-from .reproduction import Point, is_original, judge
+from .reproduction import Point, judge
 from .runs import Run, find_runs, on_published_images
 from .tables import aligned, number, paragraph
 
@@ -57,10 +57,10 @@ def comparison_text(runs: dict[str, list[Run]], points: Sequence[Point], names: 
     text += [f"{folder}: {reason}" for folder, reason in failed.items()]
     finished = [run for row in runs.values() for run in row]
     if finished:
-        text.append(notes(finished))
+        text.append(notes(finished, published=on_published_images(runs)))
     if any(run.val_images for run in finished):
         text.append(cost_text(runs))
-    if any(is_original(run) for run in finished):
+    if points:
         text.append(reproduction_text(points))
     return "\n\n".join(text) + "\n"
 
@@ -92,8 +92,8 @@ def main_table(runs: dict[str, list[Run]], rows: Sequence[str], reasons: dict[st
     return aligned(COLUMNS, lines)
 
 
-def notes(runs: list[Run]) -> str:
-    """What was measured, on what, and what was published."""
+def notes(runs: list[Run], published: bool) -> str:
+    """What was measured, on what, and what was published if that stands beside it."""
     def all_of(key, form="{}", part="summary"):
         values = sorted({getattr(run, part)[key] for run in runs}, key=str)
         return " or ".join(form.format(value) for value in values)
@@ -111,11 +111,11 @@ def notes(runs: list[Run]) -> str:
     ) + "\n" + paragraph(
         "n: seeds. Values are means over them; ±: half of a 95 % interval of the mean. It is "
         "the larger of that of the variance between seeds, pooled over the rows, and the binomial "
-        f"one of {val:,} validation images per seed. Minutes are of training, without "
-        "validation and saving. Seconds per 25,000 images are "
-        f"computed from the measured images/s (data included, validation not). Memory: {memory}. "
-        "Published: one RTX 2080, 25,000 images, batch 250, fp16, 5000 steps; its memory as "
-        "nvidia-smi shows it.")
+        f"one of {val:,} validation images per seed. Minutes are of training, without validation "
+        "and saving. Seconds per 25,000 images are computed from the measured images/s (data "
+        f"included, validation not). Memory: {memory}."
+        + (" Published: one RTX 2080, 25,000 images, batch 250, fp16, 5000 steps; its memory as "
+           "nvidia-smi shows it." if published else ""))
 
 
 def cost_text(runs: dict[str, list[Run]]) -> str:
@@ -160,21 +160,23 @@ def reproduction_text(points: Sequence[Point]) -> str:
     for name in dict.fromkeys(point.row for point in points):
         of_row = [point for point in points if point.row == name]
         n, last = len(of_row), of_row[-1]
+        difference = statistics.fmean(point.acc - point.published_acc for point in of_row)
         lines.append([TITLES[name], last.seeds, f"{last.step:,}", f"{last.acc:.3f}",
-                      f"{last.published_acc:.3f}", f"{_count(of_row, 'acc')} of {n}",
+                      f"{last.published_acc:.3f}", f"{difference:+.3f}",
+                      f"{_count(of_row, 'acc')} of {n}",
                       f"{last.loss:.3f}", f"{last.published_loss:.3f}",
                       f"{_count(of_row, 'loss')} of {n}"])
     n = len(points)
     return "\n".join([
         "**The reproduction**: runs with the original's recipe, training accuracy and loss beside "
         "the published ones.", "",
-        aligned(["row", "n", "last step", "acc", "published", "inside", "loss", "published",
-                 "inside"], lines), "",
+        aligned(["row", "n", "last step", "acc", "published", "difference", "inside", "loss",
+                 "published", "inside"], lines), "",
         f"The published accuracy is inside at {_count(points, 'acc')} of {n} points, the published "
         f"loss at {_count(points, 'loss')} of {n}.", paragraph(
             "A point covers 100 steps. It is inside if it lies in the range of our seeds, widened "
-            "on both sides by 1.96 standard errors of 25,000 draws. reproduction.csv has all "
-            "points.")])
+            "on both sides by 1.96 standard errors of 25,000 draws. difference: of the accuracies, "
+            "mean of all points. reproduction.csv has all points.")])
 
 
 def _count(points, metric):

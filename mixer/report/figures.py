@@ -136,7 +136,8 @@ def draw_memory(path: Path, measured: list[MemoryMeasurement], caption: str) -> 
 
 def draw_resolution(path: Path, measured: list[ResolutionMeasurement], caption: str) -> None:
     """Time, memory and FLOPs per image against the side, with the exponent in the legend."""
-    figure, panels = _figure(14, 4.8, panels=3)
+    from matplotlib.ticker import LogLocator
+    figure, panels = _figure(14, 6, panels=3)
     sides = sorted({m.image_size for m in measured})
     for panel, (quantity, (unit, value)) in zip(panels, PER_IMAGE.items(), strict=True):
         for title, sizes in by_row(measured).items():
@@ -146,10 +147,13 @@ def draw_resolution(path: Path, measured: list[ResolutionMeasurement], caption: 
                 panel.plot(*zip(*points, strict=True), markersize=5,
                            **{**_row_styles()[title], "label": f"{title}: {exponent}"})
         panel.set(title=quantity, xlabel="side, pixels", ylabel=unit, xscale="log", yscale="log")
-        panel.set_xticks(sides, sides)
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:,g}")
         panel.minorticks_off()
+        panel.set_xticks(sides, sides)
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=7, title="exponent of the side", title_fontsize=7)
+        panel.legend(fontsize=8, title="exponent of the side", title_fontsize=8, ncols=2,
+                     loc="upper center", bbox_to_anchor=(0.5, -0.12))
     figure.suptitle(caption, fontsize=8)
     _save_figure(figure, path)
 

@@ -12,7 +12,7 @@ PUBLISHED = {row.title: row for row in ROWS}
 # of resolution.json: what is compared over the image sizes, its unit, its value
 PER_IMAGE = {
     "Time": ("ms of a training step per image", lambda m: m.speed.training_ms / m.batch_size),
-    "Memory": ("MiB per image that autograd keeps for the backward pass",
+    "Memory": ("MiB per image, kept for the backward pass",
                lambda m: m.counts.saved_mib_per_image),
     "FLOPs": ("GFLOP of a forward pass of one image", lambda m: m.counts.gflop_per_image),
 }
