@@ -1,6 +1,7 @@
 """table.md: rows and seeds side by side."""
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from mixer.report.reproduction import judge
 from mixer.report.runs import find_runs
 from mixer.runtime.files import write_json
 from tests.helpers.finished import ENVIRONMENT, finished_run, without_costs
-from tests.helpers.tables import cells
+from tests.helpers.tables import RESULTS, cells
 
 
 def text_of(out, failed=()):
@@ -122,6 +123,11 @@ def test_a_seed_that_failed_is_named_beside_those_that_did_not(tmp_path):
     text = text_of(tmp_path, {"resnet18-seed1": "failed (exit code 3)"})
     assert lines_of(text, 0)[1]["ResNet-18"][1] == "1"
     assert "resnet18-seed1: failed (exit code 3)" in text
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/table.md")), ids=lambda p: p.parent.name)
+def test_committed_tables_are_those_of_their_runs(path: Path):
+    assert path.read_text() == text_of(path.parent)
 
 
 def test_expected_rows(tmp_path):
