@@ -3,9 +3,11 @@
 python bench.py
 python bench.py --rows convmixer-p24,vit_cnn-p24 --peers
 python bench.py --data dogs-vs-cats.zip --out results/here
+python bench.py --image-size 192,288,384
 python bench.py --kernels-table
 """
 import dataclasses
+import itertools
 import sys
 from dataclasses import dataclass
 
@@ -13,19 +15,20 @@ import torch
 
 from kernels import why_not_triton
 from mixer.bench.block import measure_kernels
-from mixer.bench.rows import measure_models
+from mixer.bench.rows import measure_models, measure_resolution
 from mixer.data.images import base_name, find_images
 from mixer.experiments import ROWS, Row
 from mixer.models import model_options
-from mixer.report.figures import draw_memory, draw_speed
-from mixer.report.tables import bench_text, csv_rows, kernels_text
-from mixer.runtime.cli import did_you_mean, flag, invalid_values, option, parse, run
+from mixer.report.figures import draw_memory, draw_resolution, draw_speed
+from mixer.report.tables import bench_text, csv_rows, kernels_text, resolution_text
+from mixer.runtime.cli import chosen, flag, invalid_values, option, parse, run, whole_numbers
 from mixer.runtime.device import DTYPES, environment, pick_amp, pick_device
 from mixer.runtime.distributed import rank_and_size
 from mixer.runtime.errors import InputError, UsageError
 from mixer.runtime.files import writable_folder, write_csv, write_json, write_text
 
-TABLES = {"bench": (measure_models, bench_text), "kernels": (measure_kernels, kernels_text)}
+TABLES = {"bench": (measure_models, bench_text), "kernels": (measure_kernels, kernels_text),
+          "resolution": (measure_resolution, resolution_text)}
 AMP_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -39,7 +42,7 @@ class Config:
     kernels_table: bool = option(False, "instead: the fused block against plain PyTorch")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: the GPU if there is one")
     batch_size: int | None = option(None, "images per step; default: 250, on a CPU 8", least=2)
-    image_size: int = option(192, "pixels square", least=1)
+    image_size: str = option("192", "pixels square; several, as 192,288,384: how the cost grows")
     amp: str = option("auto", "autocast dtype; auto: fp16 on CUDA, off on the CPU",
                       choices=("auto", "fp16", "bf16", "off"))
     compile: bool = option(False, "torch.compile the models")
@@ -59,7 +62,8 @@ def main(argv: list[str]) -> None:
     out = config.out and writable_folder(config.out, "--out")
 
     # measure
-    name = "kernels" if config.kernels_table else "bench"
+    several = isinstance(config.image_size, list)
+    name = "kernels" if config.kernels_table else "resolution" if several else "bench"
     measure, as_text = TABLES[name]
     lists = measure(config, rows, device)
 
@@ -81,6 +85,8 @@ def main(argv: list[str]) -> None:
             caption = text.split("\n\n")[0]
             draw_speed(out / "speed.png", [m for m in lists["models"] if not m.failed], caption)
             draw_memory(out / "memory.png", lists["memory"], caption)
+        if several:
+            draw_resolution(out / "resolution.png", lists["resolution"], text.split("\n\n")[0])
     failed = sum(m.failed is not None for measured in lists.values() for m in measured)
     if failed:
         raise RuntimeError(f"{failed} of the measurements failed; the tables say why")
@@ -88,6 +94,8 @@ def main(argv: list[str]) -> None:
 
 def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
     """argv -> Config with all defaults filled in, the rows to measure, the device.
+
+    image_size becomes a number, or a list of several.
 
     Raises UsageError with all problems of the arguments, then InputError if this machine or the
     data cannot serve them.
@@ -98,21 +106,23 @@ def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
     problems += invalid_values(config)
 
     # the rows, and whether the image size suits them
-    by_name = {row.name: row for row in ROWS}
-    names = config.rows.split(",") if config.rows else list(by_name)
-    problems += [f"--rows {name}: choose from {', '.join(by_name)}{did_you_mean(name, by_name)}"
-                 for name in names if name not in by_name]
-    rows = [by_name[name] for name in names if name in by_name]
-    for row in [] if problems else rows:
+    rows, unknown = chosen("rows", config.rows or None, {row.name: row for row in ROWS})
+    sizes, invalid = whole_numbers("image_size", config.image_size, least=1)
+    problems += unknown + invalid
+    for row, side in [] if problems else itertools.product(rows, sizes):
         try:
-            model_options(row.arch, config.image_size, **row.options)
+            model_options(row.arch, side, **row.options)
         except ValueError as e:
-            problems.append(f"--image-size does not suit {row.name}: {e}; choose other --rows")
+            problems.append(f"--image-size {side} does not suit {row.name}: {e}; choose other "
+                            "--rows")
 
     # options that do not go together
     if config.kernels_table:
         problems += [f"{flag(name)} does not go with --kernels-table"
                      for name in options if name in FOR_MODELS]
+    if len(sizes) > 1:
+        problems += [f"{flag(name)} does not go with several sizes in --image-size"
+                     for name in ("peers", "data") if name in options]
     if rank_and_size()[1] > 1:
         problems.append("bench.py measures a single process: start it without torchrun")
     if problems:
@@ -128,7 +138,9 @@ def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
     if config.data:
         find_images(config.data)  # fails now, not after the models
     batch_size = config.batch_size or (250 if device.type == "cuda" else 8)
-    return dataclasses.replace(config, amp=AMP_NAMES[amp], batch_size=batch_size), rows, device
+    config = dataclasses.replace(config, amp=AMP_NAMES[amp], batch_size=batch_size,
+                                 image_size=sizes if len(sizes) > 1 else sizes[0])
+    return config, rows, device
 
 
 if __name__ == "__main__":

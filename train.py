@@ -1,4 +1,4 @@
-"""Train one model, or the nine rows of the original table (--arch all).
+"""Train one model, or the nine rows of the original table (--arch all), with one or more seeds.
 
 The images come from a folder or a zip. Without --data, they are a drawn demo.
 
@@ -20,18 +20,26 @@ from mixer.data.batches import Subset, fits_on, split
 from mixer.data.demo import Demo
 from mixer.data.images import find_images
 from mixer.data.packed import cache_folder, pack, usable
-from mixer.experiments import ROWS, row_name
+from mixer.experiments import row_name, seed_folder
 from mixer.models import create_model
-from mixer.report.figures import draw_comparison, draw_curves
-from mixer.report.runs import comparison_table, summarise
+from mixer.report.comparison import write_comparison
+from mixer.report.figures import draw_curves
+from mixer.report.runs import summarise
 from mixer.runtime import signals
 from mixer.runtime.cli import run
 from mixer.runtime.device import environment, explain_out_of_memory, pick_amp, pick_device
 from mixer.runtime.distributed import process_group, rank_and_size
 from mixer.runtime.errors import InputError, Interrupted, printable, shell_word
-from mixer.runtime.files import locked, read_csv, writable_folder, write_json, write_text
+from mixer.runtime.files import locked, writable_folder, write_json
 from mixer.runtime.processes import exit_code_of
-from mixer.training.config import DEMO, MODEL_OPTIONS, as_arguments, read_config
+from mixer.training.config import (
+    DEMO,
+    MODEL_OPTIONS,
+    as_arguments,
+    has_several_runs,
+    planned_runs,
+    read_config,
+)
 from mixer.training.resume import check_identity, open_checkpoint, resume_identity
 from mixer.training.saved import start_from
 from mixer.training.trainer import Trainer, try_one_batch
@@ -53,14 +61,14 @@ def main(argv):
     note = " (not tried)" if device.type == "mps" else " (no CUDA device here)" if no_gpu else ""
     print(f"device: {device}{note}", flush=True)
 
-    # one run, or nine
+    # one run, or several
     name = row_name(config.arch, config.patch, config.depth)
-    if config.arch == "all":
+    if has_several_runs(config):
         rank, _ = rank_and_size()
         with claimed_folder(config, name, rank) as out:
-            train_all(config, out, device, rank)
+            train_all(config, out, rank)
     else:
-        with (process_group(device, name) as world,
+        with (process_group(device, seed_folder(name, config.seed)) as world,
               claimed_folder(config, name, world.rank) as out):
             train_one(config, name, out, device, world)
 
@@ -83,6 +91,8 @@ def claimed_folder(config, name, rank):
         if (out / "config.json").exists() and config.resume != "auto":
             raise InputError(f"--out: {out} holds another run; add --resume auto to go on with it, "
                              "or choose another --out")
+        if has_several_runs(config) and (out / "log.csv").exists():
+            raise InputError(f"--out: {out} holds a single run; choose a folder for several")
         yield out
 
 
@@ -210,43 +220,42 @@ def write_results(trainer, name, images, parameters, minutes):
                            f"--require-acc {config.require_acc}")
 
 
-def train_all(config, out, device, rank):
-    """Train the nine rows, each in a fresh process: none inherits the memory of another."""
+def train_all(config, out, rank):
+    """Train several runs, each in a fresh process: none inherits the memory of another."""
     if rank == 0:
         write_json(out / "config.json", vars(config))
 
-    # the rows, until a signal comes
-    results, logs = {}, {}
-    failed, stopped = 0, None
-    for row in ROWS:
-        print(f"\n{row.title}", flush=True)
-        folder = out / row.name
-        arguments = as_arguments(config, arch=row.arch, out=folder, resume="auto", **row.options)
+    # the runs, until a signal comes
+    done, failed, stopped = 0, {}, None
+    runs = planned_runs(config)
+    for planned in runs:
+        print(f"\n{planned.title}", flush=True)
+        arguments = as_arguments(config, **{**planned.changes, "rows": None, "seeds": None,
+                                            "out": out / planned.folder, "resume": "auto"})
         code = exit_code_of(run, main, arguments)
-        if code == 0 and rank == 0:
-            results[row.name] = json.loads((folder / "summary.json").read_text())
-            logs[row.name] = read_csv(folder / "log.csv")
-        from_row = code - 128 if code - 128 in signals.STOPPING else None
-        if signum := signals.pending() or from_row:
-            stopped = Interrupted(signum, f" in {row.title}; go on with "
-                                          f"--arch all --out={shell_word(out)} --resume auto")
+        from_run = code - 128 if code - 128 in signals.STOPPING else None
+        if signum := signals.pending() or from_run:
+            options = {"arch": config.arch, "rows": config.rows, "seeds": config.seeds, "out": out}
+            again = " ".join(f"--{name}={shell_word(value)}"
+                             for name, value in options.items() if value)
+            stopped = Interrupted(signum, f" in {planned.title}; go on with {again} --resume auto")
             break
         if code:
-            failed += 1
-            results[row.name] = f"failed (exit code {code})"
-            print(f"{row.title} failed with exit code {code}; going on", file=sys.stderr)
+            failed[planned.folder] = f"failed (exit code {code})"
+            print(f"{planned.title} failed with exit code {code}; going on", file=sys.stderr)
+        else:
+            done += 1
 
     # the table, and how it ended
     if rank == 0:
-        table = comparison_table(results, environment(device))
-        write_text(out / "table.md", table)
-        draw_comparison(out, logs)
-        print(f"\n{table}\n{len(logs)} of {len(ROWS)} rows done; "
-              f"{printable(out)}/table.md, loss.png, acc.png")
+        table = write_comparison(out, failed)
+        print(f"\n{table}\n{done} of {len(runs)} runs done; {printable(out)}/table.md, "
+              "and its figures")
     if stopped:
         raise stopped
     if failed:
-        raise RuntimeError(f"{failed} of {len(ROWS)} rows failed; run again with --resume auto")
+        raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed; run again with "
+                           "--resume auto")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The other half of a ConvMixer layer on the CPU: BatchNorm(GELU(conv)), the conv over all channels.
+"""The other half of a ConvMixer layer on the CPU: BatchNorm(GELU(conv)), a conv over all channels.
 
-The conv has its kernel for a stride: pointwise (1 x 1), or a patch embedding (P x P). Autograd saves
-x and z, the result of the conv, where three operations would save GELU(z), too. Channel-major, the
-pointwise conv is one product (see depthwise_cpu.py).
+The stride of the conv is its kernel: pointwise (1 x 1), or a patch embedding (P x P). Autograd
+saves x and z, the result of the conv, where three operations would save GELU(z), too.
+Channel-major, the pointwise conv is one product (see depthwise_cpu.py).
 """
 import torch
 from torch.autograd.function import once_differentiable

@@ -86,7 +86,7 @@ class ByProducts:
         # one weight for each distance between two positions: (C, 2H - 1, 2W - 1)
         distances = F.pad(weight[:, 0], self.borders()).contiguous()
         C, (c, h, w) = len(distances), distances.stride()
-        # the weight between input (a, b) and output (i, j), counted from the end, is at a + i, b + j
+        # between input (a, b) and output (i, j), counted from the end: the weight at a + i, b + j
         windows = distances.as_strided((C, H, W, H, W), (c, h, w, h, w))
         self.T = windows.reshape(C, H * W, H * W).flip(2)
 

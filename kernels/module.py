@@ -93,7 +93,7 @@ class FusedSequential(nn.Sequential):
 
 
 def is_dense_unit(conv: nn.Module, act: nn.Module, bn: nn.Module) -> bool:
-    """Whether the three are BatchNorm(GELU(conv)), the conv dense and with its kernel for a stride."""
+    """Whether this is BatchNorm(GELU(conv)) with a conv over all channels, stride = kernel."""
     return (not _not_plain(conv, act, bn) and conv.groups == 1 and conv.padding_mode == "zeros"
             and conv.kernel_size == conv.stride == (conv.stride[0],) * 2
             and conv.dilation == (1, 1) and conv.padding in ((0, 0), "valid")

@@ -37,7 +37,7 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
 
 
 def gelu_bn(z, gamma, beta, mean, var, eps):
-    """BatchNorm(GELU(z)), and its mean and biased variance: z (N, C, ...), the rest (C,) or None."""
+    """BatchNorm(GELU(z)), its mean and biased variance: z (N, C, ...), the rest (C,) or None."""
     dtype = stats_dtype(z)
     g = F.gelu(z)
     gamma, beta, mean, var = (None if t is None else t.to(dtype) for t in (gamma, beta, mean, var))

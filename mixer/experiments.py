@@ -10,6 +10,12 @@ from pathlib import Path
 
 CURVES = Path(__file__).with_name("published_curves.csv")  # a line per model and 100 steps
 EPOCH_IMAGES = 25_000  # the full Dogs vs. Cats training set
+ORIGINAL_CLASSES = ["cat", "dog"]
+# of train.py: with these options, and those of the rows, a run can be compared to the published
+# curves; None in a run means that its model has no such option
+RECIPE = {"dim": 512, "heads": 8, "kernel_size": 9, "image_size": 192, "batch_size": 250,
+          "lr": 1e-4, "weight_decay": 0.0, "schedule": "constant", "warmup": 0, "clip_grad": None,
+          "label_smoothing": 0.0, "log_every": 100}
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,11 @@ class Row:
     @property
     def name(self) -> str:
         return row_name(self.arch, **self.options)
+
+
+def seed_folder(name: str, seed: int) -> str:
+    """The folder of a run among those of other rows and seeds; seed 0 is left out."""
+    return f"{name}-seed{seed}" if seed else name
 
 
 def row_name(arch: str, patch: int | None = None, depth: int | None = None, **_) -> str:

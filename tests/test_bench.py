@@ -9,11 +9,11 @@ from torch import nn
 import bench
 from mixer.bench import block, timing
 from mixer.experiments import Row
-from mixer.report.tables import bench_text, kernels_text
+from mixer.report.tables import bench_text, kernels_text, resolution_text
 from mixer.runtime import processes
 from mixer.runtime.processes import ChildFailed
 from tests.helpers.networks import IMAGE_SIZE, TINY
-from tests.helpers.tables import RESULTS
+from tests.helpers.tables import RESULTS, cells
 
 SMALL = ["--device", "cpu", "--repeats", "3"]
 SMALL_MODELS = [*SMALL, "--image-size", str(IMAGE_SIZE), "--batch-size", "2"]
@@ -73,6 +73,32 @@ def test_the_models_table_and_its_files(small, tmp_path, capsys):
             assert image.width > 800 and len(colours) > 50  # points, not an empty page
 
 
+def test_the_cost_of_several_image_sizes_and_its_files(small, tmp_path, monkeypatch, capsys):
+    """Three sizes, the last of which does not fit the memory of one model."""
+    def one_fails(f, make, load, *args):
+        if load.image_size == 64 and "vit_linear" in make.args:
+            raise ChildFailed("out of memory: all of it")
+        return f(make, load, *args)
+    monkeypatch.setattr(processes, "in_fresh_process", one_fails)
+    sizes = [*SMALL, "--batch-size", "2", "--image-size", "32,48,64"]
+    with pytest.raises(RuntimeError, match="1 of the measurements failed"):
+        bench.main([*sizes, "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "resolution.json").read_text())
+    assert (tmp_path / "resolution.md").read_text() == resolution_text(result)
+    assert resolution_text(result) in capsys.readouterr().out
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "resolution.json", "resolution.md", "resolution.csv", "resolution.png"}
+    assert result["config"]["image_size"] == [32, 48, 64]
+    measured = [(m["image_size"], m["row"], m.get("failed")) for m in result["resolution"]]
+    assert measured == [(side, row, "out of memory: all of it"
+                         if (side, row) == (64, "ViT 24 Linear") else None)
+                        for side in (32, 48, 64) for row in ("ConvMixer 24", "ViT 24 Linear")]
+    flops = cells(resolution_text(result), "ConvMixer 24")[2]
+    assert flops[-1] == "2.00", "a convolution, but for its small head"
+    with Image.open(tmp_path / "resolution.png") as image:
+        assert image.width > 800
+
+
 def test_a_row_that_fails_stays_in_the_table_and_the_exit_code_tells(small, tmp_path, monkeypatch,
                                                                     capsys):
     def one_fails(f, make, *args):
@@ -116,6 +142,11 @@ def test_the_kernels_table_and_its_files(small, tmp_path, capsys):
 @pytest.mark.parametrize("arguments, messages", [
     (["--rows", "convmixer-24"], ["choose from resnet18, ", "(did you mean convmixer-p24?)"]),
     (["--image-size", "100"], ["does not suit vit_linear-p24", "does not suit convmixer-p16"]),
+    (["--image-size", "192,200"], ["--image-size 200 does not suit vit_linear-p24: patch 24",
+                                   "--image-size 200 does not suit convmixer-p16"]),
+    (["--image-size", "192,288", "--peers", "--data", "x"],
+     ["--peers does not go with several sizes", "--data does not go with several sizes"]),
+    (["--image-size", "192,many"], ["--image-size must be a whole number, or several as 1,2"]),
     (["--kernels-table", "--repeats", "2"], ["at least 3"]),
     (["--kernels-table", "--peers", "--rows", "resnet18"],
      ["--peers does not go with --kernels-table", "--rows does not go with --kernels-table"]),

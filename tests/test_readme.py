@@ -160,7 +160,9 @@ def test_every_other_number_of_the_front_page_is_in_the_results():
 def test_numbers_of_single_runs_are_those_of_their_summaries():
     page = TEXTS["results/README.md"]
     rows = re.findall(r"^\| \[.*?\]\((\S+/summary\.json)\) \| (.*?) \|$", page, flags=re.M)
-    assert len(rows) == len(list(ROOT.glob("results/cpu-*/*/summary.json")))
+    single = [path for path in ROOT.glob("results/cpu-*/*/summary.json")
+              if not (path.parent.parent / "table.md").exists()]
+    assert len(rows) == len(single)
     for path, cells in rows:
         s = results(path)
         last = f"{s['images_per_s']:.0f}" if "cpu-4k/" in path else f"{s['val_loss']:.3f}"

@@ -18,6 +18,7 @@ from PIL import Image
 import train as script
 from mixer.experiments import ROWS
 from mixer.models import load_weights
+from mixer.report import __main__ as report
 from mixer.runtime.checkpoint import load_checkpoint
 from mixer.runtime.errors import InputError
 from mixer.runtime.files import read_csv
@@ -25,6 +26,7 @@ from tests.helpers.commands import TINY
 from tests.helpers.networks import tiny_convmixer
 from tests.helpers.plants import Plant
 from tests.helpers.runs import assert_same_run
+from tests.helpers.tables import cells
 
 pytestmark = pytest.mark.faults
 
@@ -162,12 +164,43 @@ def test_arch_all_goes_on_after_a_failure_and_resumes(train, pictures, tmp_path)
     (out / "convmixer-p16").unlink()
     second = train(*arguments, "--resume", "auto")
     assert second.returncode == 0, second.stderr
-    assert second.stdout.count("trained already") == 8 and "9 of 9 rows done" in second.stdout
+    assert second.stdout.count("trained already") == 8 and "9 of 9 runs done" in second.stdout
     assert {path: path.stat().st_mtime_ns for path in finished} == before
     assert "failed" not in (out / "table.md").read_text()
-    for name in ("loss.png", "acc.png"):
+    for name in ("loss.png", "acc.png", "val_acc_seconds.png", "val_acc_flops.png"):
         with Image.open(out / name) as image:
             assert image.width > 800
+
+
+def test_several_seeds_of_one_model_resume_and_are_reported_again(train, pictures, tmp_path):
+    """A run with seed 0, then two more seeds; then the table again without images, checkpoints."""
+    arguments = [*TINY, "--data", pictures, "--steps", 10, "--log-every", 5]
+    single = train(*arguments, "--out", tmp_path / "runs" / "convmixer-p8-d1")
+    assert single.returncode == 0, single.stderr
+    out = tmp_path / "runs"
+    several = train(*arguments, "--out", out, "--seeds", "0,1,2")
+    assert several.returncode == 0, several.stderr
+    assert several.stdout.count("trained already") == 1 and "3 of 3 runs done" in several.stdout
+    for seed, folder in enumerate(("", "-seed1", "-seed2")):
+        folder = f"convmixer-p8-d1{folder}"
+        assert json.loads((out / folder / "summary.json").read_text())["seed"] == seed
+        log = read_csv(out / folder / "log.csv")
+        assert 0 < log[0]["seconds"] < log[1]["seconds"] and log[1]["flops"] == 2 * log[0]["flops"]
+    table = (out / "table.md").read_text()
+    assert cells(table, "convmixer-p8-d1")[0][2] == "3"
+
+    names = ["table.md", "loss.png", "acc.png", "val_acc_seconds.png", "val_acc_flops.png"]
+    before = {name: (out / name).read_bytes() for name in names}
+    for path in [out / name for name in names] + list(out.glob("*/*.pt")):
+        path.unlink()
+    report.main([str(out)])
+    assert {name: (out / name).read_bytes() for name in names} == before
+    with pytest.raises(InputError, match="name a folder that holds finished runs"):
+        report.main([str(out / "convmixer-p8-d1")])
+
+    inside = train(*arguments, "--out", out / "convmixer-p8-d1", "--resume", "auto",
+                   "--seeds", "0,1")
+    assert inside.returncode == 2 and "holds a single run" in inside.stderr
 
 
 def test_debug_shows_the_traceback(train, tmp_path):

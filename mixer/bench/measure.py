@@ -3,7 +3,6 @@
 Each model is measured in a fresh process, so that none inherits another's allocator, caches or
 cuDNN choices.
 """
-import copy
 import dataclasses
 import sys
 import time
@@ -12,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..experiments import EPOCH_IMAGES
+from ..models.flops import TRAINING_PASSES, forward_flops
 from ..report.measurements import Counts, Memory, Speed, StepMeasurement
 from ..runtime.processes import attempt, in_one_line
 from ..runtime.system import peak_resident_mib
@@ -96,17 +95,6 @@ def count_model(make: MakeModel, load: Load) -> Counts:
     return Counts(parameters=sum(p.numel() for p in model.parameters()),
                   gflop_per_image=forward_flops(model, load.image_size) / 1e9,
                   saved_mib_per_image=saved_bytes(forward) / load.batch_size / MIB)
-
-
-def forward_flops(model: nn.Module, image_size: int) -> int:
-    """Floating-point operations of convs and matrix products for one image.
-
-    Counted on a copy that needs no memory and computes nothing.
-    """
-    shadow = copy.deepcopy(model).to("meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shadow(torch.empty(1, 3, image_size, image_size, device="meta"))
-    return counter.get_total_flops()
 
 
 def saved_bytes(forward: Callable) -> int:
@@ -196,7 +184,7 @@ def speed(counts: Counts, batch: int, samples: Samples) -> Speed:
     gradient written and read, weight and two moments read and written). The longer of the two is
     divided by the step that was taken in the same turn.
     """
-    gflop = 3 * counts.gflop_per_image * batch
+    gflop = TRAINING_PASSES * counts.gflop_per_image * batch
     gb = (2 * counts.saved_mib_per_image * MIB * batch + 32 * counts.parameters) / 1e9
     shares = [max(gflop * ms_per_gflop, gb * ms_per_gb) / ms for ms, ms_per_gflop, ms_per_gb
               in zip(samples.training, samples.gflop, samples.gb, strict=True)]

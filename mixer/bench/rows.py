@@ -8,7 +8,12 @@ from functools import partial
 import torch
 
 from ..experiments import Row
-from ..report.measurements import MemoryMeasurement, ModelMeasurement, StepMeasurement
+from ..report.measurements import (
+    MemoryMeasurement,
+    ModelMeasurement,
+    ResolutionMeasurement,
+    StepMeasurement,
+)
 from ..runtime.device import pick_amp
 from ..runtime.processes import attempt
 from .candidates import build, build_peer
@@ -22,15 +27,31 @@ VISITS = 3
 def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, list]:
     """The lists of bench.json: the rows, their memory, and on request their peers and the data."""
     load = Load(config.batch_size, config.image_size, device, pick_amp(config.amp, device))
-    candidates = {row.title: partial(build, row.arch, row.options, config.image_size, device,
-                                     config.kernels, config.compile) for row in rows}
-    models, memory = measure_rows(config, candidates, load)
+    models, memory = measure_rows(config, our_models(config, rows, load), load)
     lists = {"models": models, "memory": memory}
     if config.peers:
         lists["peers"] = measure_peers(config, rows, load)
     if config.data:
         lists["data"] = measure_stages(config, load)
     return lists
+
+
+def measure_resolution(config, rows: list[Row],
+                       device: torch.device) -> dict[str, list[ResolutionMeasurement]]:
+    """The list of resolution.json: the rows at each of several image sizes."""
+    results = []
+    for side in config.image_size:
+        announce(f"{side}x{side} pixels")
+        load = Load(config.batch_size, side, device, pick_amp(config.amp, device))
+        models, _ = measure_rows(config, our_models(config, rows, load), load)
+        results += [ResolutionMeasurement(**vars(model), image_size=side) for model in models]
+    return {"resolution": results}
+
+
+def our_models(config, rows: list[Row], load: Load) -> dict[str, Callable]:
+    """{title: make} of the rows."""
+    return {row.title: partial(build, row.arch, row.options, load.image_size, load.device,
+                               config.kernels, config.compile) for row in rows}
 
 
 def measure_rows(config, candidates: dict[str, Callable],

@@ -1,9 +1,14 @@
 """Logs and measurements -> figures; the only place that imports matplotlib."""
+import statistics
 from pathlib import Path
 
 from ..experiments import ROWS, published_curves
 from ..runtime.files import save_atomically
-from .measurements import MemoryMeasurement, ModelMeasurement
+from .measurements import MemoryMeasurement, ModelMeasurement, ResolutionMeasurement
+from .runs import Run, on_published_images
+from .tables import PER_IMAGE, by_row, growth, number
+
+BAND = "mean of n seeds;\nband: their range"
 
 
 def draw_curves(path: Path, rows: list[dict], title: str) -> None:
@@ -23,30 +28,69 @@ def draw_curves(path: Path, rows: list[dict], title: str) -> None:
     _save_figure(figure, path)
 
 
-def draw_comparison(out: Path, logs: dict[str, list[dict]]) -> None:
-    """loss.png and acc.png in the folder `out`: training curves of the table's rows.
+def draw_comparison(out: Path, runs: dict[str, list[Run]]) -> None:
+    """loss.png and acc.png in the folder `out`: training curves of the rows, over the seeds.
 
-    logs: {row name: rows of log.csv}. The left panel is this run, the right one the original, on
-    the same axes, with one colour per row of the table.
+    The left panel is ours, the right one the original, on the same axes, with one colour per row.
+    On other classes than the original's there is one panel.
     """
-    published, styles = published_curves(), _row_styles()
+    published, styles = published_curves(), _run_styles(runs)
+    panels = 2 if on_published_images(runs) else 1
     for metric, index, label in (("loss", 1, "training cross-entropy"),
                                  ("acc", 2, "training accuracy")):
-        figure, (ours, original) = _figure(12, 4.8, share_y=True)
-        for row in ROWS:
-            line = {**styles[row.title], "linewidth": 1.4, "marker": ""}
-            log, points = logs.get(row.name, []), published[row.name]
-            marker = "." if len(log) < 10 else ""  # a line of one point is invisible
-            ours.plot([r["step"] for r in log], [r[f"train_{metric}"] for r in log],
-                      **{**line, "marker": marker, "label": None})
-            original.plot([point[0] for point in points], [point[index] for point in points],
-                          **line)
-        ours.set(title="this run", xlabel="step", ylabel=label, xlim=(0, None))
-        original.set(title="published: RTX 2080, 25,000 images, batch 250", xlabel="step")
-        for panel in (ours, original):
-            panel.grid(alpha=0.3)
-        figure.legend(loc="outside right center", fontsize=8)
+        figure, axes = _figure(12 if panels == 2 else 8, 4.8, panels, share_y=True)
+        ours, original = axes if panels == 2 else (axes, None)
+        for name, seeds in runs.items():
+            _draw_band(ours, seeds, "step", f"train_{metric}", styles[name])
+        ours.set(title="ours", xlabel="step", ylabel=label, xlim=(0, None))
+        ours.grid(alpha=0.3)
+        if original:
+            for row in ROWS:
+                label = None if row.name in runs else row.title
+                line = {**_row_styles()[row.title], "linewidth": 1.4, "marker": "", "label": label}
+                points = published[row.name]
+                original.plot([point[0] for point in points], [point[index] for point in points],
+                              **line)
+            original.set(title="published: RTX 2080, 25,000 images, batch 250", xlabel="step")
+            original.grid(alpha=0.3)
+        figure.legend(loc="outside right center", fontsize=8, title=BAND, title_fontsize=8)
         _save_figure(figure, out / f"{metric}.png")
+
+
+def draw_costs(out: Path, runs: dict[str, list[Run]]) -> None:
+    """val_acc_seconds.png and val_acc_flops.png in the folder `out`, of what the logs have."""
+    styles = _run_styles(runs)
+    for cost, label in (("seconds", "seconds of training"), ("flops", "FLOPs of training")):
+        measured = {name: logged for name, seeds in runs.items()
+                    if (logged := [run for run in seeds if run.log[-1][cost] is not None
+                                   and run.log[-1]["val_acc"] is not None])}
+        if not measured:
+            continue
+        figure, panel = _figure(9, 5.4, panels=1)
+        for name, seeds in measured.items():
+            _draw_band(panel, seeds, cost, "val_acc", styles[name])
+        panel.set(xlabel=label, ylabel="validation accuracy", xscale="log")
+        panel.grid(alpha=0.3, which="both")
+        figure.legend(loc="outside right center", fontsize=8, title=BAND, title_fontsize=8)
+        _save_figure(figure, out / f"val_acc_{cost}.png")
+
+
+def _draw_band(panel, seeds, x, y, style):
+    """The mean of the seeds' logs at each step, and the band from their lowest to highest."""
+    steps = {}  # {step: the seeds' rows}
+    for run in seeds:
+        for row in run.log:
+            if row[x] is not None and row[y] is not None:
+                steps.setdefault(row["step"], []).append(row)
+    xs = [statistics.fmean(row[x] for row in rows) for rows in steps.values()]
+    ys = [[row[y] for row in rows] for rows in steps.values()]
+    marker = style["marker"] if len(xs) < 15 else ""  # a line of one point is invisible
+    panel.plot(xs, [statistics.fmean(values) for values in ys],
+               **{**style, "marker": marker, "markersize": 4, "linewidth": 1.4,
+                  "label": f"{style['label']}, n = {len(seeds)}"})
+    if len(seeds) > 1:
+        panel.fill_between(xs, [min(values) for values in ys], [max(values) for values in ys],
+                           color=style["color"], alpha=0.2, linewidth=0)
 
 
 def draw_speed(path: Path, models: list[ModelMeasurement], caption: str) -> None:
@@ -90,6 +134,30 @@ def draw_memory(path: Path, measured: list[MemoryMeasurement], caption: str) -> 
     _save_figure(figure, path)
 
 
+def draw_resolution(path: Path, measured: list[ResolutionMeasurement], caption: str) -> None:
+    """Time, memory and FLOPs per image against the side, with the exponent in the legend."""
+    from matplotlib.ticker import LogLocator
+    figure, panels = _figure(14, 6, panels=3)
+    sides = sorted({m.image_size for m in measured})
+    for panel, (quantity, (unit, value)) in zip(panels, PER_IMAGE.items(), strict=True):
+        for title, sizes in by_row(measured).items():
+            points = [(m.image_size, value(m)) for m in sizes if not m.failed]
+            if points:
+                exponent = number(growth(sizes, value))
+                panel.plot(*zip(*points, strict=True), markersize=5,
+                           **{**_row_styles()[title], "label": f"{title}: {exponent}"})
+        panel.set(title=quantity, xlabel="side, pixels", ylabel=unit, xscale="log", yscale="log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:,g}")
+        panel.minorticks_off()
+        panel.set_xticks(sides, sides)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8, title="exponent of the side", title_fontsize=8, ncols=2,
+                     loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    figure.suptitle(caption, fontsize=8)
+    _save_figure(figure, path)
+
+
 def _figure(width, height, panels=2, share_y=False):
     """A figure with panels side by side, and the panels."""
     # imported here, because it takes half a second
@@ -111,3 +179,10 @@ def _row_styles():
     return {row.title: dict(color=f"C{i}", marker=markers[row.arch], label=row.title,
                             linestyle="--" if row.arch == "vit_linear" else "-")
             for i, row in enumerate(ROWS)}
+
+
+def _run_styles(runs):
+    """{row name: line style}; a row that is not one of the nine is grey."""
+    styles, titles = _row_styles(), {row.name: row.title for row in ROWS}
+    return {name: styles[titles[name]] if name in titles else
+            dict(color="0.4", marker="o", label=name, linestyle="-") for name in runs}

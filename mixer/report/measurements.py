@@ -78,6 +78,12 @@ class ModelMeasurement(Measurement):
 
 
 @dataclass(frozen=True)
+class ResolutionMeasurement(ModelMeasurement):
+    """What the model of one of the nine rows takes at one image size."""
+    image_size: int = 0  # pixels square
+
+
+@dataclass(frozen=True)
 class MemoryMeasurement(Measurement):
     """One of the nine rows at one batch size."""
     row: str
@@ -146,10 +152,10 @@ class StageMeasurement(Measurement):
     failed: str | None = None
 
 
-# the lists of bench.json and kernels.json
+# the lists of bench.json, kernels.json and resolution.json
 LISTS = {"models": ModelMeasurement, "memory": MemoryMeasurement, "peers": StepMeasurement,
          "data": StageMeasurement, "blocks": BlockMeasurement, "convs": ConvMeasurement,
-         "steps": StepMeasurement}
+         "steps": StepMeasurement, "resolution": ResolutionMeasurement}
 
 
 def from_json(result: dict) -> dict[str, list[Measurement]]:

@@ -1,8 +1,11 @@
-"""The log of a run -> a line, a summary, a row of the table."""
+"""The log of a run -> a line and a summary; the runs in a folder."""
+import json
 import statistics
+from dataclasses import dataclass
+from pathlib import Path
 
-from ..experiments import EPOCH_IMAGES, ROWS, Row, published_curves
-from .tables import aligned
+from ..experiments import EPOCH_IMAGES, ORIGINAL_CLASSES, ROWS, seed_folder
+from ..runtime.files import read_csv
 
 
 def describe(row: dict) -> str:
@@ -38,45 +41,50 @@ def summarise(name: str, config, state, *, steps: int, parameters: int, dtype: s
         "images_per_s": rate,
         f"seconds_per_{EPOCH_IMAGES}_images": EPOCH_IMAGES / rate if rate else None,
         "memory_mib": last["memory_mib"], "skipped": last["skipped"],
+        "seconds": last["seconds"], "flops": last["flops"],
     }
 
 
-COLUMNS = ["row", "parameters", "val acc", "best val acc", "train acc", "published train acc",
-           "images/s", "s per 25,000 images", "published s/epoch", "memory MiB", "published MiB"]
+@dataclass(frozen=True)
+class Run:
+    """A finished run: what its folder says. A log without seconds or FLOPs has None for them."""
+
+    summary: dict
+    config: dict
+    environment: dict
+    log: list[dict]
+
+    @property
+    def val_images(self) -> int:
+        return sum(map(sum, self.summary["confusion"] or []))
+
+    @property
+    def images(self) -> int:
+        """Training images seen, repetitions included."""
+        return self.summary["steps"] * self.summary["batch_size"]
 
 
-def comparison_table(summaries: dict[str, dict | str], env: dict) -> str:
-    """Markdown: the nine rows, ours beside what was published, and what each column means.
+def find_runs(out: Path, failed: set[str] | frozenset[str] = frozenset()) -> dict[str, list[Run]]:
+    """{row name: its runs by seed} of the finished runs in the folders of `out`.
 
-    summaries: {row name: summary.json of a finished run, or a sentence saying why there is none}.
+    The nine rows come first, in their order. Folders with other names than train.py gives, and
+    those in `failed`, are passed over.
     """
-    curves = published_curves()
-    table = aligned(COLUMNS, [_cells(row, summaries.get(row.name, "not run"),
-                                     published_acc=curves[row.name][-1][2]) for row in ROWS])
-    finished = [s for s in summaries.values() if isinstance(s, dict)]
-    return table + "\n" + (_notes(finished[0], env) if finished else "")
+    found = {row.name: {} for row in ROWS}
+    for path in sorted(out.glob("*/summary.json")):
+        folder, summary = path.parent, json.loads(path.read_text())
+        name, seed = summary["name"], summary["seed"]
+        if folder.name in failed or folder.name not in (name, seed_folder(name, seed)):
+            continue
+        log = [{"seconds": None, "flops": None, "images": row["step"] * summary["batch_size"],
+                **row} for row in read_csv(folder / "log.csv") if row["step"] <= summary["steps"]]
+        config, environment = (json.loads((folder / f"{name}.json").read_text())
+                               for name in ("config", "environment"))
+        found.setdefault(name, {})[seed] = Run(summary, config, environment, log)
+    return {name: [runs[seed] for seed in sorted(runs)] for name, runs in found.items() if runs}
 
 
-def _cells(row: Row, summary: dict | str, published_acc: float) -> list[str]:
-    """One line of the table, in the order of COLUMNS."""
-    failed = isinstance(summary, str)
-    s = {} if failed else summary
-
-    def cell(key, form):
-        return "" if s.get(key) is None else format(s[key], form)
-    return [row.title, summary if failed else cell("parameters", ","), cell("val_acc", ".3f"),
-            cell("best_val_acc", ".3f"), cell("train_acc", ".3f"), f"{published_acc:.3f}",
-            cell("images_per_s", ",.0f"), cell(f"seconds_per_{EPOCH_IMAGES}_images", ",.1f"),
-            str(row.published_epoch_s), cell("memory_mib", ",.0f"), f"{row.published_mib:,}"]
-
-
-def _notes(s: dict, env: dict) -> str:
-    """What was measured, on what, and what was published; `s` is the summary of one row."""
-    memory = ("peak of allocated tensors" if env["cuda"] else
-              "peak resident size of the process, Python and libraries included")
-    return (f"\n{s['data']}, {s['image_size']}x{s['image_size']} pixels, batch {s['batch_size']}, "
-            f"{s['steps']:,} steps, {s['dtype']}, seed {s['seed']}, one run a row; "
-            f"{env['device']}; torch {env['torch']}, Python {env['python']}; {env['date']}.\n"
-            "Seconds per 25,000 images are computed from the measured images/s (data included, "
-            f"validation not). Memory: {memory}. Published: one RTX 2080, 25,000 images, batch "
-            "250, fp16, 5000 steps; its memory as nvidia-smi shows it.\n")
+def on_published_images(runs: dict[str, list[Run]]) -> bool:
+    """Whether all runs tell cats from dogs, as the published ones."""
+    return all(run.summary["classes"] == ORIGINAL_CLASSES
+               for seeds in runs.values() for run in seeds)

@@ -1,4 +1,5 @@
 """What bench.py measured -> markdown that reads well in a terminal of 120 columns."""
+import math
 import statistics
 import textwrap
 from collections.abc import Callable, Sequence
@@ -8,6 +9,13 @@ from .measurements import Measurement, from_json
 
 WIDTH = 120
 PUBLISHED = {row.title: row for row in ROWS}
+# of resolution.json: what is compared over the image sizes, its unit, its value
+PER_IMAGE = {
+    "Time": ("ms of a training step per image", lambda m: m.speed.training_ms / m.batch_size),
+    "Memory": ("MiB per image, kept for the backward pass",
+               lambda m: m.counts.saved_mib_per_image),
+    "FLOPs": ("GFLOP of a forward pass of one image", lambda m: m.counts.gflop_per_image),
+}
 DTYPES = {"off": "float32", "fp16": "float16 autocast", "bf16": "bfloat16 autocast"}
 
 
@@ -24,6 +32,44 @@ def bench_text(result: dict) -> str:
     if "data" in lists:
         text.append(data_text(lists["data"], lists["models"], config))
     return "\n\n".join(text) + "\n"
+
+
+def resolution_text(result: dict) -> str:
+    """Everything that `python bench.py --image-size 192,288` measured; as in resolution.json."""
+    config, measured = result["config"], from_json(result)["resolution"]
+    settings = f"batch {config['batch_size']}, --kernels {config['kernels']}"
+    if config["compile"]:
+        settings += ", compiled"
+    text = [heading(result, settings)]
+    for quantity, (title, value) in PER_IMAGE.items():
+        lines = []
+        for row, sizes in by_row(measured).items():
+            cells = [in_a_word(m) if m.failed else number(value(m)) for m in sizes]
+            lines.append([row, *cells, number(growth(sizes, value))])
+        sides = dict.fromkeys(f"{m.image_size} px" for m in measured)
+        text.append(f"**{quantity}**, {title}.\n\n" + aligned(["row", *sides, "exponent"], lines))
+    text.append(paragraph(
+        "exponent: e in side^e, fitted through the sizes by least squares of the logarithms: 2 is "
+        "as the number of pixels, 4 as its square. The parameters do not grow, but for the "
+        "positions of a ViT."))
+    text += failure_lines(measured, lambda m: f"{m.row}, {m.image_size} px")
+    return "\n\n".join(text) + "\n"
+
+
+def by_row(measured: list[Measurement]) -> dict[str, list[Measurement]]:
+    """{row: its measurements}, each in the order of the list."""
+    rows = {}
+    for m in measured:
+        rows.setdefault(m.row, []).append(m)
+    return rows
+
+
+def growth(sizes: list[Measurement], value: Callable[[Measurement], float]) -> float | None:
+    """The exponent e of value = a * side^e; None with fewer than two sizes that did not fail."""
+    points = [(math.log(m.image_size), math.log(value(m))) for m in sizes if not m.failed]
+    if len(points) < 2:
+        return None
+    return statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
 def kernels_text(result: dict) -> str:

@@ -124,6 +124,27 @@ def _unknown_arguments(words, flags):
     return problems
 
 
+def whole_numbers(name: str, text: str, least: int) -> tuple[list[int], list[str]]:
+    """The numbers of an option as `0,1,2`, each once, and one sentence for each problem."""
+    numbers, problems = [], []
+    for word in text.split(","):
+        if not re.fullmatch(r"-?\d{1,18}", word):
+            problems.append(f"{flag(name)} must be a whole number, or several as 1,2, not {text!r}")
+        elif int(word) < least:
+            problems.append(f"{flag(name)} must be at least {least}, not {word}")
+        else:
+            numbers.append(int(word))
+    return list(dict.fromkeys(numbers)), list(dict.fromkeys(problems))
+
+
+def chosen(name: str, text: str | None, choices: dict[str, object]) -> tuple[list, list[str]]:
+    """The choices that an option names, as `a,b`, or all; and one sentence for each problem."""
+    names = list(choices) if text is None else list(dict.fromkeys(text.split(",")))
+    problems = [f"{flag(name)} {word}: choose from {', '.join(choices)}"
+                f"{did_you_mean(word, choices)}" for word in names if word not in choices]
+    return [choices[word] for word in names if word in choices], problems
+
+
 def flag(name: str) -> str:
     """The flag of an option: `batch_size` -> `--batch-size`."""
     return "--" + name.replace("_", "-")

@@ -1,10 +1,13 @@
 """Every option of train.py in one frozen dataclass. The command line is made from it."""
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+from ..experiments import ROWS, row_name, seed_folder
 from ..models import MODELS, model_options
-from ..runtime.cli import flag, invalid_values, option, parse
+from ..runtime.cli import chosen, flag, invalid_values, option, parse, whole_numbers
 from ..runtime.errors import UsageError
 
+ROW_NAMES = {row.name: row for row in ROWS}
 MODEL_OPTIONS = ("patch", "dim", "depth", "heads", "kernel_size", "act", "qkv_bias", "norm_eps")
 
 
@@ -15,6 +18,7 @@ class Config:
     # model
     arch: str = option("vit_cnn", "model; all: the nine rows of the original table",
                        choices=(*MODELS, "all"))
+    rows: str | None = option(None, "of --arch all, some rows, as resnet18,convmixer-p24")
     patch: int | None = option(None, "patch side in pixels, must divide the image; original: 24")
     dim: int | None = option(None, "channels per patch; original: 512")
     depth: int | None = option(None, "blocks; original: 4")
@@ -56,6 +60,7 @@ class Config:
     kernels: str = option("auto", "ConvMixer's depthwise unit; auto: fused; triton: fused, in "
                           "Triton only; torch: plain PyTorch", choices=("auto", "torch", "triton"))
     seed: int = option(0, "seed of initialisation, split, order and augmentation", least=0)
+    seeds: str | None = option(None, "a run for each, as 0,1,2; not --seed")
     # run
     log_every: int = option(100, "steps per row of the log; each row validates and saves", least=1)
     require_acc: float | None = option(None, "exit 1 below this final accuracy", least=0, most=1)
@@ -83,6 +88,7 @@ def read_config(argv: list[str], description: str) -> Config:
         problems.append("--init-from holds one model: give its --arch")
     if config.kernels == "triton" and config.act == "relu":
         problems.append("--kernels triton fuses GELU alone, and --act is relu")
+    problems += problems_of_several(config, values)
 
     # options of the model
     options = {name: getattr(config, name) for name in MODEL_OPTIONS}
@@ -97,6 +103,53 @@ def read_config(argv: list[str], description: str) -> Config:
     if problems:
         raise UsageError(problems)
     return config
+
+
+def problems_of_several(config: Config, values: dict) -> list[str]:
+    """What is wrong with options that start several runs."""
+    problems = []
+    if config.seeds:
+        problems += whole_numbers("seeds", config.seeds, least=0)[1]
+        if "seed" in values:
+            problems.append("--seed and --seeds exclude each other")
+    if config.rows:
+        problems += chosen("rows", config.rows, ROW_NAMES)[1]
+        if config.arch != "all":
+            problems.append("--rows needs --arch all")
+    if has_several_runs(config) and config.resume not in (None, "auto"):
+        problems.append("--resume must be auto where there are several runs")
+    return problems
+
+
+def has_several_runs(config: Config) -> bool:
+    return config.arch == "all" or config.seeds is not None
+
+
+class PlannedRun(NamedTuple):
+    """One of several runs."""
+
+    title: str
+    folder: str    # in --out
+    changes: dict  # of the options
+
+
+def planned_runs(config: Config) -> list[PlannedRun]:
+    """The runs of `--arch all` or `--seeds`, seed by seed.
+
+    A single seed given by --seed changes no folder. The folders of --seeds depend on row and seed
+    alone, so that a later call with more seeds goes on with them.
+    """
+    if config.arch == "all":
+        rows = [(row.name, row.title, {"arch": row.arch, **row.options})
+                for row in chosen("rows", config.rows, ROW_NAMES)[0]]
+    else:
+        name = row_name(config.arch, config.patch, config.depth)
+        rows = [(name, name, {})]
+    if config.seeds is None:
+        return [PlannedRun(title, name, options) for name, title, options in rows]
+    return [PlannedRun(f"{title}, seed {seed}", seed_folder(name, seed), {**options, "seed": seed})
+            for seed in whole_numbers("seeds", config.seeds, least=0)[0]
+            for name, title, options in rows]
 
 
 def as_arguments(config: Config, **changes) -> list[str]:

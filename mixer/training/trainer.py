@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..data.augment import augment, draws_for
 from ..data.batches import Stream, Subset
+from ..models.flops import TRAINING_PASSES, forward_flops
 from ..report.runs import describe
 from ..runtime import signals
 from ..runtime.checkpoint import save_checkpoint
@@ -35,6 +36,7 @@ class State:
     rows: list[dict]          # of log.csv
     best: dict | None         # the first row with the highest validation accuracy
     confusion: list | None    # of the last validation
+    seconds: float | None = None  # of training; unknown after a checkpoint of before it was saved
 
 
 class Trainer:
@@ -56,11 +58,13 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp == torch.float16)
         self.stream = Stream(len(train_set), config.batch_size, config.seed)
         self.steps = config.steps if config.epochs is None else self.stream.steps(config.epochs)
-        self.state = State(step=0, rows=[], best=None, confusion=None)
+        self.state = State(step=0, rows=[], best=None, confusion=None, seconds=0.0)
         self.running = Running(device)
         self.clock = Clock(device)
         slice_size = len(world.batch_slice(range(config.batch_size)))
         self.loss_weight = slice_size * world.size / config.batch_size
+        self.step_flops = (TRAINING_PASSES * forward_flops(model, config.image_size)
+                           * config.batch_size)
         self.images_mib = train_set.images.nbytes / 2**20 if train_set.images.is_cuda else 0.0
 
     def resume(self, checkpoint: dict) -> None:
@@ -72,6 +76,9 @@ class Trainer:
             state = dict(checkpoint["state"])
             loss, correct = state.pop("loss"), state.pop("correct")
             self.state = State(**state)
+            for row in self.state.rows:  # of an older version
+                row.setdefault("seconds", None)
+                row.setdefault("flops", self.step_flops * row["step"])
             if self.world.rank == 0:  # the sums of all ranks
                 self.running.loss.copy_(loss)
                 self.running.correct.copy_(correct)
@@ -94,6 +101,7 @@ class Trainer:
         self.network = DistributedDataParallel(self.model) if self.world.size > 1 else self.model
         self.bar = tqdm(total=self.steps, initial=self.state.step, unit="step", dynamic_ncols=True,
                         disable=True if self.world.rank else None)  # None: without a terminal
+        self.clock.start()
         with self.bar, signals.deferred(), explain_out_of_memory(self.config, self.device):
             self.loop()
         return self.state
@@ -126,6 +134,7 @@ class Trainer:
         """Validate, log, save. If a signal comes meanwhile, the resumed run will make this row."""
         step, config = self.state.step, self.config
         steps_per_s, data_wait = self.clock.read()  # before the validation, which is not timed
+        self.count_seconds()
         train_loss, train_acc = self.read_running()
         self.check_loss_scale()
         validation = self.validate()
@@ -136,7 +145,8 @@ class Trainer:
                "val_acc": val_acc, "lr": learning_rate(step - 1, config, self.steps),
                "images_per_s": steps_per_s and steps_per_s * config.batch_size,
                "data_wait": data_wait, "memory_mib": peak_memory_mib(self.device) - self.images_mib,
-               "skipped": step - applied_steps(self.optimizer)}
+               "skipped": step - applied_steps(self.optimizer),
+               "seconds": self.state.seconds, "flops": self.step_flops * step}
         self.log(row)
         self.keep(row)
         self.clock.start()
@@ -207,6 +217,7 @@ class Trainer:
 
     def stop(self, signum):
         """Save between two rows, and raise Interrupted."""
+        self.count_seconds()
         if self.state.step > self.last_row_step():
             self.read_running()  # may raise Diverged: then nothing is saved
         self.running.loss = self.world.sum(self.running.loss)
@@ -215,6 +226,10 @@ class Trainer:
         self.save()
         raise Interrupted(signum, f" at step {self.state.step}; "
                                   f"go on with --out={shell_word(self.out)} --resume auto")
+
+    def count_seconds(self):
+        if self.state.seconds is not None:
+            self.state.seconds += self.clock.stop()
 
     def signum(self) -> int:
         """The signal that came to any rank, or 0."""
@@ -290,20 +305,32 @@ class Running:
 
 
 class Clock:
-    """Times the training since `start`. The first step of all is a warm-up, and does not count."""
+    """Times the training since `start`. The first step of all is a warm-up, and does not count in
+    the rates.
+    """
 
     def __init__(self, device: torch.device):
         self.device, self.warm = device, False
         self.start()
 
     def start(self) -> None:
+        self.start_rates()
+        self.since = self.begin
+
+    def start_rates(self) -> None:
         self.begin, self.waited, self.steps = self.now(), 0.0, 0
+
+    def stop(self) -> float:
+        """Seconds since `start`, the first step included; 0 if stopped already."""
+        seconds = 0.0 if self.since is None else self.now() - self.since
+        self.since = None
+        return seconds
 
     def step(self) -> None:
         self.steps += 1
         if not self.warm:
             self.warm = True
-            self.start()
+            self.start_rates()
 
     def read(self) -> tuple[float, float] | tuple[None, None]:
         """Steps per second and the fraction of time that waited for data; None without a step."""

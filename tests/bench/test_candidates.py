@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from mixer.bench.candidates import build, build_peer
-from mixer.bench.measure import forward_flops
 from mixer.experiments import ROWS
+from mixer.models.flops import forward_flops
 
 CPU = torch.device("cpu")
 

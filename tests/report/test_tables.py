@@ -6,7 +6,15 @@ import pytest
 
 from mixer.experiments import ROWS
 from mixer.report import tables
-from mixer.report.tables import aligned, bench_text, kernels_text, number, shape_text, spread
+from mixer.report.tables import (
+    aligned,
+    bench_text,
+    kernels_text,
+    number,
+    resolution_text,
+    shape_text,
+    spread,
+)
 from tests.helpers.tables import COMMITTED, cells
 
 GPU = {"device": "NVIDIA H200", "python": "3.12.3", "torch": "2.11.0", "triton": "3.6.0",
@@ -110,6 +118,25 @@ def test_the_kernels_table():
     eager, fused = cells(text, "timm")
     assert eager[1:] == ["eager", "1234 [1234, 1234]", "2.00x", "12,346"] and fused[3] == "-"
     assert "ConvMixer 24, compile, batch 250: out of memory" in text
+
+
+def test_the_table_of_image_sizes_has_the_exponent():
+    """Time as the side's square, memory as its fourth power; one size out of memory."""
+    def row(side, **changes):
+        return {"row": "ViT 16 CNN", **MODEL, "training_ms": 250 * side**2 / 1000,
+                "saved_mib_per_image": (side / 100)**4, "image_size": side, **changes}
+    failed = {"row": "ViT 16 CNN", "batch_size": 250, "image_size": 768, "failed": OUT}
+    once = [{**row(192), "row": "ResNet-18"},
+            *({**failed, "row": "ResNet-18", "image_size": side} for side in (384, 768))]
+    text = resolution_text({"environment": GPU, "config": CONFIG,
+                            "resolution": [*once, row(192), row(384), failed]})
+    assert max(map(len, text.splitlines())) <= tables.WIDTH
+    time, memory, flops = cells(text, "ViT 16 CNN")
+    assert cells(text, "row")[0] == ["row", "192 px", "384 px", "768 px", "exponent"]
+    assert time == ["ViT 16 CNN", "36.9", "147", "out of memory", "2.00"]
+    assert memory == ["ViT 16 CNN", "13.6", "217", "out of memory", "4.00"]
+    assert flops[-1] == "0.00" and cells(text, "ResNet-18")[0][-1] == "-"
+    assert "ViT 16 CNN, 768 px, batch 250: out of memory" in text
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parent.name}/{p.stem}")

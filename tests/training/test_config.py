@@ -1,7 +1,14 @@
 import pytest
 
+from mixer.experiments import ROWS
 from mixer.runtime.errors import InputError
-from mixer.training.config import DEMO, as_arguments, read_config
+from mixer.training.config import (
+    DEMO,
+    as_arguments,
+    has_several_runs,
+    planned_runs,
+    read_config,
+)
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -10,6 +17,12 @@ from mixer.training.config import DEMO, as_arguments, read_config
     (["--arch", "resnet18", "--kernel-size", "9", "--depth", "2"],
      "resnet18 has no depth\nresnet18 has no kernel_size"),
     (["--arch", "all", "--patch", "24"], "--arch all sets --patch itself"),
+    (["--arch", "all", "--rows", "resnet"], "--rows resnet: choose from resnet18, "),
+    (["--rows", "resnet18"], "--rows needs --arch all"),
+    (["--seeds", "0,one"], "--seeds must be a whole number, or several as 1,2, not '0,one'"),
+    (["--seeds", "0,-1"], "--seeds must be at least 0, not -1"),
+    (["--seeds", "1,2", "--seed", "0"], "--seed and --seeds exclude each other"),
+    (["--seeds", "1,2", "--resume", "last.pt"], "--resume must be auto"),
     (["--arch", "convmixer", "--kernel-size", "4"], "kernel_size 4 is even"),
     (["--arch", "vit_cnn", "--act", "relu"], "vit_cnn has no act"),
     (["--arch", "convmixer", "--act", "silu"], "act must be gelu or relu, not 'silu'"),
@@ -57,6 +70,36 @@ def test_the_demo_takes_its_own_settings_and_the_command_line_comes_first():
     assert (config.batch_size, config.steps, config.lr, config.image_size) == (250, 5000, 1e-4, 192)
     assert (config.patch, config.dim, config.depth, config.heads) == (24, 512, 4, 8)
     assert config.kernel_size is None
+
+
+def planned(*argv):
+    return planned_runs(read_config(["--data", "x", *argv], ""))
+
+
+def test_runs_are_planned_seed_by_seed():
+    runs = planned("--arch", "all", "--rows", "convmixer-p16-d8,resnet18", "--seeds", "0,3")
+    assert [(run.title, run.folder) for run in runs] == [
+        ("ConvMixer 16/8, seed 0", "convmixer-p16-d8"), ("ResNet-18, seed 0", "resnet18"),
+        ("ConvMixer 16/8, seed 3", "convmixer-p16-d8-seed3"),
+        ("ResNet-18, seed 3", "resnet18-seed3")]
+    assert runs[2].changes == {"arch": "convmixer", "patch": 16, "depth": 8, "seed": 3}
+
+
+def test_the_nine_rows_of_one_seed_keep_their_folders():
+    for argv in ((), ("--seed", "5")):
+        runs = planned("--arch", "all", *argv)
+        assert [run.folder for run in runs] == [row.name for row in ROWS]
+        assert not any("seed" in run.changes for run in runs)
+
+
+def test_one_model_with_several_seeds_keeps_its_options():
+    config = read_config(["--data", "x", "--arch", "convmixer", "--dim", "8", "--seeds", "1,0,1"],
+                         "")
+    runs = planned_runs(config)
+    assert [run.folder for run in runs] == ["convmixer-p24-seed1", "convmixer-p24"]
+    arguments = as_arguments(config, **{**runs[0].changes, "seeds": None})
+    one = read_config(arguments, "")
+    assert (one.seed, one.seeds, one.dim) == (1, None, 8) and not has_several_runs(one)
 
 
 def test_as_arguments_gives_the_same_config_back():

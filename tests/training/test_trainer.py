@@ -1,15 +1,19 @@
 import csv
 import math
+import signal
 from dataclasses import replace
 
 import pytest
 import torch
 
+from mixer.models.flops import forward_flops
 from mixer.runtime.checkpoint import load_checkpoint
 from mixer.runtime.distributed import World
-from mixer.runtime.errors import Diverged
+from mixer.runtime.errors import Diverged, Interrupted
+from mixer.runtime.files import read_csv
+from mixer.training import trainer as trainer_module
 from mixer.training.recipe import make_optimizer, train_step
-from mixer.training.trainer import Running, applied_steps
+from mixer.training.trainer import Running, Trainer, applied_steps
 from tests.helpers.networks import tiny_convmixer
 from tests.helpers.training import SMALL, trainer
 
@@ -34,10 +38,68 @@ def test_the_fields_of_a_checkpoint(tmp_path):
     checkpoint = load_checkpoint(tmp_path / "last.pt")
     assert list(checkpoint) == ["state_dict", "description", "identity", "optimizer", "scaler",
                                 "state"]
-    assert list(checkpoint["state"]) == ["step", "rows", "best", "confusion", "loss", "correct"]
+    assert list(checkpoint["state"]) == ["step", "rows", "best", "confusion", "seconds", "loss",
+                                          "correct"]
     assert list(checkpoint["state"]["rows"][0]) == [
         "step", "train_loss", "train_acc", "val_loss", "val_acc", "lr", "images_per_s",
-        "data_wait", "memory_mib", "skipped"]
+        "data_wait", "memory_mib", "skipped", "seconds", "flops"]
+
+
+def test_seconds_are_those_of_the_steps_alone(tmp_path, monkeypatch):
+    """On a clock of our own: a step takes 1 s, a validation 10, saving 100."""
+    now = [0.0]
+
+    def taking(seconds, function):
+        def slower(*args, **kwargs):
+            now[0] += seconds
+            return function(*args, **kwargs)
+        return slower
+    monkeypatch.setattr("mixer.training.trainer.time.perf_counter", lambda: now[0])
+    for name, seconds in (("train_step", 1), ("evaluate", 10), ("save_checkpoint", 100)):
+        where = f"mixer.training.trainer.{name}"
+        monkeypatch.setattr(where, taking(seconds, getattr(trainer_module, name)))
+    run = trainer(tmp_path)
+    rows = run.fit().rows
+    assert [row["seconds"] for row in rows] == [3, 6, 9]
+    step = 3 * forward_flops(run.model, 32) * SMALL.batch_size
+    assert [row["flops"] for row in rows] == [3 * step, 6 * step, 9 * step]
+
+
+def test_seconds_go_on_after_a_stop_between_two_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("mixer.training.trainer.Clock.now", lambda self: float(steps[0]))
+    steps = [0]
+    run = trainer(tmp_path)
+    take_step = run.take_step
+
+    def counted():
+        take_step()
+        steps[0] += 1
+        if steps[0] == 4:
+            run.signum = lambda: signal.SIGTERM
+    run.take_step = counted
+    with pytest.raises(Interrupted):
+        run.fit()
+    again = trainer(tmp_path)
+    again.resume(load_checkpoint(tmp_path / "last.pt"))
+    assert again.state.seconds == 4
+    again.take_step = lambda: (Trainer.take_step(again), steps.__setitem__(0, steps[0] + 1))
+    assert [row["seconds"] for row in again.fit().rows] == [3, 6, 9]
+
+
+def test_a_run_of_an_older_version_goes_on_without_seconds(tmp_path):
+    """Its rows and its state have neither seconds nor FLOPs."""
+    trainer(tmp_path, replace(SMALL, steps=6)).fit()
+    checkpoint = load_checkpoint(tmp_path / "last.pt")
+    del checkpoint["state"]["seconds"]
+    for row in checkpoint["state"]["rows"]:
+        del row["seconds"], row["flops"]
+    again = trainer(tmp_path)
+    again.resume(checkpoint)
+    rows = again.fit().rows
+    assert [row["seconds"] for row in rows] == [None, None, None]
+    assert [row["flops"] for row in rows] == [again.step_flops * step for step in (3, 6, 9)]
+    assert [row["flops"] for row in read_csv(tmp_path / "log.csv")] == [
+        row["flops"] for row in rows]
 
 
 def test_each_row_is_saved(tmp_path):

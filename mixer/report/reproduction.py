@@ -1,0 +1,69 @@
+"""Do our training curves reproduce the published ones? Judged point by point."""
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..experiments import EPOCH_IMAGES, ORIGINAL_CLASSES, RECIPE, published_curves
+from .runs import Run
+
+POINT_IMAGES = 25_000  # a published point is a mean over 100 steps of 250 images
+
+
+@dataclass(frozen=True)
+class Point:
+    """One published point beside the runs of its row: means over the 100 steps before `step`."""
+
+    row: str
+    step: int
+    seeds: int
+    acc: float
+    acc_low: float        # range of the seeds, widened
+    acc_high: float
+    published_acc: float
+    acc_inside: bool
+    loss: float
+    loss_low: float
+    loss_high: float
+    published_loss: float
+    loss_inside: bool
+
+
+def is_original(run: Run) -> bool:
+    """Whether a run had the original's recipe and images, and logs what was published.
+
+    Free are the seed, the autocast dtype, the number of steps, and how many images are held out.
+    """
+    return (run.summary["classes"] == ORIGINAL_CLASSES
+            and run.summary["data"].startswith(f"{EPOCH_IMAGES:,} images")
+            and all(run.config.get(name, value) in (value, None) for name, value in RECIPE.items()))
+
+
+def judge(runs: dict[str, list[Run]]) -> list[Point]:
+    """The published points that our runs reached, of the rows with runs of the original's recipe.
+
+    A point is inside if it lies in the range of our seeds, widened on both sides by 1.96 standard
+    errors of 25,000 draws. For an accuracy p the error is sqrt(p (1 - p) / 25,000). For a loss it
+    is that error times log(p / (1 - p)): what one more right answer changes in the loss of a
+    classifier that is as sure as it is right.
+    """
+    points = []
+    for name, published in published_curves().items():
+        logs = [{row["step"]: row for row in run.log}
+                for run in runs.get(name, []) if is_original(run)]
+        for step, published_loss, published_acc in published:
+            rows = [log[step] for log in logs if step in log]
+            if not rows:
+                continue
+            error = 1.96 * math.sqrt(published_acc * (1 - published_acc) / POINT_IMAGES)
+            acc = _beside([row["train_acc"] for row in rows], published_acc, error)
+            error *= abs(math.log(published_acc / (1 - published_acc)))
+            loss = _beside([row["train_loss"] for row in rows], published_loss, error)
+            points.append(Point(name, step, len(rows), *acc, *loss))
+    return points
+
+
+def _beside(ours: Sequence[float], published: float, error: float) -> tuple:
+    """Mean, widened range, published value, and whether it is inside."""
+    low, high = min(ours) - error, max(ours) + error
+    return statistics.fmean(ours), low, high, published, low <= published <= high

@@ -1,0 +1,139 @@
+"""table.md: rows and seeds side by side."""
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from mixer.experiments import ROWS, published_curves
+from mixer.report.comparison import accuracy_at, comparison_text, expected_rows, write_comparison
+from mixer.report.reproduction import judge
+from mixer.report.runs import find_runs
+from mixer.runtime.files import write_json
+from tests.helpers.finished import ENVIRONMENT, finished_run, without_costs
+from tests.helpers.tables import RESULTS, cells
+
+
+def text_of(out, failed=()):
+    runs = find_runs(out, failed)
+    return comparison_text(runs, judge(runs), expected_rows(out), dict(failed))
+
+
+def lines_of(text, table):
+    """{row: cells} of the first, second or third table."""
+    tables, last = [], False
+    for line in text.splitlines():
+        if line.startswith("|") and not last:
+            tables.append([])
+        if last := line.startswith("|"):
+            tables[-1].append(line)
+    head, *rows = cells("\n".join(tables[table]))
+    return head, {title: rest for title, *rest in rows}
+
+
+def test_ours_and_the_published_figures_are_apart(tmp_path):
+    write_json(tmp_path / "config.json", {"arch": "all"})
+    for seed, acc in enumerate((0.74, 0.75, 0.76)):
+        finished_run(tmp_path, "convmixer-p24", seed, val_acc=acc, step_s=0.25)
+    finished_run(tmp_path, "vit_cnn-p24", val_acc=0.60)
+    text = text_of(tmp_path, {"resnet18": "failed (exit code 1)"})
+    _, rows = lines_of(text, 0)
+    assert list(rows) == [row.title for row in ROWS]
+    train = f"{published_curves()['convmixer-p24'][4][2]:.3f}"
+    acc = {name: f"{points[-1][2]:.3f}" for name, points in published_curves().items()}
+    # between the seeds: 4.303 * 0.01 / sqrt(3)
+    assert rows["ConvMixer 24"] == [
+        "2,114,050", "3", "0.750 ± 0.025", "0.750 ± 0.025", train, acc["convmixer-p24"], "1,000",
+        "2.08", "25.0", "11", "900", "2,132"]
+    assert rows["ResNet-18"] == ["failed (exit code 1)", "", "-", "-", "", acc["resnet18"], "", "",
+                                 "", "20", "", "4,554"]
+    assert rows["ViT 24 CNN"][1:3] == ["1", "0.600 ± 0.043"]  # of the same seeds' variance
+    assert rows["ConvMixer 16"][0] == "not run"
+    for word in ("RTX 2080", "nvidia-smi", "computed from the measured images/s", "resident",
+                 "seeds 0, 1, 2", "2,500 validation images", "bfloat16", ENVIRONMENT["device"]):
+        assert word in " ".join(text.split())
+
+
+def test_accuracy_after_equal_images_seconds_and_flops(tmp_path):
+    """500 steps each. The slow one takes 100 s; the cheap one 20 s and 500 TFLOP."""
+    finished_run(tmp_path, "resnet18", val_acc=0.9, step_s=0.2, step_flops=2e12)
+    finished_run(tmp_path, "convmixer-p24", val_acc=0.7, step_s=0.04, step_flops=1e12)
+    text = text_of(tmp_path)
+    head, rows = lines_of(text, 1)
+    assert head == ["row", "125,000 images", "100 s", "10.0 s", "500 TFLOP", "frontier, s",
+                    "frontier, FLOPs"]
+    assert [cell.split(" ±")[0] for cell in rows["ResNet-18"]] == [
+        "0.900", "0.900", "-", "0.360", "yes", "yes"]
+    assert [cell.split(" ±")[0] for cell in rows["ConvMixer 24"]] == [
+        "0.700", "0.700", "0.280", "0.700", "yes", "yes"]
+    starred = {title: [cell.endswith("*") for cell in row[:4]] for title, row in rows.items()}
+    assert starred == {"ResNet-18": [True, True, False, False],
+                       "ConvMixer 24": [False, False, True, True]}
+
+
+def test_the_last_validation_within_a_budget_counts(tmp_path):
+    finished_run(tmp_path, "resnet18", val_acc=0.5, step_s=1.0)
+    (run,), = find_runs(tmp_path).values()
+    assert accuracy_at(run, "seconds", 99 * 1.01) is not None  # 2 % of slack
+    assert accuracy_at(run, "seconds", 90) is None
+    assert accuracy_at(run, "seconds", 299.9) == pytest.approx(0.3)
+    assert accuracy_at(run, "images", 250 * 450) == pytest.approx(0.4)
+
+
+def test_the_reproduction_is_counted(tmp_path):
+    finished_run(tmp_path, "convmixer-p24", shift=0.001)
+    finished_run(tmp_path, "resnet18", shift=0.1, steps=200)
+    text = write_comparison(tmp_path, {})
+    assert ("The published accuracy is inside at 5 of 7 points, the published loss at 5 of 7."
+            in text)
+    _, rows = lines_of(text, 2)
+    assert rows["ConvMixer 24"][0:2] == ["1", "500"]
+    assert rows["ConvMixer 24"][4:6] == ["+0.001", "5 of 5"]
+    assert rows["ResNet-18"][5] == rows["ResNet-18"][8] == "0 of 2"
+    with open(tmp_path / "reproduction.csv", newline="") as f:
+        points = list(csv.DictReader(f))
+    assert len(points) == 7 and points[0]["row"] == "resnet18"
+    assert {p["acc_inside"] for p in points if p["row"] == "resnet18"} == {"False"}
+
+
+def test_any_number_of_classes_without_published_columns(tmp_path):
+    breeds = tuple(f"breed {i}" for i in range(37))
+    finished_run(tmp_path, "resnet18", classes=breeds, images=7390)
+    text = write_comparison(tmp_path, {})
+    _, rows = lines_of(text, 0)
+    assert rows["ResNet-18"][5] == rows["ResNet-18"][9] == rows["ResNet-18"][11] == ""
+    assert rows["ResNet-18"][2].startswith("0.750 ±") and "reproduction" not in text
+    assert "RTX 2080" not in text
+    assert not (tmp_path / "reproduction.csv").exists()
+
+
+def test_a_run_without_validation_or_without_costs_stays_in_the_table(tmp_path):
+    finished_run(tmp_path / "a", "resnet18", val_acc=None)
+    text = write_comparison(tmp_path / "a", {})
+    assert lines_of(text, 0)[1]["ResNet-18"][2] == "-" and "equal cost" not in text
+    without_costs(finished_run(tmp_path / "b", "resnet18"))
+    head, rows = lines_of(write_comparison(tmp_path / "b", {}), 1)
+    assert head[1:] == ["125,000 images", "frontier, s", "frontier, FLOPs"]
+    assert rows["ResNet-18"][1:] == ["", ""]
+    assert {p.name for p in (tmp_path / "b").glob("*.png")} == {"loss.png", "acc.png"}
+
+
+def test_a_seed_that_failed_is_named_beside_those_that_did_not(tmp_path):
+    finished_run(tmp_path, "resnet18")
+    text = text_of(tmp_path, {"resnet18-seed1": "failed (exit code 3)"})
+    assert lines_of(text, 0)[1]["ResNet-18"][1] == "1"
+    assert "resnet18-seed1: failed (exit code 3)" in text
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/table.md")), ids=lambda p: p.parent.name)
+def test_committed_tables_are_those_of_their_runs(path: Path):
+    assert path.read_text() == text_of(path.parent)
+
+
+def test_expected_rows(tmp_path):
+    assert expected_rows(tmp_path) == []
+    for config, rows in (({"arch": "all"}, [row.name for row in ROWS]),
+                         ({"arch": "all", "rows": "resnet18,vit_cnn-p24"},
+                          ["resnet18", "vit_cnn-p24"]), ({"arch": "resnet18"}, [])):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert expected_rows(tmp_path) == rows
