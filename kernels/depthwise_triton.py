@@ -210,11 +210,21 @@ def apply_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr, y_
 
 
 @triton.jit
+def _sums_of_four(t, P: tl.constexpr):
+    """(BLOCK_M, BLOCK_OUT) -> (BLOCK_M, BLOCK_OUT // 4)."""
+    return tl.sum(tl.reshape(t, [P.BLOCK_M, P.BLOCK_OUT // 4, 4]), 2)
+
+
+@triton.jit
 def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, P: tl.constexpr):
-    """dgamma = sum(dy * xhat) and dbeta = sum(dy) over tiles start..end; stores z = conv + bias."""
+    """dgamma = sum(dy * xhat) and dbeta = sum(dy) over tiles start..end; stores z = conv + bias.
+
+    The loop adds four neighbours, and the rest is added at the end. With sums of whole rows in the
+    loop, LLVM dies of a segmentation fault if a map has an odd number of elements (Triton 3.9).
+    """
     toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
-    dgamma = tl.full([P.BLOCK_M], 0.0, tl.float32)
-    dbeta = tl.full([P.BLOCK_M], 0.0, tl.float32)
+    dgamma = tl.full([P.BLOCK_M, P.BLOCK_OUT // 4], 0.0, tl.float32)
+    dbeta = tl.full([P.BLOCK_M, P.BLOCK_OUT // 4], 0.0, tl.float32)
     for first in range(start, end, P.BLOCK_M):
         m = first + tl.arange(0, P.BLOCK_M)
         tile, exists = _tile(m, end, stride_n, P)
@@ -222,9 +232,9 @@ def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, P
         z = _conv_bias(x_ptr, w_ptr, bias, toeplitz, m, end, stride_n, P)
         tl.store(z_ptr + z_tile, z, mask=exists)
         dy = tl.load(dy_ptr + tile, mask=exists, other=0.0).to(tl.float32)
-        dgamma += tl.sum(dy * (_gelu(z) - mean) * rstd, 1)
-        dbeta += tl.sum(dy, 1)
-    return tl.sum(dgamma, 0), tl.sum(dbeta, 0)
+        dgamma += _sums_of_four(dy * (_gelu(z) - mean) * rstd, P)
+        dbeta += _sums_of_four(dy, P)
+    return tl.sum(tl.sum(dgamma, 1), 0), tl.sum(tl.sum(dbeta, 1), 0)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 import triton
 import triton.language as tl
 
-from kernels import depthwise_launch, depthwise_triton
+from kernels import depthwise_check, depthwise_launch, depthwise_triton
 
 INTERPRETED = DEVICE == "cpu"
 SWITCHED = isinstance(depthwise_triton._gelu, triton.runtime.interpreter.InterpretedFunction)
@@ -135,35 +135,6 @@ def test_float32_products_follow_cudnns_switch(monkeypatch):
     assert precision() == "tf32"
 
 
-def self_check():
-    return depthwise_launch.self_check(torch.device(DEVICE))
-
-
-def test_the_self_check_passes():
-    assert self_check() is None
-
-
-def test_the_self_check_sees_a_nan(monkeypatch):
-    backward = depthwise_launch.backward
-    monkeypatch.setattr(depthwise_launch, "backward", lambda *args, **options: [
-        t * float("nan") for t in backward(*args, **options)])
-    assert "wrong on this GPU" in self_check()
-
-
-def test_the_self_check_sees_the_kernels_of_two_launches(monkeypatch):
-    merge = depthwise_launch.merge_moments
-    monkeypatch.setattr(depthwise_launch, "merge_moments",
-                        lambda count, mean, m2: merge(count, mean + 1, m2))
-    assert "wrong on this GPU" in self_check()
-
-
-def test_the_self_check_reports_a_kernel_that_fails(monkeypatch):
-    def fail(*args, **options):
-        raise RuntimeError("out of resource\nsecond line")
-    monkeypatch.setattr(depthwise_launch, "forward", fail)
-    assert self_check() == ("the Triton kernels fail on this GPU: RuntimeError: out of resource")
-
-
 @triton.jit
 def _tanh_gelu(z):
     return z * tl.sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))
@@ -203,4 +174,4 @@ def test_spoilt_kernels_are_rejected(monkeypatch, name, fault):
     block = make_block(3, 1, 8, 8, 5)
     assert too_far(run(launched(1), block), block)
     if fault is not _tanh_gelu:  # 1e-3 off, which float16 hides: the float32 tests are for that
-        assert "wrong on this GPU" in self_check()
+        assert "wrong on this GPU" in depthwise_check.self_check(torch.device(DEVICE))
