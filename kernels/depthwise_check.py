@@ -28,15 +28,17 @@ class Case(NamedTuple):
     shape: tuple[int, int, int, int]
     kernel_size: int
     dtype: str                             # "float16", "bfloat16" or "float32"
-    capability: int                        # 90 for sm_90
+    device: tuple[int, int, str]            # depthwise_launch.Device
     strides: tuple[int, int] | None = None  # of samples and channels; None: contiguous
     allow_tf32: bool = False
     programs: int | None = None            # per channel; None: the launcher chooses
+    knobs: dict = {}                       # instead of what the launcher chooses
 
 
 class Started(NamedTuple):
     """One launch that did not happen."""
     kernel: str
+    part: str                # what a kernel with several parts does in this launch
     grid: tuple[int, int]
     compiled: triton.compiler.CompiledKernel
     plan: tuple
@@ -62,15 +64,14 @@ def compile_case(case: Case) -> list[Started]:
 
     Changes the driver of this process for good. Raises what the compiler raises.
     """
-    triton.runtime.driver.set_active(_NoGPU(case.capability))
+    triton.runtime.driver.set_active(_NoGPU(case.device[0]))
     torch.backends.cudnn.allow_tf32 = case.allow_tf32
     started = {}
 
     def start(kernel, grid, **arguments):
-        name = kernel.fn.__name__
-        if name not in started:
-            compiled = kernel.warmup(grid=grid, **arguments)
-            started[name] = Started(name, grid, compiled, arguments["P"])
+        compiled = kernel.warmup(grid=grid, **arguments)
+        started[compiled.hash] = Started(kernel.fn.__name__, part_of(arguments), grid, compiled,
+                                         arguments["P"])
     original, depthwise_launch.start = depthwise_launch.start, start
     try:
         N, C, H, W = case.shape
@@ -79,7 +80,8 @@ def compile_case(case: Case) -> list[Started]:
         x = torch.empty_strided(case.shape, (stride_n, stride_c, W, 1), dtype=dtype)
         weight = torch.empty(C, 1, case.kernel_size, case.kernel_size, dtype=dtype)
         channel = torch.empty(C)
-        options = dict(programs=case.programs)
+        options = dict(programs=case.programs, device=depthwise_launch.Device(*case.device),
+                       **case.knobs)
         for stats in ((None, None), (channel, channel)):
             depthwise_launch.forward(x, weight, channel, channel, channel, *stats, 1e-5, True,
                                      **options)
@@ -88,6 +90,15 @@ def compile_case(case: Case) -> list[Started]:
     finally:
         depthwise_launch.start = original
     return list(started.values())
+
+
+def part_of(arguments):
+    """"sums" or "gradients" of a backward pass in two launches, "moments" of a forward pass."""
+    if "SUMS" in arguments and arguments["dx_ptr"] is None:
+        return "sums"
+    if arguments.get("SUMS") is False:
+        return "gradients"
+    return "moments" if arguments.get("y_ptr", "") is None else ""
 
 
 def resources(compiled) -> dict[str, int]:
@@ -142,27 +153,24 @@ def fails_here(x, kernel_size: int, programs: int | None = None) -> str | None:
     Compiles them once for all inputs that Triton specialises alike. `programs` as in the launcher.
     """
     N, C, H, W = x.shape
-    strides = depthwise_launch.strides(x)
+    device, strides = depthwise_launch.device_of(x), depthwise_launch.strides(x)
     S = programs or depthwise_launch.programs_per_channel(x.shape, x.dtype)
     numbers = N, triton.cdiv(N, S), *strides
-    key = (x.device, H, W, kernel_size, x.dtype, torch.backends.cudnn.allow_tf32, S == 1,
+    key = (device, H, W, kernel_size, x.dtype, torch.backends.cudnn.allow_tf32, S == 1,
            *((n == 1, n % 16 == 0) for n in numbers))
     if key not in _failures:
-        gpu = torch.cuda.get_device_properties(x.device)
-        case = Case((N, C, H, W), kernel_size, str(x.dtype).removeprefix("torch."),
-                    10 * gpu.major + gpu.minor, strides, torch.backends.cudnn.allow_tf32, programs)
-        _failures[key] = fails(case, gpu.shared_memory_per_block_optin)
+        _failures[key] = fails(Case(
+            (N, C, H, W), kernel_size, str(x.dtype).removeprefix("torch."), device, strides,
+            torch.backends.cudnn.allow_tf32, programs))
     return _failures[key]
 
 
 _failures = {}
 
 
-def fails(case: Case, largest_shared: int) -> str | None:
-    """Why the kernels of a case cannot run, in words, or None. Compiles in another process.
-
-    largest_shared: bytes of shared memory that the GPU gives to one program.
-    """
+def fails(case: Case) -> str | None:
+    """Why the kernels of a case cannot run, in words, or None. Compiles in another process."""
+    largest_shared = case.device[1]
     root = Path(__file__).parents[len(__package__.split("."))]
     environment = {**os.environ, "TRITON_INTERPRET": "0",
                    "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)])}

@@ -22,27 +22,32 @@ MAPS = [(8, 8), (12, 12), (16, 16), (32, 32), (1, 1), (1, 6), (2, 2), (3, 3), (5
         (31, 17)]
 KERNEL_SIZES = 1, 3, 5, 7, 9, 11
 DTYPES = "float16", "bfloat16", "float32"
-CAPABILITIES = 80, 90, 100
+# compute capability, bytes of shared memory that one program may take: CUDA C++ Programming Guide,
+# table "Technical Specifications per Compute Capability"
+DEVICES = (80, 163 * 1024), (90, 227 * 1024), (100, 227 * 1024)
+A100, H100, B200 = DEVICES
+RTX = 89, 99 * 1024
 
 
 def all_cases():
     """Each map with each kernel size in each dtype. The rest takes turns: the GPU, one launch or
     two, and strides that 16 divides, as far as the map allows it."""
-    turn = itertools.cycle(itertools.product(CAPABILITIES, (1, 2), (512, 511)))
+    turn = itertools.cycle(itertools.product(DEVICES, (1, 2), (512, 511)))
     for (H, W), K, dtype in itertools.product(MAPS, KERNEL_SIZES, DTYPES):
-        capability, programs, C = next(turn)
-        yield Case((250, C, H, W), K, dtype, capability, programs=programs)
-    for side, dtype, capability in itertools.product((8, 12, 16, 32), DTYPES, CAPABILITIES):
-        yield Case((250, 512, side, side), 9, dtype, capability, programs=1)
+        device, programs, C = next(turn)
+        yield Case((250, C, H, W), K, dtype, device, programs=programs)
+    for side, dtype, device in itertools.product((8, 12, 16, 32), DTYPES, (*DEVICES, RTX)):
+        yield Case((250, 512, side, side), 9, dtype, device, programs=1)
 
 
 def sampled_cases():
     """The design's maps, and those that once killed the compiler."""
-    yield Case((250, 512, 12, 12), 9, "float16", 90)
-    yield Case((250, 512, 5, 5), 9, "float16", 90, programs=1)
-    yield Case((250, 511, 7, 7), 3, "float32", 90, programs=2)
-    yield Case((250, 512, 8, 8), 9, "bfloat16", 100)
-    yield Case((64, 768, 32, 32), 7, "float16", 80)
+    yield Case((250, 512, 12, 12), 9, "float16", H100)
+    yield Case((250, 512, 5, 5), 9, "float16", H100, programs=1)
+    yield Case((250, 511, 7, 7), 3, "float32", H100, programs=2)
+    yield Case((250, 512, 8, 8), 9, "bfloat16", B200)
+    yield Case((64, 768, 32, 32), 7, "float16", A100)
+    yield Case((64, 1536, 32, 32), 9, "float16", RTX)
 
 
 def describe(started):

@@ -67,6 +67,34 @@ def test_large_values_and_offsets(dtype):
         assert not [problem for problem in problems if problem.startswith(("mean", "var"))]
 
 
+@triton.jit
+def _gelu_kernel(z_ptr, gelu_ptr, slope_ptr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    z = tl.load(z_ptr + i)
+    tl.store(gelu_ptr + i, depthwise_triton._gelu(z))
+    tl.store(slope_ptr + i, depthwise_triton._gelu_slope(z))
+
+
+def test_gelu_and_its_slope_are_as_exact_as_with_erf():
+    """In float32, against float64, tails too: each in terms of the form with PyTorch's erf."""
+    z = torch.cat([torch.linspace(-14, 14, 2**15 - 8),
+                   torch.tensor([0.0, -0.0, 1e-30, -60.0, 65504.0, -65504.0, 1e10, -1e10])])
+    z = z.to(DEVICE).requires_grad_()
+    gelu, slope = (torch.full_like(z, float("nan")) for _ in range(2))
+    _gelu_kernel[(1,)](z.detach(), gelu, slope, len(z))
+
+    def by_erf(z):
+        gelu = torch.nn.functional.gelu(z)
+        return gelu.detach(), torch.autograd.grad(gelu.sum(), z)[0]
+    exact = by_erf(z.detach().double().requires_grad_())
+    for ours, plain, want in zip((gelu, slope), by_erf(z), exact, strict=True):
+        ours, plain = ((t.double() - want).abs() for t in (ours, plain))
+        assert ours.max() <= plain.max() + 1e-7
+        assert (ours / want.abs().clamp(min=1)).max() <= 3e-7
+        tail = (z < -3) & (z > -4)
+        assert (ours / want.abs())[tail].max() <= 2 * (plain / want.abs())[tail].max()
+
+
 def every_second_column(t):
     wide = torch.empty(*t.shape[:3], 2 * t.shape[3], dtype=t.dtype, device=t.device)
     return wide[..., ::2].copy_(t)
@@ -128,8 +156,7 @@ def test_the_originals_shapes_take_one_program_per_channel():
 
 def test_float32_products_follow_cudnns_switch(monkeypatch):
     def precision():
-        plan, _ = depthwise_launch.tile((2, 2, 8, 8), 3, torch.float32)
-        return plan.PRECISION
+        return depthwise_launch.launch((2, 2, 8, 8), 3, torch.float32, False).plan.PRECISION
     assert precision() == "tf32x3"
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     assert precision() == "tf32"
