@@ -121,8 +121,8 @@ def tile(H, W, K, dtype, precision, backward, device, **knobs):
 
 
 def shared_bytes(block_m, block_in, block_out, dtype):
-    """The most that a kernel of this tile takes: T once, windows and tiles up to twice."""
-    return 2 * dtype.itemsize * (block_in * block_out // 2 + block_m * (block_in + block_out))
+    """The most that a kernel of this tile takes: T, windows in two layouts, tiles."""
+    return dtype.itemsize * (block_in * block_out + block_m * (2 * block_in + block_out))
 
 
 def device_of(x) -> Device:

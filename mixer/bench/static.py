@@ -142,7 +142,7 @@ def estimate(launch, taken: dict[str, int], shape: Shape, capability: int) -> La
         rounds=-(-most // per_sm), instructions=by_class(counts, threads * programs / elements),
         l2_bytes=l2, dram_bytes=dram, estimate_us=max(times.values()),
         binds=max(times, key=times.get),
-        floor_us=elements * 2 * least / gpu.dram_gb_s / 1e3 + tensor_us)
+        floor_us=max(elements * 2 * least / gpu.dram_gb_s / 1e3, tensor_us))
 
 
 def traffic(launch) -> tuple[int, int, int]:

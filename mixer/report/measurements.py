@@ -167,7 +167,7 @@ class LaunchEstimate(Measurement):
     dram_bytes: float | None = None   # per element
     estimate_us: float | None = None
     binds: str | None = None          # the resource that takes this time
-    floor_us: float | None = None     # bytes that must pass DRAM, and the matrix products
+    floor_us: float | None = None     # bytes that must pass DRAM, or the matrix products
     failed: str | None = None
 
     @property

@@ -47,7 +47,8 @@ def static_text(result: dict) -> str:
                   "ESTIMATES from the compiled machine code: no GPU was there."), "",
         paragraph("**Each launch** on an H200 (sm_90), training: registers and bytes spilled per "
                   "thread, KiB of shared memory per program, programs on an SM, rounds; "
-                  "instructions and bytes per element; the resource that takes longest."), "",
+                  "instructions and bytes per element; the resource that takes longest. floor: the "
+                  "longer of the bytes that must pass DRAM and the matrix products."), "",
         aligned(["N, C, map, K", "kernel", "regs", "spill", "KiB", "/SM", "rounds", "instr", "L2 B",
                  "DRAM B", "us", "floor", "binds"],
                 [[shape_text(m.shape), m.kernel, m.registers, m.spilled_bytes,

@@ -54,8 +54,8 @@ def describe(started):
     """What one kernel takes."""
     ptx = started.compiled.asm["ptx"]
     tensor_cores = [name for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma") if name in ptx]
-    return {"kernel": started.kernel, **depthwise_check.resources(started.compiled),
-            "tensor_cores": tensor_cores}
+    return {"kernel": f"{started.kernel} {started.part}".strip(), "tensor_cores": tensor_cores,
+            **depthwise_check.resources(started.compiled)}
 
 
 def in_its_own_process(case):

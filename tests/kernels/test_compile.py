@@ -47,8 +47,7 @@ def test_the_compiler_never_dies(compiled):
     assert not [case for case in compiled if "died" in case]
 
 
-@pytest.mark.skipif(TRITON < (3, 9), reason="tiles are sized for Triton 3.9; the assembler of 3.6 "
-                                            "spills 8 to 96 bytes in nine of all cases")
+@pytest.mark.skipif(TRITON < (3, 8), reason="tiles are sized for Triton 3.8")
 def test_nothing_spills(compiled):
     assert not [case for case in compiled if case["spilled"]]
 
@@ -75,4 +74,5 @@ def test_one_launch_forward_and_one_backward(compiled):
         kernels.setdefault(str([case[name] for name in case][:7]), []).append(case["kernel"])
     assert set(map(tuple, kernels.values())) == {
         ("forward_kernel", "apply_kernel", "backward_kernel"),
-        ("moments_kernel", "apply_kernel", "sums_kernel", "gradients_kernel")}
+        ("forward_kernel moments", "apply_kernel", "backward_kernel sums",
+         "backward_kernel gradients")}
