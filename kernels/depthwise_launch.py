@@ -102,8 +102,9 @@ def tile(H, W, K, dtype, precision, backward, device, **knobs):
         block_m = 64
         if H * W % 8 == 0:  # else elements are loaded one by one, which takes registers
             block_m = 128 if block_in <= 128 else 32 if backward else 64
-            if device.capability == 90 or device.capability > 90 and rows < H:
-                options |= dict(maxnreg=128)  # 2 programs of 8 warps on an SM
+            # 2 programs of 8 warps on an SM, where that does not spill
+            if device.capability == 90 or device.capability > 90 and H > rows and block_in <= 256:
+                options |= dict(maxnreg=128)
     block_m = knobs.get("BLOCK_M", block_m)
     while (block_m > SMALLEST_BLOCK and device.shared_bytes
            < shared_bytes(block_m, block_in, block_out, dtype)):
