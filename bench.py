@@ -5,6 +5,8 @@ python bench.py --rows convmixer-p24,vit_cnn-p24 --peers
 python bench.py --data dogs-vs-cats.zip --out results/here
 python bench.py --image-size 192,288,384
 python bench.py --kernels-table
+python bench.py --kernels-static
+python bench.py --kernels-tune --out results/tune
 """
 import dataclasses
 import itertools
@@ -16,11 +18,21 @@ import torch
 from kernels import why_not_triton
 from mixer.bench.block import measure_kernels
 from mixer.bench.rows import measure_models, measure_resolution
+from mixer.bench.static import measure_static
+from mixer.bench.tune import tune_kernels
 from mixer.data.images import base_name, find_images
 from mixer.experiments import ROWS, Row
 from mixer.models import model_options
 from mixer.report.figures import draw_memory, draw_resolution, draw_speed
-from mixer.report.tables import bench_text, csv_rows, kernels_text, resolution_text
+from mixer.report.tables import (
+    bench_text,
+    csv_rows,
+    fastest_tiles,
+    kernels_text,
+    resolution_text,
+    static_text,
+    tune_text,
+)
 from mixer.runtime.cli import chosen, flag, invalid_values, option, parse, run, whole_numbers
 from mixer.runtime.device import DTYPES, environment, pick_amp, pick_device
 from mixer.runtime.distributed import rank_and_size
@@ -28,7 +40,8 @@ from mixer.runtime.errors import InputError, UsageError
 from mixer.runtime.files import writable_folder, write_csv, write_json, write_text
 
 TABLES = {"bench": (measure_models, bench_text), "kernels": (measure_kernels, kernels_text),
-          "resolution": (measure_resolution, resolution_text)}
+          "resolution": (measure_resolution, resolution_text),
+          "static": (measure_static, static_text), "tune": (tune_kernels, tune_text)}
 AMP_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -40,6 +53,8 @@ class Config:
     peers: bool = option(False, "also the torchvision and timm versions, eager and compiled")
     data: str | None = option(None, "image folder or zip: also how fast it is read and augmented")
     kernels_table: bool = option(False, "instead: the fused block against plain PyTorch")
+    kernels_static: bool = option(False, "instead: the Triton kernels' machine code, without a GPU")
+    kernels_tune: bool = option(False, "instead: time the Triton kernels' block sizes on this GPU")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: the GPU if there is one")
     batch_size: int | None = option(None, "images per step; default: 250, on a CPU 8", least=2)
     image_size: str = option("192", "pixels square; several, as 192,288,384: how the cost grows")
@@ -53,6 +68,7 @@ class Config:
     debug: bool = option(False, "print a traceback when something fails")
 
 
+INSTEAD = {"kernels": "kernels_table", "static": "kernels_static", "tune": "kernels_tune"}
 # options of the models' table alone
 FOR_MODELS = {"rows", "peers", "data", "batch_size", "image_size", "compile", "kernels"}
 
@@ -63,7 +79,8 @@ def main(argv: list[str]) -> None:
 
     # measure
     several = isinstance(config.image_size, list)
-    name = "kernels" if config.kernels_table else "resolution" if several else "bench"
+    name = next((table for table, instead in INSTEAD.items() if getattr(config, instead)),
+                "resolution" if several else "bench")
     measure, as_text = TABLES[name]
     lists = measure(config, rows, device)
 
@@ -79,6 +96,8 @@ def main(argv: list[str]) -> None:
     if out:
         write_json(out / f"{name}.json", result)
         write_text(out / f"{name}.md", text)
+        if name == "tune":
+            write_json(out / "depthwise_tiles.json", fastest_tiles(result))
         for key in lists:
             write_csv(out / f"{key}.csv", csv_rows(result[key]))
         if lists.get("memory"):
@@ -117,9 +136,9 @@ def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
                             "--rows")
 
     # options that do not go together
-    if config.kernels_table:
-        problems += [f"{flag(name)} does not go with --kernels-table"
-                     for name in options if name in FOR_MODELS]
+    tables = [name for name in INSTEAD.values() if getattr(config, name)]
+    problems += [f"{flag(name)} does not go with {flag(table)}" for table in tables[:1]
+                 for name in options if name in FOR_MODELS | {*tables[1:]}]
     if len(sizes) > 1:
         problems += [f"{flag(name)} does not go with several sizes in --image-size"
                      for name in ("peers", "data") if name in options]

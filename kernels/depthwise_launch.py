@@ -1,46 +1,87 @@
 """Launch the kernels of depthwise_triton.py: supported shapes, tiles, programs per channel."""
 import functools
+import json
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import triton
 
 from . import depthwise_triton as kernels
-from . import reference
 from .reference import laid_out_like
 
 LARGEST_KERNEL = 11
 
-# The largest that Triton 3.9 compiles without spills for sm_80, sm_90 and sm_100: run `pytest -m
-# campaign tests/kernels/test_compile.py` after a change. A float32 product is three TF32 products,
-# which take more registers.
-TILES_AT_A_TIME = 64            # BLOCK_M
+# Triton 3.8 compiles these without spills for sm_80, sm_90 and sm_100 in float16 at the shapes of
+# results/kernels-static. In float32, and on odd maps, some kernels still spill: run `pytest -m
+# campaign tests/kernels/test_compile.py`. A float32 product is three TF32 products, which take
+# more registers.
 LARGEST_TILE = 64               # BLOCK_OUT
 LARGEST_FLOAT32_TILE = 32       # in float32, if it is not the whole map
 LARGEST_MATRIX = 512 * 32       # elements of T
 FLOAT32_ELEMENTS = 2048         # in float32, of BLOCK_M windows or tiles
-LARGEST_WITH_4_WARPS = 128      # BLOCK_IN; 8 warps above, and in float32
-LARGEST_WITH_2_STAGES = 64      # BLOCK_IN; 1 stage above, and in float32
 SMALLEST_BLOCK = 16             # of tl.dot
 
 # Estimates: no GPU has been measured yet.
 LOAD_COST = 32                  # of a window, in columns of its product
 BYTES_PER_PROGRAM = 96 * 2**10  # x and y of 2 programs on each of 132 SMs stay within a 50 MB L2
 FEWEST_PROGRAMS = 128           # fewer would leave most of a large GPU idle
+LARGEST_PADDING = 1 / 8         # of BLOCK_T tiles that are not there
 
 
-def tile(shape, kernel_size, dtype):
-    """(Plan, launch options) for x of `shape` (N, C, H, W), or None if no tile fits."""
+class Device(NamedTuple):
+    """What a launch depends on. By default a GPU of compute capability 9.0."""
+    capability: int = 90
+    shared_bytes: int = 227 * 2**10  # that one program may take
+    name: str = ""
+
+
+class Launch(NamedTuple):
+    """How the kernels of one pass are launched."""
+    plan: kernels.Plan
+    options: dict[str, int]
+    programs: int            # per channel: slices of its samples
+    samples: int             # per program
+
+
+ANY_DEVICE = Device()
+
+
+def launch(shape, kernel_size, dtype, backward, programs=None, device=ANY_DEVICE,
+           **knobs) -> Launch | None:
+    """The launch for x of `shape` (N, C, H, W), or None if no tile fits.
+
+    `programs` per channel: by programs_per_channel if None. `knobs` replace fields of the plan and
+    options; without any, those of depthwise_tiles.json, which were timed on this GPU. Equal
+    arguments give equal launches, and so equal bits.
+    """
     # As exact as float32, on tensor cores; TF32 if the user allows it to the convs of cuDNN.
     precision = "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
-    return _tile(*shape[2:], kernel_size, dtype, precision)
+    name = tile_name(*shape[2:], kernel_size, dtype, backward)
+    knobs = knobs or tuned().get(device.name, {}).get("tiles", {}).get(name, {})
+    found = tile(*shape[2:], kernel_size, dtype, precision, backward, device, **knobs)
+    samples = triton.cdiv(shape[0], programs or programs_per_channel(shape, dtype))
+    return found and Launch(*found, triton.cdiv(shape[0], samples), samples)
+
+
+def tile_name(H, W, K, dtype, backward):
+    dtype = str(dtype).removeprefix("torch.")
+    return f"{'backward' if backward else 'forward'}, {H}x{W}, K {K}, {dtype}"
 
 
 @functools.cache
-def _tile(H, W, K, dtype, precision):
-    """The tile that costs least per map. Equal arguments give equal tiles, and so equal bits."""
+def tuned() -> dict:
+    """{GPU: {"date", "triton", "tiles": {tile_name: knobs}}}; `bench.py --kernels-tune` writes it.
+    """
+    return json.loads((Path(__file__).parent / "depthwise_tiles.json").read_text())
+
+
+@functools.cache
+def tile(H, W, K, dtype, precision, backward, device, **knobs):
+    """(Plan, launch options) of the tile that costs least per map, or None if none fits."""
     float32 = dtype == torch.float32
     candidates = []
-    for rows in range(1, H + 1):
+    for rows in [knobs["ROWS"]] if "ROWS" in knobs else range(1, H + 1):
         whole_map = rows == H
         window = H * W if whole_map else (rows + K - 1) * W
         block_in = max(SMALLEST_BLOCK, triton.next_power_of_2(window))
@@ -52,17 +93,46 @@ def _tile(H, W, K, dtype, precision):
     if not candidates:
         return None
     _, rows, block_in, block_out = min(candidates)
+
+    # how many at a time: few enough for registers and shared memory
+    options = dict(num_warps=8, num_stages=1, enable_fp_fusion=True)
     if float32:
-        block_m = min(TILES_AT_A_TIME, FLOAT32_ELEMENTS // block_out)
+        block_m = min(64, FLOAT32_ELEMENTS // block_out)
         block_in = min(block_in, FLOAT32_ELEMENTS // block_m)
-        options = dict(num_warps=8, num_stages=1)
     else:
-        block_m = TILES_AT_A_TIME
-        options = dict(num_warps=4 if block_in <= LARGEST_WITH_4_WARPS else 8,
-                       num_stages=2 if block_in <= LARGEST_WITH_2_STAGES else 1)
-    return kernels.Plan(H=H, W=W, K=K, ROWS=rows, HALO=0 if rows == H else K // 2,
-                        TILES=triton.cdiv(H, rows), BLOCK_M=block_m, BLOCK_IN=block_in,
-                        BLOCK_OUT=block_out, PRECISION=precision), options
+        block_m = 64
+        if H * W % 8 == 0:  # else elements are loaded one by one, which takes registers
+            block_m = 128 if block_in <= 128 else 32 if backward else 64
+            # 2 programs of 8 warps on an SM, where that does not spill
+            if device.capability == 90 or device.capability > 90 and H > rows and block_in <= 256:
+                options |= dict(maxnreg=128)
+    block_m = knobs.get("BLOCK_M", block_m)
+    while (block_m > SMALLEST_BLOCK and device.shared_bytes
+           < shared_bytes(block_m, block_in, block_out, dtype)):
+        block_m //= 2
+
+    # of which so many are of one map: as many as leave few of them empty
+    tiles, block_t = triton.cdiv(H, rows), block_m
+    while triton.cdiv(tiles, block_t) * block_t * (1 - LARGEST_PADDING) > tiles:
+        block_t //= 2
+    plan = kernels.Plan(H=H, W=W, K=K, ROWS=rows, HALO=0 if rows == H else K // 2, TILES=tiles,
+                        BLOCK_M=block_m, BLOCK_T=block_t, BLOCK_IN=block_in, BLOCK_OUT=block_out,
+                        PRECISION=precision)
+    options |= {name: value for name, value in knobs.items() if name not in plan._fields}
+    return plan, options
+
+
+def shared_bytes(block_m, block_in, block_out, dtype):
+    """The most that a kernel of this tile takes: T, windows in two layouts, tiles."""
+    return dtype.itemsize * (block_in * block_out + block_m * (2 * block_in + block_out))
+
+
+def device_of(x) -> Device:
+    if not x.is_cuda:
+        return ANY_DEVICE  # the interpreter
+    properties = torch.cuda.get_device_properties(x.device)
+    return Device(10 * properties.major + properties.minor,
+                  properties.shared_memory_per_block_optin, properties.name)
 
 
 def programs_per_channel(shape, dtype):
@@ -72,130 +142,110 @@ def programs_per_channel(shape, dtype):
     return min(N, max(programs, triton.cdiv(FEWEST_PROGRAMS, C)))
 
 
-def self_check(device: torch.device) -> str | None:
-    """Compare the kernels with the reference on a GPU: what is wrong, in words, or None.
-
-    No test runs on every GPU and compiler. So this check precedes their first use, and no user
-    gets a wrong result.
-    """
-    generator = torch.Generator().manual_seed(0)
-    x, weight, dy = (torch.randn(shape, generator=generator).to(device, torch.float16)
-                     for shape in ((70, 4, 8, 8), (4, 1, 9, 9), (70, 4, 8, 8)))
-
-    def run(forward, backward, x, weight, dy, **options):
-        y, mean, var = forward(x, weight, None, None, None, None, None, 1e-5, True, **options)
-        gradients = backward(dy, x, weight, None, None, mean, var, 1e-5, True, True, **options)
-        return y, mean, var, *gradients
-
-    expected = run(reference.forward, reference.backward, x.float(), weight.float(), dy.float())
-    for programs in (1, 2):  # one launch each way, and two
-        try:
-            results = run(forward, backward, x, weight, dy, programs=programs)
-        except Exception as e:  # whatever a compiler or a driver can raise
-            reason = "".join(str(e).strip().splitlines()[:1])
-            return f"the Triton kernels fail on this GPU: {type(e).__name__}: {reason}"
-        errors = [((got - want).norm() / want.norm()).item()
-                  for got, want in zip(results, expected, strict=True)]
-        if not all(error < 0.01 for error in errors):  # a NaN is not below either
-            errors = ", ".join(f"{error:.2g}" for error in errors)
-            return f"the Triton kernels are wrong on this GPU (relative errors {errors})"
-    return None
-
-
 def unsupported(shape, kernel_size: int, dtype: torch.dtype) -> str | None:
     """Why these kernels do not take a shape (N, C, H, W), in words, or None if they do."""
     if dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"no Triton kernel for {str(dtype).removeprefix('torch.')}"
     if kernel_size > LARGEST_KERNEL:
         return f"no Triton kernel for kernel size {kernel_size}, only up to {LARGEST_KERNEL}"
-    if tile(shape, kernel_size, dtype) is None:
+    launches = [launch(shape, kernel_size, dtype, backward) for backward in (False, True)]
+    if None in launches:
         return (f"no Triton kernel for {shape[2]}x{shape[3]} maps at kernel size {kernel_size}: "
                 "they are too wide")
+    samples = max(plan.BLOCK_M // plan.BLOCK_T for plan, *_ in launches)
+    if samples * shape[1] * shape[2] * shape[3] >= 2**31:
+        return f"no Triton kernel for samples as large as {tuple(shape[1:])}"
     return None
 
 
-def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, programs=None):
+def start(kernel, grid, **arguments):
+    """Launch a kernel. depthwise_check puts another function in this place."""
+    kernel[grid](**arguments)
+
+
+def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, programs=None, **knobs):
     """As reference.forward, without a gradient. x (N, C, H, W) is on the GPU and not empty.
 
-    `programs` per channel: programs_per_channel chooses if None.
+    `programs` and `knobs` as in `launch`.
     """
-    original = x
-    x = _strided(x)
+    original, x = x, _strided(x)
     y = torch.empty_like(x)
-    C = x.shape[1]
-    S, slices, common = _launch(x, weight, programs)
-    for_y = dict(gamma_ptr=gamma, beta_ptr=beta, y_ptr=y, eps=eps, RESIDUAL=residual, **common)
+    N, C, _, _ = x.shape
+    plan, options, S, samples = launch(
+        x.shape, weight.shape[-1], x.dtype, False, programs, **{"device": device_of(x), **knobs})
+    common = dict(
+        x_ptr=x, w_ptr=weight.contiguous(), b_ptr=bias, gamma_ptr=gamma, beta_ptr=beta,
+        n_samples=N, samples_per_program=samples, stride_n=x.stride(0), stride_c=x.stride(1),
+        eps=eps, RESIDUAL=residual, P=plan, **options)
     with torch.cuda.device_of(x):
-        if mean is None and S == 1:
-            mean, var = (x.new_empty(C, dtype=torch.float32) for _ in range(2))
-            kernels.forward_kernel[C, S](b_ptr=bias, mean_ptr=mean, var_ptr=var, **for_y)
-            return laid_out_like(original, y), mean, var
         if mean is None:
-            moments = x.new_empty(3, S, C, dtype=torch.float32)
-            kernels.moments_kernel[C, S](b_ptr=bias, moments_ptr=moments, **slices, **common)
-            count, mean, m2 = merge_moments(*moments)
-            var = m2 / count
-        kernels.apply_kernel[C, S](b_ptr=bias, mean_ptr=mean, var_ptr=var, **for_y, **slices)
+            mean, var = (x.new_empty(S, C, dtype=torch.float32) for _ in range(2))
+            common |= dict(mean_ptr=mean, var_ptr=var)
+            start(kernels.forward_kernel, (C, S), y_ptr=y if S == 1 else None, **common)
+            if S == 1:
+                return laid_out_like(original, y), mean[0], var[0]
+            mean, var = merge_moments(mean, var, samples, N)
+        common |= dict(mean_ptr=mean, var_ptr=var)
+        start(kernels.apply_kernel, (C, S), y_ptr=y, **common)
     return laid_out_like(original, y), mean, var
 
 
-def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, programs=None):
-    """As reference.backward; the last four in float32. `programs` as in `forward`."""
-    original = x
-    x = _strided(x)
+def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, programs=None,
+             **knobs):
+    """As reference.backward; the last four in float32. `programs` and `knobs` as in `launch`."""
+    original, x = x, _strided(x)
     dx = torch.empty_like(x)
     dy = dy if dy.stride() == x.stride() else torch.empty_like(x).copy_(dy)
     N, C, H, W = x.shape
-    S, slices, common = _launch(x, weight, programs)
-    plan = common["P"]
+    plan, options, S, samples = launch(
+        x.shape, weight.shape[-1], x.dtype, True, programs, **{"device": device_of(x), **knobs})
 
-    # Room for z, for window^T dz, and for the partial sums of each program.
+    # Room for z, for dz^T x, and for the partial sums of each program.
+    z = None if plan.TILES == 1 and plan.BLOCK_IN >= H * W else x.new_empty(C, N, H, W)
     window = (plan.ROWS + 2 * plan.HALO) * W
     window = triton.cdiv(window, plan.BLOCK_IN) * plan.BLOCK_IN
-    z = x.new_empty(C, N, H, W)
     products = x.new_empty(S, C, window, plan.BLOCK_OUT, dtype=torch.float32)
     dw = x.new_empty(S, *weight.shape, dtype=torch.float32)
     db, dgamma, dbeta = (x.new_empty(S, C, dtype=torch.float32) for _ in range(3))
 
-    common.update(mean_ptr=mean, var_ptr=var, dy_ptr=dy, z_ptr=z, eps=eps)
-    for_gradients = dict(
-        gamma_ptr=gamma, dx_ptr=dx, dw_ptr=dw, db_ptr=db, products_ptr=products,
-        products_stride=window * plan.BLOCK_OUT, RESIDUAL=residual,
-        inverse_count=1.0 / (N * H * W) if batch_stats else 0.0, **common)
+    common = dict(
+        x_ptr=x, w_ptr=weight.contiguous(), b_ptr=bias, gamma_ptr=gamma, mean_ptr=mean,
+        var_ptr=var, dy_ptr=dy, dgamma_ptr=dgamma, dbeta_ptr=dbeta, z_ptr=z, n_samples=N,
+        samples_per_program=samples, stride_n=x.stride(0), stride_c=x.stride(1),
+        products_stride=window * plan.BLOCK_OUT, eps=eps,
+        inverse_count=1.0 / (N * H * W) if batch_stats else 0.0, RESIDUAL=residual, P=plan,
+        **options)
+    gradients = dict(dx_ptr=dx, dw_ptr=dw, db_ptr=db, products_ptr=products)
     with torch.cuda.device_of(x):
         if S == 1:
-            kernels.backward_kernel[C, S](
-                b_ptr=bias, dgamma_ptr=dgamma, dbeta_ptr=dbeta, **for_gradients)
+            start(kernels.backward_kernel, (C, S), SUMS=True, **gradients, **common)
             return laid_out_like(original, dx), dw[0], db[0], dgamma[0], dbeta[0]
-        kernels.sums_kernel[C, S](
-            b_ptr=bias, dgamma_ptr=dgamma, dbeta_ptr=dbeta, **slices, **common)
+        start(kernels.backward_kernel, (C, S), SUMS=True, **dict.fromkeys(gradients), **common)
         dgamma, dbeta = dgamma.sum(0), dbeta.sum(0)
-        kernels.gradients_kernel[C, S](
-            dgamma_ptr=dgamma, dbeta_ptr=dbeta, **slices, **for_gradients)
+        common |= dict(dgamma_ptr=dgamma, dbeta_ptr=dbeta)
+        start(kernels.backward_kernel, (C, S), SUMS=False, **gradients, **common)
     return laid_out_like(original, dx), dw.sum(0), db.sum(0), dgamma, dbeta
 
 
-def _launch(x, weight, programs):
-    """S slices per channel; the argument that cuts them; the arguments of all kernels."""
-    plan, options = tile(x.shape, weight.shape[-1], x.dtype)
-    N = x.shape[0]
-    samples = triton.cdiv(N, programs or programs_per_channel(x.shape, x.dtype))
-    return triton.cdiv(N, samples), dict(samples_per_program=samples), dict(
-        x_ptr=x, w_ptr=weight.contiguous(), n_samples=N, stride_n=x.stride(0),
-        stride_c=x.stride(1), P=plan, **options)
-
-
-def merge_moments(count, mean, m2):
-    """Counts, means and sums of squares around them of S groups, (S, C) -> of their union, (C,).
+def merge_moments(mean, var, samples, N):
+    """Means and variances of slices of `samples`, the last one of the rest of N: (S, C) -> (C,).
 
     Chan, Golub & LeVeque 1983, eq. 2.1.
     """
-    total = count.sum(0)
-    centre = (mean * count).sum(0) / total
-    return total, centre, (m2 + count * (mean - centre).square()).sum(0)
+    weight = torch.full((len(mean), 1), samples / N, device=mean.device)
+    weight[-1] = 1 - (len(mean) - 1) * samples / N
+    centre = (mean * weight).sum(0)
+    return centre, ((var + (mean - centre).square()) * weight).sum(0)
 
 
 def _strided(x):
     """x if its maps are contiguous and nothing lies between them, else a contiguous copy."""
+    return x if strides(x) == x.stride()[:2] else x.contiguous()
+
+
+def strides(x) -> tuple[int, int]:
+    """Those of samples and channels, as the kernels see them."""
     contiguous_maps = x.stride()[2:] == (x.shape[3], 1)
-    return x if contiguous_maps and torch.empty_like(x).stride() == x.stride() else x.contiguous()
+    if contiguous_maps and torch.empty_like(x, device="meta").stride() == x.stride():
+        return x.stride()[:2]
+    return x.shape[1] * x.shape[2] * x.shape[3], x.shape[2] * x.shape[3]

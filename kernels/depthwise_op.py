@@ -67,7 +67,7 @@ def why_not_triton(device: torch.device) -> str | None:
     if torch.cuda.get_device_capability(device) < (8, 0):
         name = torch.cuda.get_device_name(device)
         return f"Triton needs compute capability 8.0, and {name} has less"
-    from .depthwise_launch import self_check
+    from .depthwise_check import self_check
     return self_check(device)
 
 
@@ -76,8 +76,9 @@ def implementation(x, kernel_size):
     if x.device.type == "cpu":
         return depthwise_cpu
     if not (why_not := why_not_triton(x.device)):
-        from . import depthwise_launch
-        why_not = depthwise_launch.unsupported(x.shape, kernel_size, x.dtype)
+        from . import depthwise_check, depthwise_launch
+        why_not = (depthwise_launch.unsupported(x.shape, kernel_size, x.dtype)
+                   or depthwise_check.fails_here(x, kernel_size))
         if not why_not:
             return depthwise_launch
     warn_once(f"depthwise_gelu_bn runs as plain PyTorch: {why_not}")

@@ -36,6 +36,8 @@ def assert_keys_are_those_of(committed, result):
     """In the same order; of the first measurement in each list."""
     committed = json.loads((RESULTS / committed).read_text())
     committed["config"].pop("max_batch", None)  # an option that is gone
+    for option in ("kernels_static", "kernels_tune"):  # options that came later
+        committed["config"].pop(option, result["config"].pop(option))
     assert list(result) == [name for name in committed if name in result]
     for name, contents in result.items():
         if isinstance(contents, dict):
@@ -151,6 +153,10 @@ def test_the_kernels_table_and_its_files(small, tmp_path, capsys):
     (["--kernels-table", "--peers", "--rows", "resnet18"],
      ["--peers does not go with --kernels-table", "--rows does not go with --kernels-table"]),
     (["--kernel-table"], ["did you mean --kernels-table"]),
+    (["--kernels-static", "--kernels-tune", "--peers"],
+     ["--peers does not go with --kernels-static",
+      "--kernels-tune does not go with --kernels-static"]),
+    (["--device", "cpu", "--kernels-tune"], ["--kernels-tune needs a GPU"]),
     (["--batch-size", "1", "--image-size", "-1"],
      ["--batch-size must be at least 2", "--image-size must be at least 1"]),
     (["--device", "cpu", "--amp", "fp16"], ["no fp16 training on the CPU"]),

@@ -142,6 +142,64 @@ class ConvMeasurement(Measurement):
 
 
 @dataclass(frozen=True)
+class Instructions:
+    """Of machine code, per element of the activation and in all, then by class."""
+    instructions: float
+    float: float
+    special: float   # exp2, reciprocal
+    convert: float   # between float types
+    integer: float   # addresses, masks, moves
+    shuffle: float
+    memory: float
+    tensor: float
+    sync: float      # barriers and jumps
+
+
+@dataclass(frozen=True)
+class LaunchEstimate(Measurement):
+    """One launch of a Triton kernel, from its machine code: nothing of it was timed."""
+    shape: tuple[int, int, int, int]  # N, C, side, K
+    capability: int                   # 90 for sm_90
+    gpu: str | None = None
+    kernel: str | None = None
+    registers: int | None = None      # per thread
+    spilled_bytes: int | None = None  # per thread
+    shared_bytes: int | None = None   # per program
+    warps: int | None = None          # per program
+    programs_per_sm: int | None = None
+    rounds: int | None = None         # of programs on the fullest SM
+    instructions: Instructions | None = None
+    l2_bytes: float | None = None     # per element
+    dram_bytes: float | None = None   # per element
+    estimate_us: float | None = None
+    binds: str | None = None          # the resource that takes this time
+    floor_us: float | None = None     # bytes that must pass DRAM, or the matrix products
+    failed: str | None = None
+
+    @property
+    def batch_size(self) -> int:
+        return self.shape[0]
+
+
+@dataclass(frozen=True)
+class TileMeasurement(Measurement):
+    """One pass of the fused block with some of the launcher's choices replaced, on a GPU."""
+    shape: tuple[int, int, int, int]  # N, C, side, K
+    mode: str | None = None           # "forward" or "backward"
+    knobs: dict | None = None         # empty: what the launcher chooses
+    estimate_ms: float | None = None  # of that, from its machine code
+    ms: float | None = None           # median
+    p20: float | None = None
+    p80: float | None = None
+    faster: float | None = None       # times, than what the launcher chooses
+    failed: str | None = None
+
+    @property
+    def batch_size(self) -> int:
+        return self.shape[0]
+
+
+@dataclass(frozen=True)
 class StageMeasurement(Measurement):
     """One stage of the data pipeline."""
     stage: str
@@ -152,13 +210,14 @@ class StageMeasurement(Measurement):
     failed: str | None = None
 
 
-# the lists of bench.json, kernels.json and resolution.json
+# the lists of bench.json, kernels.json, resolution.json, static.json and tune.json
 LISTS = {"models": ModelMeasurement, "memory": MemoryMeasurement, "peers": StepMeasurement,
          "data": StageMeasurement, "blocks": BlockMeasurement, "convs": ConvMeasurement,
-         "steps": StepMeasurement, "resolution": ResolutionMeasurement}
+         "steps": StepMeasurement, "resolution": ResolutionMeasurement,
+         "launches": LaunchEstimate, "tiles": TileMeasurement}
 
 
 def from_json(result: dict) -> dict[str, list[Measurement]]:
-    """{list: measurements} of the contents of bench.json or kernels.json."""
+    """{list: measurements} of the contents of one of these files."""
     return {name: [LISTS[name].from_row(row) for row in rows]
             for name, rows in result.items() if name in LISTS}

@@ -83,6 +83,82 @@ def kernels_text(result: dict) -> str:
     return "\n\n".join([*text, steps_text(lists["steps"])]) + "\n"
 
 
+def static_text(result: dict) -> str:
+    """Everything that `python bench.py --kernels-static` found; `result` as in static.json."""
+    launches, env = from_json(result)["launches"], result["environment"]
+    done = [m for m in launches if not m.failed]
+    detailed = [m for m in done if m.capability == 90]
+    return "\n".join([
+        paragraph(f"torch {env['torch']}, triton {env['triton']}; float16; {env['date']}. "
+                  "ESTIMATES from the compiled machine code: no GPU was there."), "",
+        paragraph("**Each launch** on an H200 (sm_90), training: registers and bytes spilled per "
+                  "thread, KiB of shared memory per program, programs on an SM, rounds; "
+                  "instructions and bytes per element; the resource that takes longest. floor: the "
+                  "longer of the bytes that must pass DRAM and the matrix products."), "",
+        aligned(["N, C, map, K", "kernel", "regs", "spill", "KiB", "/SM", "rounds", "instr", "L2 B",
+                 "DRAM B", "us", "floor", "binds"],
+                [[shape_text(m.shape), m.kernel, m.registers, m.spilled_bytes,
+                  m.shared_bytes // 1024, m.programs_per_sm, m.rounds,
+                  f"{m.instructions.instructions:.1f}", f"{m.l2_bytes:.1f}", f"{m.dram_bytes:.1f}",
+                  number(m.estimate_us), number(m.floor_us), m.binds] for m in detailed], left=2),
+        "", "**Its instructions per element**, by class.", "",
+        aligned(["N, C, map, K", "kernel", *vars(detailed[0].instructions)] if detailed else [],
+                [[shape_text(m.shape), m.kernel,
+                  *(f"{n:.1f}" for n in vars(m.instructions).values())] for m in detailed], left=2),
+        "", "**A layer**, forward and backward, us: estimate (floor).", "", layers_table(done),
+        *failure_lines(launches, lambda m: f"{shape_text(m.shape)}, sm_{m.capability}")]) + "\n"
+
+
+def layers_table(launches: list[Measurement]) -> str:
+    """A line per shape and GPU: all launches forward, all backward, and their sum."""
+    layers = {}
+    for m in launches:
+        way = "backward" if m.kernel.startswith("backward") else "forward"
+        sums = layers.setdefault((tuple(m.shape), m.gpu), {"forward": [0, 0], "backward": [0, 0]})
+        sums[way] = [sums[way][0] + m.estimate_us, sums[way][1] + m.floor_us]
+
+    def cell(estimate, floor):
+        return f"{number(estimate)} ({number(floor)})"
+    return aligned(["N, C, map, K", "GPU", "forward", "backward", "both"],
+                   [[shape_text(shape), gpu, cell(*sums["forward"]), cell(*sums["backward"]),
+                     cell(*map(sum, zip(*sums.values(), strict=True)))]
+                    for (shape, gpu), sums in layers.items()], left=2)
+
+
+def tune_text(result: dict) -> str:
+    """Everything that `python bench.py --kernels-tune` measured; `result` as in tune.json."""
+    tiles, env = from_json(result)["tiles"], result["environment"]
+    lines = [[shape_text(m.shape), m.mode or "", knobs_text(m.knobs),
+              *(["failed", "", ""] if m.failed else [
+                  spread(*(1000 * t for t in (m.ms, m.p20, m.p80))),
+                  number(m.estimate_ms and 1000 * m.estimate_ms), f"{m.faster:.2f}x"])]
+             for m in tiles]
+    return "\n".join([
+        paragraph(f"{env['device']}; torch {env['torch']}, triton {env['triton']}; float16, with "
+                  f"residual, in training; {env['date']}. us: median [p20, p80]; speed relative to "
+                  "the launcher's own choice."), "",
+        aligned(["N, C, map, K", "pass", "instead", "us", "estimate", ""], lines, left=3),
+        *failure_lines(tiles, lambda m: f"{shape_text(m.shape)}, {m.mode}, {knobs_text(m.knobs)}"),
+        ]) + "\n"
+
+
+def knobs_text(knobs: dict | None) -> str:
+    return " ".join(f"{name}={value}" for name, value in (knobs or {}).items())
+
+
+def fastest_tiles(result: dict) -> dict:
+    """The contents of depthwise_tiles.json for one GPU: what beats the launcher by 3 %."""
+    fastest = {}
+    for m in from_json(result)["tiles"]:
+        N, C, side, K = m.shape
+        name = f"{m.mode}, {side}x{side}, K {K}, float16"
+        if not m.failed and m.knobs and m.faster > fastest.get(name, (1.03,))[0]:
+            fastest[name] = m.faster, m.knobs
+    env = result["environment"]
+    return {env["device"]: {"date": env["date"], "triton": env["triton"],
+                            "tiles": {name: knobs for name, (_, knobs) in fastest.items()}}}
+
+
 def heading(result: dict, settings: str) -> str:
     """Machine, versions, dtype and settings: everything needed to interpret a number."""
     env, dtype = result["environment"], DTYPES[result["config"]["amp"]]

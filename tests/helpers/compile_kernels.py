@@ -1,144 +1,78 @@
 """Compile the Triton kernels for GPUs that need not be there. Print one JSON object per kernel.
 
-python tests/helpers/compile_kernels.py sample       each kernel once
-python tests/helpers/compile_kernels.py all 0 2      every case, the first of 2 halves
-python tests/helpers/compile_kernels.py launches     the kernels that the launchers launch
+python tests/helpers/compile_kernels.py sample       some cases
+python tests/helpers/compile_kernels.py all 0 2      every case, the first of two halves
 
-It is a program because it needs a process without TRITON_INTERPRET.
+It is a program because it needs a process without TRITON_INTERPRET. Each case has a process of its
+own, since a compiler may die: then its line holds the exit code.
 """
 import itertools
 import json
 import os
-import re
-import subprocess
 import sys
 from pathlib import Path
 
-import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from kernels import depthwise_launch, depthwise_triton
+from kernels import depthwise_check
+from kernels.depthwise_check import Case
 
-ONE_LAUNCH = "forward_kernel", "backward_kernel"
-TWO_LAUNCHES = "moments_kernel", "apply_kernel", "sums_kernel", "gradients_kernel"
-DTYPES = torch.float16, torch.bfloat16, torch.float32
-CAPABILITIES = 80, 90, 100
-IN_DTYPE_OF_X = "x_ptr", "w_ptr", "y_ptr", "dy_ptr", "dx_ptr", "z_ptr", "g_ptr"
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+MAPS = [(8, 8), (12, 12), (16, 16), (32, 32), (1, 1), (1, 6), (2, 2), (3, 3), (5, 5), (5, 9),
+        (6, 6), (7, 5), (7, 7), (9, 9), (10, 10), (11, 11), (13, 13), (14, 14), (15, 16), (28, 28),
+        (31, 17)]
+KERNEL_SIZES = 1, 3, 5, 7, 9, 11
+DTYPES = "float16", "bfloat16", "float32"
+# compute capability, bytes of shared memory that one program may take: CUDA C++ Programming Guide,
+# table "Technical Specifications per Compute Capability"
+DEVICES = (80, 163 * 1024), (90, 227 * 1024), (100, 227 * 1024)
+A100, H100, B200 = DEVICES
+RTX = 89, 99 * 1024
 
 
 def all_cases():
-    """(kernel, side of the map, K, dtype, compute capability).
-
-    The kernels of one launch in all combinations. Those of two launches are made of the same
-    functions: each dtype, capability and map once.
-    """
-    for kernel, side, dtype, capability in itertools.product(
-            ONE_LAUNCH, (8, 12, 16, 32), DTYPES, CAPABILITIES):
-        yield kernel, side, 9, dtype, capability
-    for kernel in TWO_LAUNCHES:
-        for side, dtype, capability in zip((12, 32, 16), DTYPES, CAPABILITIES, strict=True):
-            yield kernel, side, 9, dtype, capability
-    for K in (3, 11):
-        yield "backward_kernel", 12, K, torch.float16, 90
-        yield "backward_kernel", 32, K, torch.float32, 80
+    """Each map with each kernel size in each dtype. The rest takes turns: the GPU, one launch or
+    two, and strides that 16 divides, as far as the map allows it."""
+    turn = itertools.cycle(itertools.product(DEVICES, (1, 2), (512, 511)))
+    for (H, W), K, dtype in itertools.product(MAPS, KERNEL_SIZES, DTYPES):
+        device, programs, C = next(turn)
+        yield Case((250, C, H, W), K, dtype, device, programs=programs)
+    for side, dtype, device in itertools.product((8, 12, 16, 32), DTYPES, (*DEVICES, RTX)):
+        yield Case((250, 512, side, side), 9, dtype, device, programs=1)
 
 
 def sampled_cases():
-    """Each kernel once, each dtype, capability and map twice."""
-    cases = itertools.cycle(zip((12, 32, 8), DTYPES, CAPABILITIES, strict=True))
-    for kernel in (*ONE_LAUNCH, *TWO_LAUNCHES):
-        side, dtype, capability = next(cases)
-        yield kernel, side, 9, dtype, capability
+    """The design's maps, and those that once killed the compiler."""
+    yield Case((250, 512, 12, 12), 9, "float16", H100)
+    yield Case((250, 512, 5, 5), 9, "float16", H100, programs=1)
+    yield Case((250, 511, 7, 7), 3, "float32", H100, programs=2)
+    yield Case((250, 512, 8, 8), 9, "bfloat16", B200)
+    yield Case((64, 768, 32, 32), 7, "float16", A100)
+    yield Case((64, 1536, 32, 32), 9, "float16", RTX)
 
 
-def compile_for(kernel, side, K, dtype, capability):
-    """The kernel as a launch at (250, 512, side, side) specialises it."""
-    plan, options = depthwise_launch.tile((250, 512, side, side), K, dtype)
-    function = getattr(depthwise_triton, kernel)
-    type_of_x = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
-    constants = {"P": plan._replace(PRECISION="tf32x3"), "RESIDUAL": True}
-    signature, attributes = {}, {}
-    for i, name in enumerate(function.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name.endswith("_ptr"):
-            signature[name] = type_of_x if name in IN_DTYPE_OF_X else "*fp32"
-        else:
-            signature[name] = "fp32" if name in ("eps", "inverse_count") else "i32"
-        if name.endswith("_ptr") or "stride" in name:
-            attributes[i,] = [["tt.divisibility", 16]]
-    constants = {name: value for name, value in constants.items() if name in signature}
-    return triton.compile(ASTSource(function, signature, constants, attributes),
-                          target=GPUTarget("cuda", capability, 32), options=options)
+def describe(started):
+    """What one kernel takes."""
+    ptx = started.compiled.asm["ptx"]
+    tensor_cores = [name for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma") if name in ptx]
+    return {"kernel": f"{started.kernel} {started.part}".strip(), "tensor_cores": tensor_cores,
+            **depthwise_check.resources(started.compiled)}
 
 
-def resources(compiled):
-    """Registers per thread, bytes spilled, bytes of shared memory per program, tensor-core
-    instructions in the PTX."""
-    cubin = Path(os.environ["TRITON_CACHE_DIR"]) / f"{os.getpid()}.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    report = subprocess.run([TOOLS / "cuobjdump", "--dump-resource-usage", cubin],
-                            capture_output=True, text=True, check=True).stdout
-    registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", report).groups()
-    instructions = [name for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma")
-                    if name in compiled.asm["ptx"]]
-    return {"registers": int(registers), "spilled": int(stack) + int(local),
-            "shared": compiled.metadata.shared, "tensor_cores": instructions}
-
-
-class NoGPU:
-    """A driver that names a GPU and has none. Triton specialises and compiles each launch."""
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device=None):
-        return 0
-
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
-
-
-def launches():
-    """Names of the kernels that the launchers call, each compiled from its own arguments."""
-    triton.runtime.driver.set_active(NoGPU())
-    names = []
-
-    class Compiled:
-        def __init__(self, kernel):
-            self.kernel = kernel
-
-        def __getitem__(self, grid):
-            def launch(**arguments):
-                self.kernel.warmup(grid=grid, **arguments)
-                names.append(self.kernel.fn.__name__)
-            return launch
-    for name in (*ONE_LAUNCH, *TWO_LAUNCHES):
-        setattr(depthwise_triton, name, Compiled(getattr(depthwise_triton, name)))
-    for N, C in ((250, 512), (5, 4)):  # enough channels for one launch, too few
-        x, weight, c = (torch.zeros(N, C, 4, 4).half(), torch.zeros(C, 1, 3, 3).half(),
-                        torch.zeros(C))
-        _, mean, var = depthwise_launch.forward(x, weight, c, None, None, None, None, 1e-5, True)
-        depthwise_launch.forward(x, weight, None, c, c, mean, var, 1e-5, False)
-        depthwise_launch.backward(x, x, weight, c, None, mean, var, 1e-5, True, True)
-    return names
+def in_its_own_process(case):
+    """Print a line per kernel, or one with the exit code of the process that died."""
+    pid = os.fork()
+    if pid == 0:
+        for started in depthwise_check.compile_case(case):
+            print(json.dumps({**case._asdict(), **describe(started)}), flush=True)
+        os._exit(0)
+    if code := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+        print(json.dumps({**case._asdict(), "died": code}), flush=True)
 
 
 def main(what, part=0, parts=1):
-    if what == "launches":
-        print(json.dumps(launches()))
-        return
     cases = list(all_cases() if what == "all" else sampled_cases())
-    for kernel, side, K, dtype, capability in cases[int(part)::int(parts)]:
-        compiled = compile_for(kernel, side, K, dtype, capability)
-        case = {"kernel": kernel, "map": side, "K": K, "capability": capability,
-                "dtype": str(dtype).removeprefix("torch.")}
-        print(json.dumps({**case, **resources(compiled)}), flush=True)
+    for case in cases[int(part)::int(parts)]:
+        in_its_own_process(case)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.faults
 SCRIPT = Path(__file__).parent.parent / "helpers" / "compile_kernels.py"
 TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
-# Bytes of shared memory that one program may take: CUDA C++ Programming Guide, table "Technical
-# Specifications per Compute Capability".
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-TENSOR_CORES = {80: {"mma.sync"}, 90: {"mma.sync", "wgmma.mma_async"},
+TENSOR_CORES = {80: {"mma.sync"}, 89: {"mma.sync"}, 90: {"mma.sync", "wgmma.mma_async"},
                 100: {"mma.sync", "tcgen05.mma"}}
 
 
@@ -36,26 +33,27 @@ def start(tmp_path_factory):
 @pytest.fixture(scope="module",
                 params=["sample", pytest.param("all", marks=pytest.mark.campaign)])
 def compiled(start, request):
-    """What each case takes."""
-    if request.param == "all":
-        processes, count = [start("all", "0", "2"), start("all", "1", "2")], 2 * 4 * 3 * 3 + 16
-    else:
-        processes, count = [start("sample")], 6
+    """What each kernel of each case takes, or how its compiler died."""
+    processes = [start(request.param, str(part), "2") for part in range(2)]
     outputs = [process.communicate() for process in processes]
     assert not any(process.returncode for process in processes), outputs
     cases = [json.loads(line) for output, _ in outputs for line in output.splitlines()]
-    assert len(cases) == count
+    assert len(cases) > (1000 if request.param == "all" else 15)
     return cases
 
 
-@pytest.mark.skipif(TRITON < (3, 9), reason="tiles are sized for Triton 3.9; the assembler of 3.6 "
-                                            "spills 8 to 96 bytes in nine of all cases")
+def test_the_compiler_never_dies(compiled):
+    """It did, where maps have an odd number of elements."""
+    assert not [case for case in compiled if "died" in case]
+
+
+@pytest.mark.skipif(TRITON < (3, 8), reason="tiles are sized for Triton 3.8")
 def test_nothing_spills(compiled):
     assert not [case for case in compiled if case["spilled"]]
 
 
 def test_shared_memory_fits(compiled):
-    assert not [case for case in compiled if case["shared"] > SHARED_LIMIT[case["capability"]]]
+    assert not [case for case in compiled if case["shared"] > case["device"][1]]
 
 
 def test_products_are_on_tensor_cores(compiled):
@@ -63,17 +61,18 @@ def test_products_are_on_tensor_cores(compiled):
     """
     for case in compiled:
         instructions = set(case["tensor_cores"])
-        assert instructions and instructions <= TENSOR_CORES[case["capability"]], case
-        if case["capability"] == 90 and case["dtype"] != "float32":
+        assert instructions and instructions <= TENSOR_CORES[case["device"][0]], case
+        if case["device"][0] == 90 and case["dtype"] != "float32":
             assert "wgmma.mma_async" in instructions, case
 
 
-def test_one_launch_forward_and_one_backward(start):
-    """From the launchers' own arguments. With too few channels to fill a GPU the work is split, in
-    two launches each way."""
-    process = start("launches")
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert json.loads(output) == [
-        "forward_kernel", "apply_kernel", "backward_kernel",
-        "moments_kernel", "apply_kernel", "apply_kernel", "sums_kernel", "gradients_kernel"]
+def test_one_launch_forward_and_one_backward(compiled):
+    """With too few channels to fill a GPU, or long ones, the work is split: two launches each way.
+    """
+    kernels = {}
+    for case in compiled:
+        kernels.setdefault(str([case[name] for name in case][:7]), []).append(case["kernel"])
+    assert set(map(tuple, kernels.values())) == {
+        ("forward_kernel", "apply_kernel", "backward_kernel"),
+        ("forward_kernel moments", "apply_kernel", "backward_kernel sums",
+         "backward_kernel gradients")}

@@ -193,8 +193,11 @@ def test_a_shape_without_a_kernel_falls_back_and_warns_once(monkeypatch, recwarn
         assert depthwise_op.implementation(OnCuda(), 9) is reference
     assert ["too wide" in str(warning.message) for warning in recwarn.list] == [True]
     OnCuda.shape = torch.Size((2, 3, 8, 8))
-    from kernels import depthwise_launch
+    from kernels import depthwise_check, depthwise_launch
+    monkeypatch.setattr(depthwise_check, "fails_here", lambda x, kernel_size: None)
     assert depthwise_op.implementation(OnCuda(), 9) is depthwise_launch
+    monkeypatch.setattr(depthwise_check, "fails_here", lambda x, kernel_size: "no compiler")
+    assert depthwise_op.implementation(OnCuda(), 9) is reference
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
