@@ -27,7 +27,7 @@ from mixer.report.figures import draw_curves
 from mixer.report.runs import summarise
 from mixer.runtime import signals
 from mixer.runtime.cli import run
-from mixer.runtime.device import environment, explain_out_of_memory, pick_amp, pick_device
+from mixer.runtime.device import describe_amp, environment, explain_out_of_memory, pick_device
 from mixer.runtime.distributed import process_group, rank_and_size
 from mixer.runtime.errors import InputError, Interrupted, printable, shell_word
 from mixer.runtime.files import locked, writable_folder, write_json
@@ -54,12 +54,12 @@ def main(argv):
 
     # the device, and whether it can do what they ask for
     device = pick_device(config.device)
-    pick_amp(config.amp, device)
+    amp = describe_amp(config.amp, device)
     if config.kernels == "triton" and (reason := why_not_triton(device)):
         raise InputError(f"--kernels triton: {reason}; use --kernels auto")
     no_gpu = config.device == "auto" and device.type == "cpu"
     note = " (not tried)" if device.type == "mps" else " (no CUDA device here)" if no_gpu else ""
-    print(f"device: {device}{note}", flush=True)
+    print(f"device: {device}{note}\ndtype: {amp}", flush=True)
 
     # one run, or several
     name = row_name(config.arch, config.patch, config.depth)

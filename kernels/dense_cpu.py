@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .depthwise_cpu import laid_out, maps, plan, rows
+from .depthwise_op import as_conv_inputs
 from .reference import gelu_bn, gelu_bn_backward, laid_out_like
 
 
@@ -18,9 +19,7 @@ def dense_gelu_bn(x, weight, bias, gamma, beta, mean, var, *, eps):
     weight (D, C, P, P), stride P; the rest as in `depthwise_gelu_bn`, and autocast casts as it does
     there. There is no second derivative.
     """
-    if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype("cpu")
-        x, weight = x.to(dtype), weight.to(dtype)
+    x, weight, bias = as_conv_inputs(x, weight, bias, gamma, beta, mean, var)
     return _DenseGELUBN.apply(x, weight, bias, gamma, beta, mean, var, eps)
 
 
@@ -57,9 +56,10 @@ def _conv(x, weight, bias):
     P = weight.shape[-1]
     dtype, channel_major = plan(x.dtype, len(x), x.shape[2] // P, x.shape[3] // P)
     x, weight, bias = (None if t is None else t.to(dtype) for t in (x, weight, bias))
+    weight = weight.contiguous()  # else z might be in channels_last
     if P == 1 and channel_major:
         x = laid_out(x, True).transpose(0, 1)                   # (C, N, h, w)
-        z = F.conv2d(_one_map(x), weight, bias)                 # (1, D, 1, Nhw)
+        z = F.conv2d(_one_map(x), weight, bias).contiguous()    # (1, D, 1, Nhw)
         return z.view(-1, *x.shape[1:]).transpose(0, 1)         # (N, D, h, w)
     return laid_out(F.conv2d(x, weight, bias, stride=P), channel_major)
 
@@ -70,14 +70,14 @@ def _conv_backward(dz, x, weight, needs_dx):
     P = weight.shape[-1]
     if P > 1 or dz.is_contiguous():
         dx, dweight, _ = torch.ops.aten.convolution_backward(
-            dz.contiguous(), x, weight, None, [P, P], [0, 0], [1, 1], False, [0, 0], 1,
+            dz.contiguous(), x.contiguous(), weight.contiguous(), None, [P, P], [0, 0], [1, 1], False, [0, 0], 1,
             [needs_dx, True, False])
         return laid_out_like(original, dx) if needs_dx else None, dweight
     x, dz = laid_out(x, True).transpose(0, 1), dz.transpose(0, 1)
     dweight = (dz.flatten(1) @ x.flatten(1).t()).view_as(weight)
     if not needs_dx:
         return None, dweight
-    dx = F.conv2d(_one_map(dz), weight.transpose(0, 1).contiguous())
+    dx = F.conv2d(_one_map(dz), weight.transpose(0, 1).contiguous()).contiguous()
     return laid_out_like(original, dx.view_as(x).transpose(0, 1)), dweight
 
 

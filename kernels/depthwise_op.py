@@ -26,7 +26,8 @@ def depthwise_gelu_bn(
     None; exact GELU. Without mean and var it normalises with the statistics of this batch. With
     them it returns two empty tensors in their place. Autocast casts x and weight as for a conv.
     There is no second derivative. Raises ValueError for shapes that do not fit, and for batch
-    statistics of a single value.
+    statistics of a single value; RuntimeError, as a conv does, for tensors on several devices and
+    for x, weight and bias that are not of one floating-point type.
     """
     K = weight.shape[-1]
     if x.ndim != 4 or weight.shape[0] != x.shape[1] or weight.shape[1:] != (1, K, K):
@@ -43,16 +44,39 @@ def depthwise_gelu_bn(
     if mean is None and N * H * W == 1:
         raise ValueError("batch statistics need more than one value per channel: "
                          f"x is {tuple(x.shape)}")
-    if x.numel() == 0:
+    x_as_conv, weight, bias = as_conv_inputs(x, weight, bias, gamma, beta, mean, var)
+    if x.numel() == 0 or is_transformed():
         return reference.forward(x, weight, bias, gamma, beta, mean, var, eps, residual)
 
-    dtype = x.dtype
-    if not x.is_meta and torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
-    fused_residual = residual and dtype == x.dtype
+    fused_residual = residual and x_as_conv.dtype == x.dtype
     y, mean, var = torch.ops.vit_convmixer.depthwise_gelu_bn(
-        x.to(dtype), weight.to(dtype), bias, gamma, beta, mean, var, eps, fused_residual)
+        x_as_conv, weight, bias, gamma, beta, mean, var, eps, fused_residual)
     return (y + x if residual and not fused_residual else y), mean, var
+
+
+def as_conv_inputs(x, weight, bias, *others):
+    """x, weight and bias as autocast casts them for a conv. Raises RuntimeError as a conv does."""
+    tensors = [t for t in (weight, bias, *others) if t is not None]
+    if devices := {str(t.device) for t in tensors if t.device != x.device}:
+        raise RuntimeError(f"x is on {x.device}, and parameters are on {', '.join(devices)}")
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = (t.to(dtype) if t is not None and t.is_floating_point() else t
+                           for t in (x, weight, bias))
+    dtypes = {str(t.dtype) for t in (x, weight, bias) if t is not None}
+    if len(dtypes) > 1 or not x.is_floating_point():
+        raise RuntimeError("x, weight and bias must be of one floating-point type, not "
+                           + ", ".join(sorted(dtypes)))
+    return x, weight, bias
+
+
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work: an operator has no rules for
+    them, and the reference needs none."""
+    if torch.compiler.is_compiling():
+        return False
+    return (torch._C._functorch.peek_interpreter_stack() is not None
+            or torch.autograd.forward_ad._current_level >= 0)
 
 
 @functools.cache

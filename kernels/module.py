@@ -8,7 +8,7 @@ from torch import distributed as dist
 from torch import fx, nn
 
 from .dense_cpu import dense_gelu_bn
-from .depthwise_op import depthwise_gelu_bn, warn_once
+from .depthwise_op import depthwise_gelu_bn, is_transformed, warn_once
 from .reference import update_running_stats
 from .sync import SyncBatchNorm, over_ranks
 
@@ -44,13 +44,17 @@ class DepthwiseGELUBN(nn.Sequential):
         why_not = cannot_fuse(conv, act, bn) or synchronised(bn)
         if why_not and not torch.compiler.is_compiling():
             warn_once(f"DepthwiseGELUBN calls its parts one by one: {why_not}")
-        if why_not or x.numel() == 0:
+        if why_not or must_be_plain(x) or x.numel() == 0:
             y = bn(act(conv(x)))
             return y + x if self.residual else y
         return run(depthwise_gelu_bn, x, conv, bn, residual=self.residual)
 
     def extra_repr(self):
         return "residual=True" if self.residual else ""
+
+    def __prepare_scriptable__(self):  # torch.jit.script calls this
+        raise RuntimeError("torch.jit.script cannot compile a fused model; call "
+                           "kernels.unfuse(model) first")
 
 
 def run(operation, x, conv, bn, **options):
@@ -63,6 +67,16 @@ def run(operation, x, conv, bn, **options):
     if bn.training and bn.track_running_stats and bn.running_mean is not None:
         update_running_stats(bn, mean, var, y.numel() // y.shape[1])
     return y
+
+
+def must_be_plain(x):
+    """Whether only plain operations are right: for exporters and torch.func, which look into them.
+
+    Raises RuntimeError for torch.fx, which would not see the parts.
+    """
+    if isinstance(x, fx.Proxy):
+        raise RuntimeError("torch.fx cannot trace a fused model; call kernels.unfuse(model) first")
+    return torch.compiler.is_exporting() or torch.jit.is_tracing() or is_transformed()
 
 
 def synchronised(bn):
@@ -88,7 +102,8 @@ class FusedSequential(nn.Sequential):
         return x
 
     def is_fused(self, x, conv, act, bn):
-        return (x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling()
+        return (not torch.compiler.is_compiling() and not must_be_plain(x)
+                and x.device.type == "cpu" and x.numel() > 0
                 and is_dense_unit(conv, act, bn) and not synchronised(bn))
 
 
@@ -131,8 +146,10 @@ def _not_plain(conv, act, bn):
 
 
 def has_hooks(module):
+    """Also a forward that was replaced on the instance, as accelerate and fairscale do."""
     return bool(module._forward_hooks or module._forward_pre_hooks
-                or module._backward_hooks or module._backward_pre_hooks)
+                or module._backward_hooks or module._backward_pre_hooks
+                or "forward" in vars(module))
 
 
 class _FusedResidual(nn.Sequential):
@@ -147,7 +164,12 @@ def fuse(model: nn.Module) -> int:
     around them become FusedSequential. Modules with hooks stay. `unfuse` undoes it. Raises
     ValueError if there is no depthwise conv to replace.
     """
+    if _is_unit(model) or _is_residual_of_unit(model):
+        raise ValueError("fuse replaces the parts of a model, and this is one: "
+                         "DepthwiseGELUBN.of_parts(conv, act, bn, residual) gives its block")
     blocks = _replace(model, _depthwise_replacement)
+    if not blocks and (fused := sum(isinstance(m, DepthwiseGELUBN) for m in model.modules())):
+        raise ValueError(f"already fused: {fused} blocks")
     if not blocks:
         raise ValueError("nothing to fuse: no Sequential(Conv2d, GELU, BatchNorm2d) with a "
                          "depthwise conv of odd kernel, stride 1 and 'same' padding, without hooks")
@@ -225,6 +247,9 @@ def _is_residual_of_unit(module):
     if has_hooks(module) or vars(module).keys() != vars(nn.Module()).keys():
         return False  # what it computes may depend on an attribute of its own
     (name, unit), = module._modules.items()
+    code = getattr(type(module).forward, "__code__", None)
+    if code is None or code.co_freevars or not {name, "torch", "add"}.issuperset(code.co_names):
+        return False  # it reads something else, which may be random, and which a trace cannot show
     return _is_unit(unit) and all(_adds_its_input(module, name, mode) for mode in (True, False))
 
 

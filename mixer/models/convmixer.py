@@ -3,13 +3,20 @@
 Parameter names are timm's. The depthwise unit is an argument because it makes this model slow:
 a fused unit with the same state-dict keys can replace it.
 """
-from torch import nn
+from torch import fx, nn
 
 
 def depthwise_unit(dim, kernel_size, act=nn.GELU):
     """Depthwise conv with "same" padding, activation, BatchNorm: (B, D, h, w) -> (B, D, h, w)."""
     return nn.Sequential(nn.Conv2d(dim, dim, kernel_size, groups=dim, padding=kernel_size // 2),
                          act(), nn.BatchNorm2d(dim))
+
+
+@fx.wrap  # to torch.fx one node, since it cannot trace an `if`
+def check_patches(x, P):
+    H, W = x.shape[2:]
+    if H % P or W % P:
+        raise ValueError(f"a {H}x{W} image does not divide into {P}x{P} patches")
 
 
 class Residual(nn.Module):
@@ -60,10 +67,7 @@ class ConvMixer(nn.Module):
         return problems
 
     def forward(self, x):
-        B, C, H, W = x.shape
-        P = self.patch
-        if H % P or W % P:
-            raise ValueError(f"a {H}x{W} image does not divide into {P}x{P} patches")
+        check_patches(x, self.patch)
         x = self.stem(x)                  # (B, D, h, w)
         x = self.blocks(x)
         return self.head(x.mean((2, 3)))  # (B, num_classes)

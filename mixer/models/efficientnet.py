@@ -7,12 +7,19 @@ in channels_last memory: this model trains faster there than in NCHW.
 import math
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 
 def batch_norm(channels):
     return nn.BatchNorm2d(channels, eps=1e-3)
+
+
+@fx.wrap  # to torch.fx one node, since it cannot trace the loop
+def pad_same(x, k, s):
+    """Zeros around (B, C, H, W) for a kernel side k and stride s."""
+    y_pad, x_pad = (max((math.ceil(n / s) - 1) * s + k - n, 0) for n in x.shape[-2:])
+    return F.pad(x, (x_pad // 2, x_pad - x_pad // 2, y_pad // 2, y_pad - y_pad // 2))
 
 
 class SameConv2d(nn.Conv2d):
@@ -28,9 +35,7 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x):
         if self.stride[0] > 1:
-            k, s = self.kernel_size[0], self.stride[0]
-            y_pad, x_pad = (max((math.ceil(n / s) - 1) * s + k - n, 0) for n in x.shape[-2:])
-            x = F.pad(x, (x_pad // 2, x_pad - x_pad // 2, y_pad // 2, y_pad - y_pad // 2))
+            x = pad_same(x, self.kernel_size[0], self.stride[0])
         return super().forward(x)
 
 

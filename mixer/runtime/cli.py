@@ -168,7 +168,7 @@ def run(main: Callable[[list[str]], object], argv: list[str]) -> typing.NoReturn
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(2)
     rank, exit_code = rank_and_size()[0], 0
-    with lasting(silent=rank > 0), _workers_die_with_torchrun():
+    with (lasting(silent=rank > 0), _workers_die_with_torchrun(), system.freed_memory_kept()):
         try:
             with signals.listening():
                 exit_code = _exit_code(main, argv, rank)

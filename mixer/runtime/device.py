@@ -39,13 +39,30 @@ def pick_device(name: str) -> torch.device:
     return torch.device("mps:0" if name == "mps" else name)  # the device that its tensors have
 
 
+def has_native_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices itself: AVX-512, AMX, or ARM's BF16."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def describe_amp(choice: str, device: torch.device) -> str:
+    """The dtype of --amp in words, and why, if it is "auto"."""
+    dtype = pick_amp(choice, device)
+    text = "fp32" if dtype is None else f"autocast to {str(dtype).removeprefix('torch.')}"
+    if choice == "auto" and device.type == "cpu":
+        has = "has" if dtype else "has no"
+        text += f" (this CPU {has} bf16 products)"
+    return text
+
+
 def pick_amp(name: str, device: torch.device) -> torch.dtype | None:
     """`auto`, `fp16`, `bf16` or `off` -> the autocast dtype, None for off.
 
     Raises InputError if the device does not support it.
     """
     if name == "auto":
-        name = "fp16" if device.type == "cuda" else "off"
+        has_bf16 = device.type == "cpu" and has_native_bf16()
+        name = "fp16" if device.type == "cuda" else "bf16" if has_bf16 else "off"
     if name != "off" and device.type == "mps":
         raise InputError(f"--amp {name}: not tried on mps; choose off")
     if name == "fp16" and device.type == "cpu":

@@ -9,7 +9,7 @@ from multiprocessing import resource_tracker
 
 import torch
 
-from . import signals
+from . import signals, system
 from .errors import Interrupted, first_line
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -124,7 +124,8 @@ def _answer(send, parent, f, args):
     os.environ.pop(TORCHRUN, None)  # torchrun is not its parent
     try:
         signals.listen()
-        send.send((f(*args), None))
+        with system.freed_memory_kept():
+            send.send((f(*args), None))
     except Interrupted as e:
         sys.exit(e.exit_code)
     except Exception as e:

@@ -2,7 +2,9 @@
 import contextlib
 import ctypes
 import os
+import platform
 import sys
+from collections.abc import Iterator
 
 try:
     import fcntl
@@ -11,6 +13,10 @@ except ModuleNotFoundError:  # Windows: `why_not_here` says so
     fcntl = resource = None
 
 PR_SET_PDEATHSIG, PR_GET_PDEATHSIG = 1, 2
+# mallopt(3): {parameter: (to keep what is freed, glibc's default)}. No block comes from mmap, which
+# free() would unmap; the top of the heap (bytes) is never given back.
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
+MALLOPT = {M_MMAP_MAX: (0, 65536), M_TRIM_THRESHOLD: (-1, 128 * 1024)}
 
 
 def why_not_here() -> str | None:
@@ -25,6 +31,26 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Inside, glibc keeps what this process frees; without glibc, nothing changes.
+
+    By default it returns each large tensor to the system. The next step then waits until the same
+    pages are mapped and cleared again. Afterwards glibc's defaults hold.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    for parameter, (keep, _) in MALLOPT.items():
+        mallopt(parameter, keep)
+    try:
+        yield
+    finally:
+        for parameter, (_, default) in MALLOPT.items():
+            mallopt(parameter, default)
 
 
 def set_death_signal(signum: int) -> int:

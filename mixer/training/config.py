@@ -42,7 +42,7 @@ class Config:
                                  "than half of what is free", choices=("auto", "yes", "no"))
     # machine
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; auto: cuda if there is one")
-    amp: str = option("auto", "autocast dtype; auto: fp16 on CUDA, off on the CPU",
+    amp: str = option("auto", "autocast dtype; auto: fp16 on CUDA, bf16 on a CPU that has it",
                       choices=("auto", "fp16", "bf16", "off"))
     # recipe
     batch_size: int = option(250, "images per step, over all ranks", least=1)

@@ -51,7 +51,8 @@ def train_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor,
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
     scaler.step(optimizer)
     scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    # on a CPU gradients keep their memory: smaller tensors would split what they leave
+    optimizer.zero_grad(set_to_none=x.device.type != "cpu")
     return loss.detach(), (logits.argmax(1) == y).sum()
 
 

@@ -171,13 +171,13 @@ def test_arch_all_killed_and_resumed(train, pictures, tmp_path):
     arguments = ["--arch", "all", "--data", pictures, "--image-size", 48, "--batch-size", 4,
                  "--steps", 100_000, "--device", "cpu", "--out", tmp_path / "all",
                  "--resume", "auto"]
-    process = train.start(*arguments).wait_for("device: cpu\n40 images")
+    process = train.start(*arguments).wait_for("\n40 images")
     process.send(signal.SIGKILL)
     process.wait()
-    process = train.start(*arguments).wait_for("device: cpu\n40 images")
+    process = train.start(*arguments).wait_for("\n40 images")
     assert "another process" not in process.output(1) + process.output(2)
     process.send(signal.SIGINT)
     result = process.wait()
     assert result.returncode == 130
-    assert "stopped by SIGINT in ResNet-18; go on with --arch all" in result.stderr
+    assert "stopped by SIGINT in ResNet-18; go on with --arch=all" in result.stderr
     assert "failed" not in result.stderr and (tmp_path / "all" / "table.md").exists()

@@ -2,12 +2,13 @@
 import pytest
 import torch
 
-from kernels import depthwise_cpu, reference
+from kernels import depthwise_cpu, depthwise_gelu_bn, reference
 from tests.helpers.blocks import Block, exact, make_block, run, too_far
 
 # N, C, H, W, K
 SHAPES = [(3, 2, 8, 8, 9), (5, 2, 12, 12, 9), (2, 3, 16, 16, 7), (1, 2, 32, 32, 3), (3, 1, 7, 5, 3),
           (2, 2, 5, 9, 11), (4, 3, 3, 3, 1), (2, 2, 1, 6, 5)]
+SMALL_MAPS = [shape for shape in SHAPES if shape[1] > 1 and shape[2] * shape[3] <= 64]
 OPTIONS = [{}, dict(fixed_stats=True, residual=False), dict(bare=True)]
 
 
@@ -17,6 +18,48 @@ def test_as_exact_as_plain_pytorch(shape, dtype):
     for options in OPTIONS:
         block = make_block(*shape, dtype, **options)
         assert not too_far(run(depthwise_cpu, block), block), options
+
+
+@pytest.fixture
+def by_products(monkeypatch):
+    """Small maps of any batch as products, bfloat16 as on a CPU that has products of it."""
+    monkeypatch.setattr(depthwise_cpu, "FEWEST_IMAGES", {torch.float32: 1, torch.bfloat16: 1})
+    monkeypatch.setattr(depthwise_cpu, "NATIVE_BF16", True)
+    calls, forward = [], depthwise_cpu.ByProducts.__call__
+
+    def counted(*args):
+        calls.append(1)
+        return forward(*args)
+    monkeypatch.setattr(depthwise_cpu.ByProducts, "__call__", counted)
+    return calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", SMALL_MAPS, ids=str)
+def test_products_are_as_exact_as_plain_pytorch(by_products, shape, dtype):
+    for options in OPTIONS:
+        block = make_block(*shape, dtype, **options)
+        assert not too_far(run(depthwise_cpu, block), block), options
+    assert len(by_products) == 2 * len(OPTIONS)
+
+
+def test_a_block_by_products_keeps_the_layout_of_its_input(by_products):
+    x = make_block(3, 2, 8, 8, 5).x
+    for channel_major in (False, True):
+        x = depthwise_cpu.laid_out(x, channel_major)
+        y = depthwise_gelu_bn(x, torch.randn(2, 1, 5, 5))[0]
+        assert y.stride() == x.stride()
+    assert len(by_products) == 2
+
+
+def test_a_wrong_matrix_is_rejected(by_products, monkeypatch):
+    borders = depthwise_cpu.ByProducts.borders
+    block = make_block(3, 2, 8, 8, 5)
+    assert not too_far(run(depthwise_cpu, block), block)
+    monkeypatch.setattr(depthwise_cpu.ByProducts, "borders",
+                        lambda self: tuple(b + d for b, d in zip(borders(self), (1, -1, 0, 0),
+                                                                 strict=True)))
+    assert too_far(run(depthwise_cpu, block), block)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)

@@ -20,9 +20,12 @@ def as_op(block, wrt=("x", "weight", "bias", "gamma", "beta")):
     return y.detach(), {name: leaf.grad for name, leaf in leaves.items()}
 
 
-@pytest.fixture(params=["own", "triton"])
+@pytest.fixture(params=["own", "reference", "triton"])
 def through(request, monkeypatch):
-    """The implementation of this device, and Triton's, which is interpreted without a GPU."""
+    """The implementation of this device, the reference, and Triton's, which is interpreted without
+    a GPU."""
+    if request.param == "reference":
+        monkeypatch.setattr(depthwise_op, "implementation", lambda x, kernel_size: reference)
     if request.param == "triton":
         pytest.importorskip("triton", reason="Triton is not installed")
         from kernels import depthwise_launch
@@ -84,7 +87,8 @@ def test_autocast_casts_as_a_conv_does(through, dtype):
     """float32 in, low precision out; with the residual float32 out, as fn(x) + x gives, and x is
     not rounded."""
     block = make_block(2, 1, 4, 5, 3, device=DEVICE)
-    low = block._replace(x=block.x.to(dtype), weight=block.weight.to(dtype), residual=False)
+    low = block._replace(x=block.x.to(dtype), weight=block.weight.to(dtype),
+                         bias=block.bias.to(dtype), residual=False)
     with torch.autocast(DEVICE, dtype):
         y, gradients = as_op(block._replace(residual=False))
         with_residual, _ = as_op(block)
@@ -229,3 +233,31 @@ def test_the_measure_sees_a_wrong_variance():
     assert not too_far(results, block)
     results["var"] *= n / (n - 1)
     assert too_far(results, block)
+
+
+def test_devices_and_dtypes_are_those_of_a_conv():
+    """What plain PyTorch refuses is refused, with its type of error."""
+    x, weight, c = torch.ones(2, 3, 4, 4), torch.ones(3, 1, 3, 3), torch.ones(3)
+    for arguments in [(x, weight.to("meta")), (x.to("meta"), weight), (x, weight, c.to("meta")),
+                      (x.long(), weight), (x.byte(), weight), (x.half(), weight),
+                      (x, weight.double()), (x, weight, c.bfloat16())]:
+        with pytest.raises(RuntimeError):
+            depthwise_gelu_bn(*arguments)
+    with pytest.raises(RuntimeError, match="x is on cpu, and parameters are on meta"):
+        depthwise_gelu_bn(x, weight, gamma=c.to("meta"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert depthwise_gelu_bn(x, weight.double(), c)[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("fixed_stats", [False, True], ids=["train", "eval"])
+def test_every_memory_format_of_every_tensor(through, fixed_stats):
+    block = make_block(2, 4, 4, 5, 3, device=DEVICE, fixed_stats=fixed_stats)
+    want, gradients = as_op(block)
+    formats = torch.contiguous_format, torch.channels_last
+    for x, weight, dy in itertools.product(formats, repeat=3):
+        other = block._replace(x=block.x.to(memory_format=x), dy=block.dy.to(memory_format=dy),
+                               weight=block.weight.to(memory_format=weight))
+        y, got = as_op(other)
+        torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
+        for name, gradient in got.items():
+            torch.testing.assert_close(gradient, gradients[name], rtol=1e-4, atol=1e-4, msg=name)

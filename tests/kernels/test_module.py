@@ -1,5 +1,6 @@
 """DepthwiseGELUBN in place of its parts: the same keys, numbers and BatchNorm, in any model."""
 import copy
+import random
 
 import pytest
 import torch
@@ -160,7 +161,7 @@ def test_fuse_and_unfuse(name):
         torch.testing.assert_close(fused(x), plain(x), rtol=1e-4, atol=1e-5)
     clone = copy.deepcopy(fused)
     torch.testing.assert_close(clone(x), fused(x))
-    with pytest.raises(ValueError, match="nothing to fuse"):
+    with pytest.raises(ValueError, match="already fused: 3 blocks"):
         fuse(fused)
     for model in (fused, clone):
         assert unfuse(model) == 3 and repr(model) == before
@@ -175,6 +176,7 @@ def in_place(self, x):
     return y
 
 
+BRANCH = True
 FORWARDS = {
     "turned": (lambda self, x: self.inside(x) + x, True),
     "in place": (in_place, True),
@@ -186,6 +188,8 @@ FORWARDS = {
     "in training": (lambda self, x: x + self.inside(x) if self.training else x, False),
     "by its input": (lambda self, x: x + self.inside(x) if x.sum() > 0 else x, False),
     "another argument": (lambda self, x, mask=None: x + self.inside(x), False),
+    "at random": (lambda self, x: self.inside(x) + x if random.random() < 0.9 else x, False),
+    "by a global": (lambda self, x: self.inside(x) + x if BRANCH else x, False),
     "a constant": (lambda self, x: self.inside(x) + 1.0, False),
 }
 
@@ -194,9 +198,12 @@ FORWARDS = {
 def test_only_a_plain_residual_is_taken_in(forward, residual):
     wrapper = type("Wrapper", (OwnResidual,), {"forward": forward})(depthwise_unit(8, 5))
     model, x = nn.Sequential(wrapper), torch.rand(2, 8, 6, 6)
+    random.seed(1)  # both keep the branch
     want = [copy.deepcopy(model).train(training)(x) for training in (True, False)]
+    random.seed(1)
     assert fuse(model) == 1 and blocks_of(model)[0].residual == residual
     assert (model[0] is not wrapper) == residual
+    random.seed(1)
     for training, y in zip((True, False), want, strict=True):
         model.train(training)
         torch.testing.assert_close(copy.deepcopy(model)(x), y, rtol=1e-5, atol=1e-5)
@@ -342,3 +349,65 @@ def test_compiled_whole_and_under_ddp(tmp_path):
 def test_create_model_takes_it_for_convmixer_alone():
     with pytest.raises(ValueError, match="resnet18 has no depthwise unit"):
         create_model("resnet18", depthwise=DepthwiseGELUBN)
+
+
+def test_what_looks_into_a_fused_model():
+    """Exporters and tracers see the parts; those that cannot name `unfuse`."""
+    model = MODELS["ours"]().eval()
+    x = torch.rand(2, 3, 64, 64)
+    want = model(x)
+    fuse(model)
+    exported = torch.export.export(model, (x,))
+    assert "vit_convmixer" not in str(exported.graph)
+    torch.testing.assert_close(exported.module()(x), want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.jit.trace(model, x)(x), want, rtol=1e-4, atol=1e-5)
+    for function in (torch.fx.symbolic_trace, torch.jit.script):
+        with pytest.raises(RuntimeError, match=r"unfuse\(model\) first"):
+            function(model)
+
+
+def test_functional_and_forward_mode_derivatives():
+    """Equal to those of the parts: jvp, jacfwd, jacrev, grad, vmap of grad, dual numbers."""
+    plain = MODELS["ours"]().eval()
+    for p in plain.parameters():
+        p.requires_grad_(False)
+    fused = copy.deepcopy(plain)
+    fuse(fused)
+    x = torch.rand(2, 3, 64, 64)
+
+    def derivatives(model):
+        def f(x):
+            return model(x).square().sum()
+        yield torch.func.jvp(model, (x,), (x.flip(3),))[1]
+        yield torch.func.grad(f)(x)
+        yield torch.func.vmap(torch.func.grad(lambda image: f(image[None])))(x)
+        yield torch.func.jacrev(lambda a: model(a * x))(torch.ones(()))
+        yield torch.func.jacfwd(lambda a: model(a * x))(torch.ones(()))
+
+    def tangent(model):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, x.flip(3))
+            return torch.autograd.forward_ad.unpack_dual(model(dual)).tangent
+    for got, want in zip([*derivatives(fused), tangent(fused)],
+                         [*derivatives(plain), tangent(plain)], strict=True):
+        assert want.abs().max() > 0
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * want.abs().max().item())
+
+
+def test_a_forward_that_was_replaced_on_the_instance_is_called(recwarn):
+    kernels_module.warn_once.cache_clear()
+    plain, fused = pair()
+    for conv in (plain[0], fused[0]):
+        conv.forward = lambda x, conv=conv: 2 * nn.Conv2d.forward(conv, x)
+    x = torch.rand(2, 4, 8, 8)
+    for _ in range(2):
+        torch.testing.assert_close(fused(x), plain(x))
+    assert ["one by one" in str(warning.message) for warning in recwarn.list] == [True]
+    with pytest.raises(ValueError, match="nothing to fuse"):
+        fuse(nn.Sequential(plain))
+
+
+def test_fuse_of_the_unit_itself_says_how():
+    for module in (depthwise_unit(4, 5), Residual(depthwise_unit(4, 5))):
+        with pytest.raises(ValueError, match="DepthwiseGELUBN.of_parts"):
+            fuse(module)

@@ -1,7 +1,7 @@
 """create_model: the nine rows, their sizes, gradients and errors."""
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from mixer.experiments import ROWS
@@ -88,3 +88,11 @@ def test_the_options_of_timm_and_of_the_authors_768_32():
 def test_a_misspelt_option_fails():
     with pytest.raises(TypeError):
         create_model("vit_cnn", patch_size=16)
+
+
+@pytest.mark.parametrize("arch", MODELS)
+def test_torch_fx_traces_each_model(arch):
+    options = {"patch": 24, "dim": 32, "depth": 1} if MODELS[arch].defaults else {}
+    model = create_model(arch, image_size=96, **options).eval()
+    x = torch.rand(2, 3, 96, 96)
+    assert torch.equal(fx.symbolic_trace(model)(x), model(x))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mixer.models import create_model, load_weights
+from mixer.models import create_model, load_weights, vit
 from mixer.models.vit import ConvPatchEmbed, LinearPatchEmbed, ViT
 
 
@@ -96,3 +96,29 @@ def test_attention_equals_the_explicit_formula():
 def test_tokens_are_drawn_from_a_unit_normal():
     model = create_model("vit_linear", patch=16)
     assert 0.95 < model.pos_embed.std() < 1.05 and 0.85 < model.cls_token.std() < 1.15
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_attention_as_two_products_is_attention(dtype, monkeypatch):
+    """In float32 to some roundings. In bfloat16 the scores are rounded once more than in SDPA: each
+    moves by eps / 2 of the largest, and so does the logarithm of a probability."""
+    q, k, v = (torch.randn(2, 4, 17, 16, generator=torch.Generator().manual_seed(seed)).to(dtype)
+               for seed in range(3))
+    results = []
+    for few in (0, 17):
+        monkeypatch.setattr(vit, "FEW_TOKENS", few)
+        leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+        y = vit.attend(*leaves)
+        results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+    scores = (q.float() @ k.float().transpose(2, 3)).abs().max().item() / 4
+    tolerance = 2e-6 if dtype == torch.float32 else torch.finfo(dtype).eps * (1 + scores / 2)
+    for want, got in zip(*results, strict=True):
+        assert (got - want).abs().max() <= tolerance * want.abs().max()
+    assert not torch.equal(*(result[0] for result in results)), "one of them did not run"
+
+
+def test_without_a_gradient_attention_is_sdpa(monkeypatch):
+    monkeypatch.setattr(vit, "FEW_TOKENS", 17)
+    q = torch.randn(2, 4, 17, 16)
+    with torch.no_grad():
+        assert torch.equal(vit.attend(q, q, q), F.scaled_dot_product_attention(q, q, q))

@@ -3,7 +3,7 @@ import torch
 
 import bench
 from mixer.data.batches import fits_on
-from mixer.runtime.device import environment, pick_amp, pick_device, sum_dtype
+from mixer.runtime.device import describe_amp, environment, pick_amp, pick_device, sum_dtype
 from mixer.runtime.errors import InputError
 
 CPU = torch.device("cpu")
@@ -14,7 +14,19 @@ def test_devices_and_dtypes_that_are_not_there():
         pick_device("cuda:9")
     with pytest.raises(InputError, match="no fp16 training on the CPU"):
         pick_amp("fp16", CPU)
-    assert pick_amp("auto", CPU) is None and pick_amp("auto", torch.device("cuda")) is torch.float16
+    assert pick_amp("auto", torch.device("cuda")) is torch.float16
+
+
+@pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_bf16_is_the_default_where_the_cpu_has_it(name, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: False, "avx2": True})
+    assert pick_amp("auto", CPU) is None
+    assert describe_amp("auto", CPU) == "fp32 (this CPU has no bf16 products)"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True})
+    assert pick_amp("auto", CPU) is torch.bfloat16 and pick_amp("off", CPU) is None
+    assert describe_amp("auto", CPU) == "autocast to bfloat16 (this CPU has bf16 products)"
+    assert describe_amp("off", CPU) == "fp32" and describe_amp("bf16", CPU) == (
+        "autocast to bfloat16")
 
 
 def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch):

@@ -1,0 +1,117 @@
+"""The pointwise half of a layer, and the patch embedding, against their parts."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from kernels import dense_cpu, depthwise_cpu, fuse, unfuse
+from kernels import module as kernels_module
+from mixer.models import create_model
+from tests.helpers.networks import randomise
+
+
+@pytest.fixture(params=[False, True], ids=["contiguous", "channel-major"])
+def channel_major(request, monkeypatch):
+    few = {torch.float32: 1, torch.bfloat16: 1} if request.param else {}
+    monkeypatch.setattr(depthwise_cpu, "FEWEST_IMAGES", few)
+    monkeypatch.setattr(depthwise_cpu, "NATIVE_BF16", request.param)
+
+
+def unit(C, D, P):
+    torch.manual_seed(0)
+    parts = nn.Sequential(nn.Conv2d(C, D, P, P), nn.GELU(), nn.BatchNorm2d(D))
+    randomise(parts, seed=1)
+    return parts
+
+
+def results(model, x, dy):
+    """y, the gradients of x and of the parameters, and the buffers."""
+    leaf = x.clone().requires_grad_()
+    y = model(leaf)
+    gradients = torch.autograd.grad(y, [leaf, *model.parameters()], dy.to(y.dtype))
+    return [y.detach(), *gradients, *(b.clone() for b in model.buffers())]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("C, D, P, side", [(6, 5, 1, 8), (1, 4, 1, 4), (3, 8, 4, 16), (5, 5, 1, 9)])
+def test_as_exact_as_its_parts(channel_major, C, D, P, side, dtype):
+    """Each result has at most twice the error of the parts in the same dtype, against float64, and
+    one rounding of its largest element."""
+    plain, fused = unit(C, D, P), kernels_module.FusedSequential(*unit(C, D, P))
+    exact = copy.deepcopy(plain).double()
+    x, dy = torch.randn(3, C, side, side).to(dtype), torch.randn(3, D, side // P, side // P)
+    for training in (True, False):
+        for model in (plain, fused, exact):
+            model.train(training)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            ours, theirs = results(fused, x, dy.to(dtype)), results(plain, x, dy.to(dtype))
+        right = results(exact, x.double(), dy.to(dtype).double())
+        for got, eager, want in zip(ours, theirs, right, strict=True):
+            assert got.dtype == eager.dtype and got.shape == eager.shape
+            error, limit = ((t.double() - want).abs().max().item() for t in (got, eager))
+            floor = torch.finfo(dtype).eps * want.abs().max().item()
+            assert error <= 2 * limit + floor, (error, limit, floor)
+
+
+def test_it_saves_two_activations_and_asks_no_gradient_of_an_image(channel_major):
+    fused, x = kernels_module.FusedSequential(*unit(16, 16, 1)), torch.randn(8, 16, 8, 8)
+    saved = {}
+
+    def save(t):
+        return saved.setdefault(t.data_ptr(), t)
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
+        y = fused(x)
+    assert sum(t.nbytes for t in saved.values() if t.nbytes >= x.nbytes) == 2 * x.nbytes
+    y.sum().backward()
+    assert x.grad is None and fused[0].weight.grad is not None
+
+
+def test_fuse_takes_it_in_and_unfuse_gives_it_back(channel_major, monkeypatch):
+    """The layers of a ConvMixer and its patch embedding, in each memory format, both orders of
+    `fuse` and `.to`."""
+    calls, operation = [], kernels_module.dense_gelu_bn
+
+    def counted(*args, **options):
+        calls.append(1)
+        return operation(*args, **options)
+    monkeypatch.setattr(kernels_module, "dense_gelu_bn", counted)
+    plain = create_model("convmixer", patch=4, dim=8, depth=2, kernel_size=5, image_size=32)
+    randomise(plain, seed=2)
+    x, dy = torch.randn(4, 3, 32, 32), torch.randn(4, 2)
+    want = results(copy.deepcopy(plain), x, dy)
+    for first, then in ((torch.contiguous_format, torch.channels_last),
+                        (torch.channels_last, torch.contiguous_format)):
+        model = copy.deepcopy(plain).to(memory_format=first)
+        before = repr(model)
+        assert fuse(model) == 2
+        model.to(memory_format=then)
+        calls.clear()
+        got = results(model, x.to(memory_format=first), dy)
+        assert len(calls) == 3
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
+        assert unfuse(model) == 2 and repr(model) == before
+        calls.clear()
+        model(x)
+        assert not calls
+
+
+def test_hooks_of_its_parts_are_called():
+    fused, seen = kernels_module.FusedSequential(*unit(4, 4, 1)), []
+    x = torch.randn(2, 4, 6, 6)
+    y = fused(x)
+    fused[1].register_forward_hook(lambda *_: seen.append(1))
+    fused[2].reset_running_stats()
+    torch.testing.assert_close(fused(x), y, rtol=1e-5, atol=1e-5)
+    assert seen == [1]
+
+
+def test_a_spoilt_gradient_would_be_seen(monkeypatch):
+    conv_backward = dense_cpu._conv_backward
+    monkeypatch.setattr(dense_cpu, "_conv_backward",
+                        lambda dz, x, weight, needs_dx: conv_backward(dz, x, -weight, needs_dx))
+    x, dy = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
+    ours = results(kernels_module.FusedSequential(*unit(4, 4, 1)), x, dy)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(ours[1], results(unit(4, 4, 1), x, dy)[1])
