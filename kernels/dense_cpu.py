@@ -70,8 +70,9 @@ def _conv_backward(dz, x, weight, needs_dx):
     P = weight.shape[-1]
     if P > 1 or dz.is_contiguous():
         dx, dweight, _ = torch.ops.aten.convolution_backward(
-            dz.contiguous(), x.contiguous(), weight.contiguous(), None, [P, P], [0, 0], [1, 1], False, [0, 0], 1,
-            [needs_dx, True, False])
+            dz.contiguous(), x.contiguous(), weight.contiguous(), bias_sizes=None, stride=[P, P],
+            padding=[0, 0], dilation=[1, 1], transposed=False, output_padding=[0, 0], groups=1,
+            output_mask=[needs_dx, True, False])
         return laid_out_like(original, dx) if needs_dx else None, dweight
     x, dz = laid_out(x, True).transpose(0, 1), dz.transpose(0, 1)
     dweight = (dz.flatten(1) @ x.flatten(1).t()).view_as(weight)

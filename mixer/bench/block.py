@@ -14,6 +14,7 @@ from ..experiments import Row
 from ..report.measurements import BlockMeasurement, ConvMeasurement, StepMeasurement
 from ..runtime.device import pick_amp
 from ..runtime.processes import attempt
+from ..runtime.system import freed_memory_kept
 from .candidates import block_candidates, build, build_timm
 from .measure import Load, announce, compare_training, saved_bytes
 from .timing import captured, copy_bandwidth, race, settle_allocator
@@ -77,6 +78,7 @@ def measure_steps(model: str, candidates: dict[str, Callable], load: Load, repea
             for m in compare_training(candidates, load, repeats, debug)]
 
 
+@freed_memory_kept()
 def measure_block(shape: Shape, amp: torch.dtype | None, repeats: int,
                   device: torch.device) -> list[BlockMeasurement]:
     """Each implementation of the block, in training mode: forward, and forward + backward."""
@@ -131,6 +133,7 @@ class BlockPasses:
         torch.autograd.grad(self.forward(pair), [x, *self.model.parameters()], dy)
 
 
+@freed_memory_kept()
 def measure_conv(shape: Shape, repeats: int, device: torch.device) -> ConvMeasurement:
     """The backward pass of a depthwise conv alone on the CPU, PyTorch's own and ours."""
     settle_allocator()

@@ -16,7 +16,7 @@ from ..experiments import EPOCH_IMAGES
 from ..models.flops import TRAINING_PASSES, forward_flops
 from ..report.measurements import Counts, Memory, Speed, StepMeasurement
 from ..runtime.processes import attempt, in_one_line
-from ..runtime.system import peak_resident_mib
+from ..runtime.system import freed_memory_kept, peak_resident_mib
 from ..training.recipe import make_optimizer, train_step
 from .timing import Ceiling, race, repeated, summary, take_in_turn
 
@@ -134,6 +134,7 @@ def peaks(device: torch.device) -> tuple[float | None, float | None, float]:
     return None, None, peak_resident_mib()
 
 
+@freed_memory_kept()
 def training_memory(make: MakeModel, load: Load, batches: Sequence[int]) -> list[Memory]:
     """Peaks over three training steps at each of the batch sizes, which must rise.
 
@@ -155,6 +156,7 @@ def training_memory(make: MakeModel, load: Load, batches: Sequence[int]) -> list
     return results
 
 
+@freed_memory_kept()
 def visit_model(make: MakeModel, load: Load, repeats: int, batches: Sequence[int]) -> Visit:
     """In a fresh process: memory at `batches`, counts, time. Without batches, only the time."""
     memory = training_memory(make, load, batches) if batches else []  # first: nothing ran before
@@ -173,6 +175,19 @@ def time_model(make: MakeModel, load: Load, repeats: int, clock=time.perf_counte
                    inference=[t / count for t in ms["inference"]],
                    gflop=[t / (ceiling.flops / 1e9) for t in ms["matmul"]],
                    gb=[t / (ceiling.bytes / 1e9) for t in ms["copy"]])
+
+
+def time_training(make: MakeModel, load: Load, repeats: int) -> list[float]:
+    """Milliseconds of each training step, with the allocator as it is: glibc's in a new process."""
+    step = repeated(training_step(make(), load), STEPS[load.device.type])
+    return [ms / STEPS[load.device.type]
+            for ms in take_in_turn({"step": step}, repeats, load.device)["step"]]
+
+
+@freed_memory_kept()
+def time_training_as_train_py(make: MakeModel, load: Load, repeats: int) -> list[float]:
+    """`time_training` with the allocator of our commands."""
+    return time_training(make, load, repeats)
 
 
 def speed(counts: Counts, batch: int, samples: Samples) -> Speed:
@@ -212,6 +227,7 @@ def compare_training(candidates: dict[str, MakeModel], load: Load, repeats: int,
     return results
 
 
+@freed_memory_kept()
 def race_training(candidates: dict[str, MakeModel], load: Load,
                   repeats: int) -> list[StepMeasurement]:
     """Time the training steps of the candidates in turn; without memory."""

@@ -18,7 +18,18 @@ from ..runtime.device import pick_amp
 from ..runtime.processes import attempt
 from .candidates import build, build_peer
 from .data import measure_stages
-from .measure import Load, Samples, Visit, announce, compare_training, speed, visit_model
+from .measure import (
+    Load,
+    Samples,
+    Visit,
+    announce,
+    compare_training,
+    speed,
+    time_training,
+    time_training_as_train_py,
+    visit_model,
+)
+from .timing import summary
 
 # fresh processes per row, minutes apart, so that the spread includes what differs between them
 VISITS = 3
@@ -98,7 +109,8 @@ def summarise(title: str, batch: int, visits: list[Visit],
 
 
 def measure_peers(config, rows: list[Row], load: Load) -> list[StepMeasurement]:
-    """Of each row: ours as in the table, and its peer, eager and compiled."""
+    """Of each row: ours as in the table, and its peer, eager and compiled, at the same precision
+    and with the same allocator; and the peer as users run it: fp32, the default allocator."""
     results = []
     for row in rows:
         package = "torchvision" if row.arch == "resnet18" else "timm"
@@ -118,7 +130,32 @@ def measure_peers(config, rows: list[Row], load: Load) -> list[StepMeasurement]:
         }, load, config.repeats, config.debug)
         results.append(dataclasses.replace(ours, row=row.title))
         results += [with_ratios(ours, peer, row.title) for peer in peers]
+        as_users = measure_as_users_run(
+            f"{package}, fp32, default allocator", partial(theirs, compile=False),
+            partial(build, *model, config.kernels, config.compile), load, config)
+        results.append(dataclasses.replace(as_users, row=row.title))
     return results
+
+
+def measure_as_users_run(way: str, theirs: Callable, ours: Callable, load: Load,
+                         config) -> StepMeasurement:
+    """The peer in a plain fp32 loop; time_ratio compares ours as train.py starts it.
+
+    Both in fresh processes, in turn, since the allocator belongs to a process.
+    """
+    times = {"ours": [], way: []}
+    for _ in range(VISITS):
+        for name, function, make, amp in (("ours", time_training_as_train_py, ours, load.amp),
+                                          (way, time_training, theirs, None)):
+            ms, failed = attempt(function, make, load._replace(amp=amp),
+                                 max(1, config.repeats // VISITS), debug=config.debug)
+            if failed:
+                return StepMeasurement(way=way, batch_size=load.batch_size, failed=failed)
+            times[name] += ms
+    mine, peer = summary(times["ours"]), summary(times[way])
+    return StepMeasurement(way=way, batch_size=load.batch_size, ms=peer.median, p20=peer.p20,
+                           p80=peer.p80, faster=mine.median / peer.median,
+                           time_ratio=mine.median / peer.median)
 
 
 def with_ratios(ours: StepMeasurement, peer: StepMeasurement, title: str) -> StepMeasurement:

@@ -9,7 +9,7 @@ from multiprocessing import resource_tracker
 
 import torch
 
-from . import signals, system
+from . import signals
 from .errors import Interrupted, first_line
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -124,8 +124,7 @@ def _answer(send, parent, f, args):
     os.environ.pop(TORCHRUN, None)  # torchrun is not its parent
     try:
         signals.listen()
-        with system.freed_memory_kept():
-            send.send((f(*args), None))
+        send.send((f(*args), None))
     except Interrupted as e:
         sys.exit(e.exit_code)
     except Exception as e:

@@ -54,7 +54,9 @@ def test_compare_with_peers_in_turn(monkeypatch):
                                            Row("ViT 24 Linear", "vit_linear", 3604, 17, TINY)],
                                   Load(2, IMAGE_SIZE, CPU, None))
     assert [(m.row, m.way) for m in measured] == [
-        ("ConvMixer 24", way) for way in ("ours", "timm", "timm, compiled")]
-    ours, peer, _ = measured
+        ("ConvMixer 24", way) for way in ("ours", "timm", "timm, compiled",
+                                          "timm, fp32, default allocator")]
+    ours, peer, _, as_users = measured
+    assert as_users.time_ratio > 0 and as_users.memory_ratio is None
     assert ours.time_ratio is None and peer.time_ratio == peer.faster > 0
     assert peer.memory_ratio == 2.0

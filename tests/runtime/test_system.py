@@ -105,38 +105,35 @@ def test_windows_is_refused_in_one_line_that_names_wsl(command):
     assert result.stderr.count("\n") == 1 and "WSL" in result.stderr, result.stderr
 
 
-def page_faults(keep):
+def page_faults():
     """Of twenty tensors of 64 MiB, one after another."""
     before = None
-    with system.freed_memory_kept() if keep else contextlib.nullcontext():
-        for _ in range(22):
-            torch.ones(2**24)
-            now = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            before = before or now
+    for _ in range(22):
+        torch.ones(2**24)
+        now = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        before = before or now
     return now - before
 
 
-def faults_of_a_command(argv):
-    """As `page_faults`, in a command."""
+@system.freed_memory_kept()  # as the functions that bench.py runs in fresh processes
+def page_faults_in_bench():
+    return page_faults()
+
+
+def page_faults_of_a_command():
     def main(argv):
-        before = None
-        for _ in range(22):
-            torch.ones(2**24)
-            now = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            before = before or now
-        raise RuntimeError(f"{now - before} page faults")
-    run(main, argv)
+        faults.append(page_faults())
+    faults = []
+    with contextlib.suppress(SystemExit):
+        run(main, [])
+    return faults[0]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
-def test_commands_keep_what_they_free(capsys):
+def test_commands_keep_what_they_free():
     """Without it each tensor has its pages mapped again: 16,384 of 4 KiB, twenty-one times. With
     it, the first few tensors may lie in different places."""
     few, many = 5 * 16_384, 15 * 16_384
-    assert page_faults(keep=True) <= few and page_faults(keep=False) > many
-    assert processes.in_fresh_process(page_faults, False) <= few  # the process does so itself
-    with pytest.raises(SystemExit):
-        faults_of_a_command([])
-    assert int(capsys.readouterr().err.split()[1]) <= few
-    assert page_faults(keep=False) > many, "the command did not give back what it took"
-
+    assert processes.in_fresh_process(page_faults) > many
+    assert processes.in_fresh_process(page_faults_in_bench) <= few
+    assert processes.in_fresh_process(page_faults_of_a_command) <= few

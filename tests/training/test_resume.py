@@ -14,7 +14,7 @@ from mixer.training.resume import (
     resume_identity,
 )
 from tests.helpers.runs import without_timing
-from tests.helpers.training import trainer
+from tests.helpers.training import SMALL, trainer
 
 
 class Stopped(Exception):
@@ -35,13 +35,15 @@ def stop_at(run, step):
         run.fit()
 
 
-def test_resume_equals_the_uninterrupted_run(tmp_path):
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_resume_equals_the_uninterrupted_run(tmp_path, amp):
+    config = replace(SMALL, amp=amp)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
-    trainer(whole).fit()
-    stop_at(trainer(cut), 4)  # between two rows
-    again = trainer(cut)
+    trainer(whole, config).fit()
+    stop_at(trainer(cut, config), 4)  # between two rows
+    again = trainer(cut, config)
     torch.nn.init.zeros_(again.model.head.weight)  # whatever it was before
     again.resume(find_checkpoint("auto", cut))
     assert again.state.step == 4
