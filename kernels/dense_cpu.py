@@ -8,7 +8,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .depthwise_cpu import laid_out, maps, plan, rows
+from .depthwise_cpu import is_channel_major, laid_out, maps, plan, rows
 from .depthwise_op import as_conv_inputs
 from .reference import gelu_bn, gelu_bn_backward, laid_out_like
 
@@ -40,7 +40,7 @@ class _DenseGELUBN(torch.autograd.Function):
     def backward(ctx, dy, *_):
         x, weight, gamma, z, mean, var = ctx.saved_tensors
         with torch.autocast("cpu", enabled=False):
-            dy = laid_out(dy.to(z.dtype), not z.is_contiguous())
+            dy = laid_out(dy.to(z.dtype), is_channel_major(z))
             dz, dgamma, dbeta = gelu_bn_backward(rows(dy), rows(z), gamma, mean, var, ctx.eps,
                                                  ctx.batch_stats)
             dbias = dz.sum((0, 2), dtype=mean.dtype)
@@ -68,7 +68,7 @@ def _conv_backward(dz, x, weight, needs_dx):
     """dx, or None, and dweight."""
     original, x, weight = x, x.to(dz.dtype), weight.to(dz.dtype)
     P = weight.shape[-1]
-    if P > 1 or dz.is_contiguous():
+    if P > 1 or not is_channel_major(dz):
         dx, dweight, _ = torch.ops.aten.convolution_backward(
             dz.contiguous(), x.contiguous(), weight.contiguous(), bias_sizes=None, stride=[P, P],
             padding=[0, 0], dilation=[1, 1], transposed=False, output_padding=[0, 0], groups=1,

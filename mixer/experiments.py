@@ -54,6 +54,7 @@ ROWS = [
     Row("ConvMixer 16", "convmixer", 3150, 17, {"patch": 16}),
     Row("ConvMixer 16/8", "convmixer", 4612, 28, {"patch": 16, "depth": 8}),
 ]
+BY_NAME = {row.name: row for row in ROWS}
 
 
 def published_curves() -> dict[str, list[tuple[int, float, float]]]:

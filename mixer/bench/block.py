@@ -17,7 +17,7 @@ from ..runtime.processes import attempt
 from ..runtime.system import freed_memory_kept
 from .candidates import block_candidates, build, build_timm
 from .measure import Load, announce, compare_training, saved_bytes
-from .timing import captured, copy_bandwidth, race, settle_allocator
+from .timing import captured, copy_bandwidth, race
 
 Shape = tuple[int, int, int, int]  # N, C, side, K
 
@@ -83,7 +83,6 @@ def measure_block(shape: Shape, amp: torch.dtype | None, repeats: int,
                   device: torch.device) -> list[BlockMeasurement]:
     """Each implementation of the block, in training mode: forward, and forward + backward."""
     torch.manual_seed(0)
-    settle_allocator()
     copy_gb_s = copy_bandwidth(device)
     N, C, side, K = shape
     activation_bytes = N * C * side * side * (amp or torch.float32).itemsize
@@ -136,7 +135,6 @@ class BlockPasses:
 @freed_memory_kept()
 def measure_conv(shape: Shape, repeats: int, device: torch.device) -> ConvMeasurement:
     """The backward pass of a depthwise conv alone on the CPU, PyTorch's own and ours."""
-    settle_allocator()
     N, C, side, K = shape
     x, dz = torch.randn(N, C, side, side), torch.randn(N, C, side, side)
     weight = torch.randn(C, 1, K, K)

@@ -101,15 +101,6 @@ def captured(step: Callable, inputs: Sequence, device: torch.device) -> Callable
     return graph.replay
 
 
-def settle_allocator() -> None:
-    """Allocate and free a large tensor, as any training process has done.
-
-    Until then glibc returns each freed tensor to the system, and fetching its pages again can take
-    longer than a kernel (backward of a depthwise conv: 28 ms instead of 12).
-    """
-    torch.zeros(31 * 2**18)  # 31 MiB: glibc adapts up to 32
-
-
 class Ceiling:
     """The best rates of a device: a large copy, and the fastest of its large matrix products.
     Neither fits a cache.

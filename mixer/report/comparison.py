@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..experiments import EPOCH_IMAGES, ROWS, published_curves
+from ..experiments import BY_NAME, EPOCH_IMAGES, published_curves
 from ..runtime.files import write_csv, write_text
 from .figures import draw_comparison, draw_costs
 from .intervals import Interval, accuracy_intervals, best_of, frontier
@@ -12,7 +12,7 @@ from .reproduction import Point, judge
 from .runs import Run, find_runs, on_published_images
 from .tables import aligned, number, paragraph
 
-TITLES = {row.name: row.title for row in ROWS}
+TITLES = {name: row.title for name, row in BY_NAME.items()}
 COLUMNS = ["row", "parameters", "n", "val acc", "best val acc", "train acc", "published train acc",
            "images/s", "minutes", "s per 25,000 images", "published s/epoch", "memory MiB",
            "published MiB"]
@@ -67,7 +67,7 @@ def comparison_text(runs: dict[str, list[Run]], points: Sequence[Point], names: 
 
 def main_table(runs: dict[str, list[Run]], rows: Sequence[str], reasons: dict[str, str]) -> str:
     """Ours beside what was published; of several seeds the means."""
-    published = {row.name: row for row in ROWS} if on_published_images(runs) else {}
+    published = BY_NAME if on_published_images(runs) else {}
     curves = published_curves()
     val, best = (accuracy_intervals(_of_seeds(runs, key), _draws(runs))
                  for key in ("val_acc", "best_val_acc"))

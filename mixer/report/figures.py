@@ -2,7 +2,7 @@
 import statistics
 from pathlib import Path
 
-from ..experiments import ROWS, published_curves
+from ..experiments import BY_NAME, ROWS, published_curves
 from ..runtime.files import save_atomically
 from .measurements import MemoryMeasurement, ModelMeasurement, ResolutionMeasurement
 from .runs import Run, on_published_images
@@ -183,6 +183,6 @@ def _row_styles():
 
 def _run_styles(runs):
     """{row name: line style}; a row that is not one of the nine is grey."""
-    styles, titles = _row_styles(), {row.name: row.title for row in ROWS}
-    return {name: styles[titles[name]] if name in titles else
+    styles = _row_styles()
+    return {name: styles[BY_NAME[name].title] if name in BY_NAME else
             dict(color="0.4", marker="o", label=name, linestyle="-") for name in runs}

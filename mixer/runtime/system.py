@@ -2,7 +2,6 @@
 import contextlib
 import ctypes
 import os
-import platform
 import sys
 from collections.abc import Iterator
 
@@ -40,17 +39,17 @@ def freed_memory_kept() -> Iterator[None]:
     By default it returns each large tensor to the system. The next step then waits until the same
     pages are mapped and cleared again. Afterwards glibc's defaults hold.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or platform.libc_ver()[0] != "glibc":
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):
         yield
         return
     for parameter, (keep, _) in MALLOPT.items():
-        mallopt(parameter, keep)
+        libc.mallopt(parameter, keep)
     try:
         yield
     finally:
         for parameter, (_, default) in MALLOPT.items():
-            mallopt(parameter, default)
+            libc.mallopt(parameter, default)
 
 
 def set_death_signal(signum: int) -> int:

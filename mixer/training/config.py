@@ -2,12 +2,11 @@
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from ..experiments import ROWS, row_name, seed_folder
+from ..experiments import BY_NAME, row_name, seed_folder
 from ..models import MODELS, model_options
 from ..runtime.cli import chosen, flag, invalid_values, option, parse, whole_numbers
 from ..runtime.errors import UsageError
 
-ROW_NAMES = {row.name: row for row in ROWS}
 MODEL_OPTIONS = ("patch", "dim", "depth", "heads", "kernel_size", "act", "qkv_bias", "norm_eps")
 
 
@@ -113,7 +112,7 @@ def problems_of_several(config: Config, values: dict) -> list[str]:
         if "seed" in values:
             problems.append("--seed and --seeds exclude each other")
     if config.rows:
-        problems += chosen("rows", config.rows, ROW_NAMES)[1]
+        problems += chosen("rows", config.rows, BY_NAME)[1]
         if config.arch != "all":
             problems.append("--rows needs --arch all")
     if has_several_runs(config) and config.resume not in (None, "auto"):
@@ -141,7 +140,7 @@ def planned_runs(config: Config) -> list[PlannedRun]:
     """
     if config.arch == "all":
         rows = [(row.name, row.title, {"arch": row.arch, **row.options})
-                for row in chosen("rows", config.rows, ROW_NAMES)[0]]
+                for row in chosen("rows", config.rows, BY_NAME)[0]]
     else:
         name = row_name(config.arch, config.patch, config.depth)
         rows = [(name, name, {})]

@@ -20,7 +20,7 @@ from mixer.data.demo import draw
 from mixer.data.images import find_images
 from mixer.runtime.errors import InputError
 from tests.helpers.commands import TINY, forked
-from tests.helpers.pictures import zipped
+from tests.helpers.pictures import make_unreadable, zipped
 from tests.helpers.plants import Plant
 
 RUN = [*TINY, "--steps", 1, "--lr", 1e-9]
@@ -271,17 +271,10 @@ def test_strange_folders(train, tmp_path, pictures):
 
 
 def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, pictures, monkeypatch):
-    """By a patch, because root, who often runs tests, can read every folder."""
     data = tmp_path / "data"
     for folder in ("cat", "dog", "dog/more"):
         shutil.copytree(pictures, data / folder, dirs_exist_ok=True)
-    scandir = os.scandir
-
-    def refusing(path):
-        if Path(path).name == "more":
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-    monkeypatch.setattr(os, "scandir", refusing)
+    make_unreadable(monkeypatch, "more")
     with pytest.raises(InputError, match="more cannot be read: Permission denied"):
         find_images(data)
 

@@ -2,12 +2,11 @@
 import json
 from pathlib import Path
 
-from mixer.experiments import RECIPE, ROWS, published_curves, seed_folder
+from mixer.experiments import BY_NAME, RECIPE, published_curves, seed_folder
 from mixer.runtime.files import write_csv, write_json
 
 ENVIRONMENT = {"date": "2026-11-25", "device": "AMD EPYC, 2 threads", "cuda": None,
                "python": "3.11.7", "torch": "2.14.1"}
-BY_NAME = {row.name: row for row in ROWS}
 
 
 def finished_run(out: Path, name: str, seed: int = 0, *, shift: float = 0.0, steps: int = 500,

@@ -1,7 +1,9 @@
 """Image files and zips of them."""
 import io
+import os
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 
 from PIL import Image
 
@@ -20,3 +22,14 @@ def zipped(members: Mapping[str, bytes]) -> bytes:
         for i, (name, content) in enumerate(members.items()):
             z.writestr(name, content, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[i % 2])
     return data.getvalue()
+
+
+def make_unreadable(monkeypatch, folder: str):
+    """Folders of this name cannot be listed. By a patch, because root can read every folder."""
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path).name == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+    monkeypatch.setattr(os, "scandir", refusing)
