@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.helpers.commands import EXIT_CODES, HANGS, SHORT, session_members, wait_until
+from tests.helpers.commands import EXIT_CODES, HANGS, SHORT, children, session_members, wait_until
 from tests.helpers.plants import TRAIN_STEP, Hang, Plant
 from tests.helpers.runs import assert_same_run, assert_whole_files
 
@@ -172,8 +172,12 @@ def test_arch_all_killed_and_resumed(train, pictures, tmp_path):
                  "--steps", 100_000, "--device", "cpu", "--out", tmp_path / "all",
                  "--resume", "auto"]
     process = train.start(*arguments).wait_for("\n40 images")
+    rows = [session for session in children(process.pid) if session_members(session)]
+    assert rows
     process.send(signal.SIGKILL)
     process.wait()
+    # the system takes a moment to bury what was killed
+    wait_until(lambda: not any(session_members(row) for row in rows))
     process = train.start(*arguments).wait_for("\n40 images")
     assert "another process" not in process.output(1) + process.output(2)
     process.send(signal.SIGINT)

@@ -184,6 +184,17 @@ def session_members(session):
     return members
 
 
+def children(parent):
+    """The pids of the processes that a process has started and that still run."""
+    pids = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, ppid, *_ = path.read_text().rsplit(")", 1)[1].split()
+            if int(ppid) == parent and state != "Z":
+                pids.append(int(path.parent.name))
+    return pids
+
+
 def listens(pid):
     """Whether a command handles signals by now: it leads a session and catches SIGHUP, as Python
     does not by itself. False when it has ended."""
