@@ -84,17 +84,18 @@ def main(argv: list[str]) -> None:
     measure, as_text = TABLES[name]
     lists = measure(config, rows, device)
 
-    # print; results must not contain local paths
+    # save what took minutes; results must not contain local paths
     settings = {**dataclasses.asdict(config), "out": None,
                 "data": config.data and base_name(config.data)}
     result = {"environment": environment(device), "config": settings,
               **{key: [m.as_row() for m in measured] for key, measured in lists.items()}}
-    text = as_text(result)
-    print(text)
-
-    # write
     if out:
         write_json(out / f"{name}.json", result)
+
+    # print and draw
+    text = as_text(result)
+    print(text)
+    if out:
         write_text(out / f"{name}.md", text)
         if name == "tune":
             write_json(out / "depthwise_tiles.json", fastest_tiles(result))

@@ -131,7 +131,7 @@ def measure_peers(config, rows: list[Row], load: Load) -> list[StepMeasurement]:
         results.append(dataclasses.replace(ours, row=row.title))
         results += [with_ratios(ours, peer, row.title) for peer in peers]
         as_users = measure_as_users_run(
-            f"{package}, fp32, default allocator", partial(theirs, compile=False),
+            f"{package}, plain fp32", partial(theirs, compile=False),
             partial(build, *model, config.kernels, config.compile), load, config)
         results.append(dataclasses.replace(as_users, row=row.title))
     return results

@@ -230,15 +230,16 @@ def peers_text(peers: list[Measurement]) -> str:
     def ratio(value):
         return "" if value is None else f"{value:.2f}"
     lines = [[m.row, m.way, *(["failed", "", "", ""] if m.failed else [
-        spread(m.ms, m.p20, m.p80), ratio(m.time_ratio), number(m.memory.training_mib),
-        ratio(m.memory_ratio)])] for m in peers]
+        spread(m.ms, m.p20, m.p80), ratio(m.time_ratio),
+        number(m.memory and m.memory.training_mib), ratio(m.memory_ratio)])] for m in peers]
     return "\n".join([
         "**Peers.** Training steps, timed in turn. ours / peer below 1: ours takes less.", "",
         aligned(["row", "candidate", "ms", "ours / peer, time", "MiB", "ours / peer, memory"],
                 lines, left=2), "",
         paragraph("MiB: peak over three steps in a fresh process: on CUDA of allocated tensors, on "
-                  "a CPU the growth of the process. The linear ViTs are left out, because they are "
-                  "the same network as the CNN ViTs."),
+                  "a CPU the growth of the process. Plain fp32: the peer as users run it, with the "
+                  "default allocator, against ours as train.py starts it. The linear ViTs are "
+                  "left out, because they are the same network as the CNN ViTs."),
         *failure_lines(peers, lambda m: f"{m.row}, {m.way}")])
 
 

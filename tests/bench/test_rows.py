@@ -55,7 +55,7 @@ def test_compare_with_peers_in_turn(monkeypatch):
                                   Load(2, IMAGE_SIZE, CPU, None))
     assert [(m.row, m.way) for m in measured] == [
         ("ConvMixer 24", way) for way in ("ours", "timm", "timm, compiled",
-                                          "timm, fp32, default allocator")]
+                                          "timm, plain fp32")]
     ours, peer, _, as_users = measured
     assert as_users.time_ratio > 0 and as_users.memory_ratio is None
     assert ours.time_ratio is None and peer.time_ratio == peer.faster > 0
