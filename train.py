@@ -22,6 +22,7 @@ from mixer.data.images import find_images
 from mixer.data.packed import cache_folder, pack, usable
 from mixer.experiments import row_name, seed_folder
 from mixer.models import create_model
+from mixer.predict.pictures import write_pictures
 from mixer.report.comparison import write_comparison
 from mixer.report.figures import draw_curves
 from mixer.report.runs import summarise
@@ -40,6 +41,7 @@ from mixer.training.config import (
     planned_runs,
     read_config,
 )
+from mixer.training.recipe import predict
 from mixer.training.resume import check_identity, open_checkpoint, resume_identity
 from mixer.training.saved import start_from
 from mixer.training.trainer import Trainer, try_one_batch
@@ -204,17 +206,25 @@ def load_data(config, images, out, device, world):
 
 
 def write_results(trainer, name, images, parameters, minutes):
-    """Write curves.png and summary.json. Raises RuntimeError if --require-acc is missed."""
-    config, out, state = trainer.config, trainer.out, trainer.state
+    """Write the pictures and summary.json. Raises RuntimeError if --require-acc is missed."""
+    config, out, state, val_set = trainer.config, trainer.out, trainer.state, trainer.val_set
     summary = summarise(name, config, state, parameters=parameters, steps=trainer.steps,
                         classes=images.classes, data=str(images),
                         dtype=str(trainer.amp or torch.float32).removeprefix("torch."))
     draw_curves(out / "curves.png", state.rows, name)
+    probabilities = None
+    if len(val_set):
+        probabilities = predict(trainer.model, val_set, config.batch_size, trainer.device,
+                                trainer.amp).softmax(1)
+    pictures = write_pictures(out, trainer.model, name, val_set,
+                              [images.files[i] for i in val_set.indices], trainer.device,
+                              probabilities, images.classes)
     write_json(out / "summary.json", summary)
     subset = "train" if summary["val_acc"] is None else "val"
     acc = summary[f"{subset}_acc"]
     print(f"{name}: final {subset} accuracy {acc:.3f} after {minutes:.1f} minutes; "
-          f"summary.json, log.csv, curves.png and last.pt are in {printable(out)}")
+          f"summary.json, log.csv, curves.png, {', '.join(pictures)} and last.pt are in "
+          f"{printable(out)}")
     if config.require_acc is not None and acc < config.require_acc:
         raise RuntimeError(f"{subset} accuracy {acc:.3f} is below "
                            f"--require-acc {config.require_acc}")

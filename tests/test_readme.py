@@ -11,6 +11,7 @@ import pytest
 import bench
 from mixer.experiments import ROWS, published_curves
 from mixer.models import create_model
+from mixer.predict.__main__ import read_config as read_predict_config
 from mixer.report.tables import number
 from mixer.runtime.cli import invalid_values, parse
 from mixer.training.config import MODEL_OPTIONS, read_config
@@ -35,6 +36,9 @@ TRAIN = sorted({m[1].split("&&")[0].strip() for line in SHELL + INLINE
                 if (m := re.search(r"(?:python|torchrun.*?) (train\.py.*)", line))})
 BENCH = sorted({m[1].strip() for line in SHELL + INLINE
                 if (m := re.search(r"python (bench\.py.*)", line))})
+
+PREDICT = sorted({m[1].strip() for line in SHELL + INLINE
+                  if (m := re.search(r"python -m mixer\.predict (.*)", line))})
 
 
 def results(path):
@@ -72,8 +76,17 @@ def test_bench_commands_parse(command):
     assert not problems + invalid_values(bench.Config(**options))
 
 
+@pytest.mark.parametrize("command", PREDICT)
+def test_predict_commands_parse(command):
+    if command == "--help":
+        with pytest.raises(SystemExit):
+            read_predict_config([command])
+    else:
+        read_predict_config(shlex.split(command))
+
+
 def test_every_kind_of_command_is_found():
-    assert len(TRAIN) >= 8 and len(BENCH) >= 3
+    assert len(TRAIN) >= 8 and len(BENCH) >= 3 and len(PREDICT) >= 5
 
 
 @pytest.mark.faults

@@ -48,7 +48,7 @@ def test_a_run_leaves_everything_it_promises(train, pictures, tmp_path):
     # the files
     assert {p.name for p in out.iterdir()} == {
         ".lock", "config.json", "environment.json", "split.json", "log.csv", "curves.png",
-        "last.pt", "best.pt", "summary.json"}
+        "last.pt", "best.pt", "summary.json", "mistakes.png", "filters.png"}
     config, split, summary = (json.loads((out / f"{name}.json").read_text())
                               for name in ("config", "split", "summary"))
     assert config["steps"] == 25 and config["lr"] == 0.003 and config["heads"] is None

@@ -121,9 +121,9 @@ def find_images(path: Path | str) -> ImageSet:
         raise InputError(f"--data: {path} is neither a folder nor a file")
     source = Folder(path) if path.is_dir() else Zip(path)
     files = source.list_files()
-    images, others, left_out = _sort_out(files)
+    images, others, left_out = sort_out(files)
     if not images:
-        raise _no_images(path, [name for name in files if not name.endswith("/")], others)
+        raise no_images(path, [name for name in files if not name.endswith("/")], others)
 
     # which split each belongs to
     layout = find_layout(path, images, [parts for parts in others if ending(parts) in UNREAD
@@ -172,7 +172,7 @@ def find_images(path: Path | str) -> ImageSet:
     labelled = sum(class_of(entry.parts) in classes for entry in tests)
     notes = [f"{count:,} {kind} test images ignored" for count, kind in (
         (labelled, "labelled"), (len(tests) - labelled, "unlabelled")) if count]
-    notes += [f"{sum(counts.values()):,} {kind}: {_numbers(counts)}" for kind, counts in (
+    notes += [f"{sum(counts.values()):,} {kind}: {numbers(counts)}" for kind, counts in (
         ("files of other formats ignored", unread), ("images left out", left_out)) if +counts]
 
     stamps = [(entry.file, files[entry.file]) for entry in entries]
@@ -197,11 +197,12 @@ def base_name(path: Path) -> str:
     return os.path.basename(os.path.abspath(path)) or str(path)
 
 
-def _numbers(counts):
+def numbers(counts: Counter) -> str:
+    """`.heic 3, .tif 1`, the most frequent first."""
     return listed(f"{printable(name)} {count:,}" for name, count in (+counts).most_common())
 
 
-def _sort_out(files):
+def sort_out(files: dict[str, tuple[int, int]]) -> tuple[list, list, Counter]:
     """The paths, as tuples of parts, of images and of other files and folders; and a Counter of
     the images that are left out."""
     images, others, left_out = [], [], Counter()
@@ -226,11 +227,11 @@ def _sort_out(files):
     return images, others, left_out
 
 
-def _no_images(path, files, others):
+def no_images(path: Path, files: list[str], others: list[tuple[str, ...]]) -> InputError:
     """The error that says what is there instead."""
     hint = f"it contains {len(files):,} other files"
     if unread := Counter(ending(parts) for parts in others if ending(parts) in UNREAD):
-        hint += f", among them pictures of other formats: {_numbers(unread)}"
+        hint += f", among them pictures of other formats: {numbers(unread)}"
     if zips := [name for name in files if name.lower().endswith(".zip")]:
         hint = (f"to use a zip in it, give its own path: {path / zips[0]}" if path.is_dir() else
                 f"to use the zip in it, unpack it and give the path of {zips[0]}")
@@ -242,7 +243,7 @@ def _fault(endings):
     """What is wrong with a folder without images, of whose files these are the endings."""
     unread = Counter({ending: count for ending, count in endings.items() if ending in UNREAD})
     if unread:
-        return f"holds only files of other formats: {_numbers(unread)}"
+        return f"holds only files of other formats: {numbers(unread)}"
     return None if +endings else "is empty"  # it may hold notes or tables
 
 

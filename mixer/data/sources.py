@@ -22,7 +22,7 @@ SYSTEM = re.compile("|".join(map(translate, (  # what systems leave among a user
     "System Volume Information", "FOUND.[0-9][0-9][0-9]", "Network Trash Folder",
     "Temporary Items", "TheVolumeSettingsFolder", "Thumbs.db", "ehthumbs*.db", "desktop.ini"))),
     re.IGNORECASE)
-MAX_NESTED_BYTES = 2 * 2**30  # of a train.zip inside a zip, kept in memory; Kaggle's has 0.57e9
+MAX_NESTED_BYTES = 2 * 2**30  # of a zip inside a zip, kept in memory; Kaggle's has 0.57e9
 
 
 def ending(parts: Sequence[str]) -> str:
@@ -87,12 +87,13 @@ class Folder:
 
 
 class Zip:
-    """The members of a zip file, or of the train.zip inside it (Kaggle's nesting)."""
+    """The members of a zip file, or of the zip inside it that has one of the names `nested`, if
+    there are no images beside it (Kaggle's nesting)."""
 
-    def __init__(self, path: Path | str):
-        self.path, self.inner = Path(path), None  # inner: the bytes of the train.zip
+    def __init__(self, path: Path | str, nested: Sequence[str] = ("train.zip",)):
+        self.path, self.inner = Path(path), None  # inner: the bytes of the nested zip
         self._open()
-        nested = [name for name in self.members if name.lower().split("/")[-1] == "train.zip"]
+        nested = [name for name in self.members if name.lower().split("/")[-1] in nested]
         if nested and not any(map(is_image, self.members)):
             info = self.members[nested[0]]
             if info.file_size > MAX_NESTED_BYTES:

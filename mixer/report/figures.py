@@ -1,5 +1,6 @@
-"""Logs and measurements -> figures; the only place that imports matplotlib."""
+"""Logs and measurements -> figures. Here alone matplotlib is imported."""
 import statistics
+import time
 from pathlib import Path
 
 from ..experiments import BY_NAME, ROWS, published_curves
@@ -8,12 +9,14 @@ from .measurements import MemoryMeasurement, ModelMeasurement, ResolutionMeasure
 from .runs import Run, on_published_images
 from .tables import PER_IMAGE, by_row, growth, number
 
+DRAWING = 0.02       # of the time of a run may go into its curves.png
+FIRST_DRAWING = 0.6  # seconds, with the import of matplotlib
 BAND = "mean of n seeds;\nband: their range"
 
 
 def draw_curves(path: Path, rows: list[dict], title: str) -> None:
     """Loss and accuracy of one run over its steps, training and validation; rows of log.csv."""
-    figure, panels = _figure(10, 3.8)
+    figure, panels = new_figure(10, 3.8)
     for panel, metric, label in zip(panels, ("loss", "acc"), ("cross-entropy", "accuracy"),
                                     strict=True):
         for subset, name, style in (("train", "training", "-"), ("val", "validation", "o-")):
@@ -25,7 +28,23 @@ def draw_curves(path: Path, rows: list[dict], title: str) -> None:
         panel.grid(alpha=0.3)
         panel.legend()
     figure.suptitle(title)
-    _save_figure(figure, path)
+    save_figure(figure, path)
+
+
+class LiveCurves:
+    """curves.png of a run that is on. Drawing takes at most DRAWING of the time."""
+
+    def __init__(self, path: Path, title: str):
+        self.path, self.title = path, title
+        self.next = time.perf_counter() + FIRST_DRAWING / DRAWING
+
+    def draw(self, rows: list[dict]) -> None:
+        """Draw rows of log.csv, or leave it if the last time was too short ago."""
+        start = time.perf_counter()
+        if start >= self.next:
+            draw_curves(self.path, rows, self.title)
+            end = time.perf_counter()
+            self.next = end + (end - start) / DRAWING
 
 
 def draw_comparison(out: Path, runs: dict[str, list[Run]]) -> None:
@@ -38,7 +57,7 @@ def draw_comparison(out: Path, runs: dict[str, list[Run]]) -> None:
     panels = 2 if on_published_images(runs) else 1
     for metric, index, label in (("loss", 1, "training cross-entropy"),
                                  ("acc", 2, "training accuracy")):
-        figure, axes = _figure(12 if panels == 2 else 8, 4.8, panels, share_y=True)
+        figure, axes = new_figure(12 if panels == 2 else 8, 4.8, panels, share_y=True)
         ours, original = axes if panels == 2 else (axes, None)
         for name, seeds in runs.items():
             _draw_band(ours, seeds, "step", f"train_{metric}", styles[name])
@@ -54,7 +73,7 @@ def draw_comparison(out: Path, runs: dict[str, list[Run]]) -> None:
             original.set(title="published: RTX 2080, 25,000 images, batch 250", xlabel="step")
             original.grid(alpha=0.3)
         figure.legend(loc="outside right center", fontsize=8, title=BAND, title_fontsize=8)
-        _save_figure(figure, out / f"{metric}.png")
+        save_figure(figure, out / f"{metric}.png")
 
 
 def draw_costs(out: Path, runs: dict[str, list[Run]]) -> None:
@@ -66,13 +85,13 @@ def draw_costs(out: Path, runs: dict[str, list[Run]]) -> None:
                                    and run.log[-1]["val_acc"] is not None])}
         if not measured:
             continue
-        figure, panel = _figure(9, 5.4, panels=1)
+        figure, panel = new_figure(9, 5.4, panels=1)
         for name, seeds in measured.items():
             _draw_band(panel, seeds, cost, "val_acc", styles[name])
         panel.set(xlabel=label, ylabel="validation accuracy", xscale="log")
         panel.grid(alpha=0.3, which="both")
         figure.legend(loc="outside right center", fontsize=8, title=BAND, title_fontsize=8)
-        _save_figure(figure, out / f"val_acc_{cost}.png")
+        save_figure(figure, out / f"val_acc_{cost}.png")
 
 
 def _draw_band(panel, seeds, x, y, style):
@@ -96,7 +115,7 @@ def _draw_band(panel, seeds, x, y, style):
 def draw_speed(path: Path, models: list[ModelMeasurement], caption: str) -> None:
     """Images/s against parameters, training beside inference; none of `models` has failed."""
     from matplotlib.ticker import LogLocator
-    figure, (training, inference) = _figure(11, 4.8, share_y=True)
+    figure, (training, inference) = new_figure(11, 4.8, share_y=True)
     for m in models:
         s, style = m.speed, _row_styles()[m.row]
         for panel, rate, slow_ms, fast_ms in (
@@ -115,12 +134,12 @@ def draw_speed(path: Path, models: list[ModelMeasurement], caption: str) -> None
     training.set_ylabel("images/s: median, p20 and p80")
     figure.legend(*training.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.suptitle(caption, fontsize=8)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def draw_memory(path: Path, measured: list[MemoryMeasurement], caption: str) -> None:
     """Peak memory of training against the batch size, one line per row of the table."""
-    figure, panel = _figure(8, 4.8, panels=1)
+    figure, panel = new_figure(8, 4.8, panels=1)
     for title, style in _row_styles().items():
         points = [(m.batch_size, m.memory.training_mib) for m in measured if m.row == title]
         if points:
@@ -131,13 +150,13 @@ def draw_memory(path: Path, measured: list[MemoryMeasurement], caption: str) -> 
     panel.grid(alpha=0.3)
     figure.legend(loc="outside right center", fontsize=8)
     figure.suptitle(caption, fontsize=8)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def draw_resolution(path: Path, measured: list[ResolutionMeasurement], caption: str) -> None:
     """Time, memory and FLOPs per image against the side, with the exponent in the legend."""
     from matplotlib.ticker import LogLocator
-    figure, panels = _figure(14, 6, panels=3)
+    figure, panels = new_figure(14, 6, panels=3)
     sides = sorted({m.image_size for m in measured})
     for panel, (quantity, (unit, value)) in zip(panels, PER_IMAGE.items(), strict=True):
         for title, sizes in by_row(measured).items():
@@ -155,20 +174,20 @@ def draw_resolution(path: Path, measured: list[ResolutionMeasurement], caption: 
         panel.legend(fontsize=8, title="exponent of the side", title_fontsize=8, ncols=2,
                      loc="upper center", bbox_to_anchor=(0.5, -0.12))
     figure.suptitle(caption, fontsize=8)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width, height, panels=2, share_y=False):
-    """A figure with panels side by side, and the panels."""
+def new_figure(width, height, panels=2, share_y=False, rows=1):
+    """A figure of so many inches with panels side by side, in rows, and the panels."""
     # imported here, because it takes half a second
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, panels, sharey=share_y)
+    return figure, figure.subplots(rows, panels, sharey=share_y)
 
 
-def _save_figure(figure, path):
+def save_figure(figure, path):
     save_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
 
 

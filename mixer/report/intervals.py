@@ -43,6 +43,14 @@ def accuracy_intervals(accuracies: dict[str, Sequence[float]],
     return intervals
 
 
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy over n images (Wilson 1927), which stays within 0 and 1."""
+    p, z2 = correct / n, 1.96 ** 2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = 1.96 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return centre - half, centre + half
+
+
 def student_t(freedom: int) -> float:
     """The 97.5 % quantile of Student's t, freedom >= 1."""
     return T95[freedom - 1] if freedom <= len(T95) else 1.96 + 2.5 / freedom

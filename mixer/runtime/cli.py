@@ -61,18 +61,21 @@ def _problem(value, name, limits):
     return None
 
 
-def parse(config_class: type, argv: list[str], description: str) -> tuple[dict, list[str]]:
+def parse(config_class: type, argv: list[str], description: str,
+          words: str | None = None) -> tuple[dict, list[str]]:
     """argv -> ({option: value} for the flags in it, one sentence for each problem).
 
-    Raises UsageError if argparse cannot read it.
+    words: the field that takes the words without a flag, as a list of str. Raises UsageError if
+    argparse cannot read it.
     """
     types = option_types(config_class)
     # argparse drops a value "--" (Python issue 59317), and no file needs this name
     if word := next((word for word in argv if re.fullmatch("--.*=--", word)), None):
         raise UsageError([f"{word}: write ./-- if this is a file's name"])
-    texts, unknown = _parser(config_class, types, description).parse_known_args(argv)
-    problems = _unknown_arguments(unknown, [flag(name) for name in types])
-    options = {}
+    parser = _parser(config_class, types, description, words)
+    texts, unknown = parser.parse_known_intermixed_args(argv)
+    options = {words: vars(texts).pop(words, [])} if words else {}
+    problems = _unknown_arguments(unknown, [flag(name) for name in types if name != words])
     for name, text in vars(texts).items():
         if types[name] is str and text.split("/")[0] == "~":  # shells do not look behind an =
             text = os.path.expanduser(text)
@@ -86,14 +89,19 @@ def parse(config_class: type, argv: list[str], description: str) -> tuple[dict, 
     return options, problems
 
 
-def _parser(config_class, types, description):
-    """An ArgumentParser that keeps the flags in argv alone, as text."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+def _parser(config_class, types, description, words):
+    """An ArgumentParser that keeps the flags and words in argv alone, as text."""
+    package = getattr(sys.modules["__main__"], "__package__", None)  # of python -m
+    parser = argparse.ArgumentParser(prog=package and f"python -m {package}",
+                                     description=description, allow_abbrev=False,
                                      argument_default=argparse.SUPPRESS,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = _raise_usage_error
     for field in dataclasses.fields(config_class):
         text = field.metadata["help"].replace("%", "%%")
+        if field.name == words:
+            parser.add_argument(words, nargs="*", metavar=words.upper(), help=text)
+            continue
         if types[field.name] is bool:
             parser.add_argument(flag(field.name), action="store_true", help=text)
             continue

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from ..data.augment import to_float
 from ..data.batches import Subset
+from ..runtime import signals
 from ..runtime.device import sum_dtype
 from ..runtime.distributed import World
 from .config import Config
@@ -75,9 +77,32 @@ def evaluate(model: nn.Module, subset: Subset, batch_size: int, device: torch.de
         if len(samples) == 0:
             continue
         images, y = subset.batch(samples, device)
-        with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
-            logits = model(to_float(images)).float()
+        logits = logits_of(model, images, amp)
         loss += F.cross_entropy(logits, y, reduction="sum")
         confusion.index_add_(0, y * classes + logits.argmax(1), torch.ones_like(y))
     loss, confusion = world.sum(loss), world.sum(confusion).view(classes, classes).cpu()
     return loss.item() / len(subset), confusion.trace().item() / len(subset), confusion.tolist()
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, subset: Subset, batch_size: int, device: torch.device,
+            amp: torch.dtype | None = None) -> torch.Tensor:
+    """float32 logits (M, classes), on the CPU, in the batches of `evaluate` by one rank.
+
+    Leaves the model in eval mode. Raises Interrupted between two batches when a signal came.
+    """
+    model.eval()
+    logits = []
+    for start in tqdm(range(0, len(subset), batch_size), desc="predicting", unit="batch",
+                      leave=False, disable=None):
+        images, _ = subset.batch(np.arange(start, min(start + batch_size, len(subset))), device)
+        logits.append(logits_of(model, images, amp).cpu())
+        signals.check()
+    return torch.cat(logits)
+
+
+@torch.inference_mode()
+def logits_of(model: nn.Module, images: torch.Tensor, amp: torch.dtype | None) -> torch.Tensor:
+    """uint8 images (B, S, S, 3) -> float32 logits (B, classes) under autocast to amp."""
+    with torch.autocast(images.device.type, dtype=amp, enabled=amp is not None):
+        return model(to_float(images)).float()

@@ -38,7 +38,11 @@ def load_model(path: Path | str) -> nn.Module:
     `preprocess(file)`: the path or the bytes of an image -> (1, 3, S, S), as in training. Raises
     ValueError if the file is damaged or does not describe its model.
     """
-    contents = load_checkpoint(path, verify=True)
+    return build_model(path, load_checkpoint(path, verify=True))
+
+
+def build_model(path: Path | str, contents: dict) -> nn.Module:
+    """The model of `load_model` from the contents of its checkpoint."""
     try:
         description = contents["description"]
         classes = list(map(str, description["classes"]))

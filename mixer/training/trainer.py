@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from ..data.augment import augment, draws_for
 from ..data.batches import Stream, Subset
+from ..experiments import row_name
 from ..models.flops import TRAINING_PASSES, forward_flops
+from ..report.figures import LiveCurves
 from ..report.runs import describe
 from ..runtime import signals
 from ..runtime.checkpoint import save_checkpoint
@@ -65,6 +67,8 @@ class Trainer:
         self.loss_weight = slice_size * world.size / config.batch_size
         self.step_flops = (TRAINING_PASSES * forward_flops(model, config.image_size)
                            * config.batch_size)
+        name = row_name(config.arch, config.patch, config.depth)
+        self.curves = LiveCurves(out / "curves.png", name)
         self.images_mib = train_set.images.nbytes / 2**20 if train_set.images.is_cuda else 0.0
 
     def resume(self, checkpoint: dict) -> None:
@@ -149,6 +153,8 @@ class Trainer:
                "seconds": self.state.seconds, "flops": self.step_flops * step}
         self.log(row)
         self.keep(row)
+        if self.world.rank == 0:
+            self.curves.draw(self.state.rows)
         self.clock.start()
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:

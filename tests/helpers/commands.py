@@ -30,6 +30,7 @@ HANGS = 300  # seconds after which a test gives up
 FORK = multiprocessing.get_context("fork")
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.helpers.commands", "train", "bench", "torch._dynamo",
+                               "mixer.predict.pictures",
                                "matplotlib.figure", "matplotlib.backends.backend_agg"])
 
 
@@ -49,11 +50,12 @@ class Command:
         self.files = {1: folder / f"{stamp}.out", 2: folder / f"{stamp}.err", **(streams or {})}
         self.plants = {folder / f"{stamp}.planted{i}": plant for i, plant in enumerate(plants)}
         streams = {0: os.devnull, **self.files}
-        arguments = [str(ROOT / script), *map(str, arguments)]
+        arguments = [str(ROOT / script) if is_file(script) else script, *map(str, arguments)]
         env = {**os.environ, **(env or {})}
         if fresh:
+            module = [] if is_file(script) else ["-m"]
             self.process = subprocess.Popen(
-                [sys.executable, *arguments], cwd=ROOT, env=env, start_new_session=True,
+                [sys.executable, *module, *arguments], cwd=ROOT, env=env, start_new_session=True,
                 preexec_fn=lambda: _prepare(streams, limits, ignored))
         else:
             self.process = forked(_enter, arguments, env, streams, limits, self.plants, ignored)
@@ -119,6 +121,11 @@ def wait_until(condition, command=None):
         time.sleep(0.002)
 
 
+def is_file(script):
+    """Whether a command is a file, as train.py, or a module, as mixer.predict."""
+    return script.endswith(".py")
+
+
 def forked(f, *args):
     """Start a process, forked from the server, that runs f(*args).
 
@@ -162,7 +169,10 @@ def _enter(arguments, env, streams, limits, plants, ignored):
     sys.stdin, sys.stdout, sys.stderr = (
         None if streams[number] is None else open(number, mode, closefd=False)
         for number, mode in ((0, "r"), (1, "w"), (2, "w")))
-    runpy.run_path(arguments[0], run_name="__main__")
+    if is_file(arguments[0]):
+        runpy.run_path(arguments[0], run_name="__main__")
+    else:
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
 
 
 class ForkedChild(FORK.Process):

@@ -1,6 +1,8 @@
 """Figures show something; draw_speed and draw_memory are drawn in tests/test_bench.py."""
+import pytest
 from PIL import Image
 
+from mixer.report import figures
 from mixer.report.figures import draw_comparison, draw_costs, draw_curves
 from mixer.report.runs import find_runs
 from tests.helpers.finished import finished_run
@@ -47,3 +49,20 @@ def test_rows_that_are_not_among_the_nine_and_other_classes_are_drawn(tmp_path):
 def test_a_run_without_validation_is_drawn(tmp_path):
     draw_curves(tmp_path / "curves.png",
                 [{**row, "val_loss": None, "val_acc": None} for row in LOG], "no validation")
+
+
+def test_live_curves_take_two_percent_of_the_time(tmp_path, monkeypatch):
+    now, drawn = [100.0], []
+
+    def draw(path, rows, title):
+        drawn.append((now[0], len(rows)))
+        now[0] += 0.5
+    monkeypatch.setattr(figures, "draw_curves", draw)
+    monkeypatch.setattr(figures.time, "perf_counter", lambda: now[0])
+    curves, start = figures.LiveCurves(tmp_path / "curves.png", "a run"), now[0]
+    for rows in range(1, 2000):
+        now[0] += 0.1
+        curves.draw([{}] * rows)
+        assert 0.5 * len(drawn) <= 0.02 * (now[0] - start) + 0.5, "one drawing ahead at most"
+    assert len(drawn) == pytest.approx(0.02 * (now[0] - start) / 0.5, abs=1.5), "nor much less"
+    assert drawn[-1][1] > 1500, "the newest rows"
