@@ -32,6 +32,7 @@ from ..report.evaluation import evaluation, evaluation_text
 from ..runtime.checkpoint import load_checkpoint
 from ..runtime.cli import invalid_values, option, parse, run
 from ..runtime.device import explain_out_of_memory, pick_amp, pick_device
+from ..runtime.distributed import rank_and_size
 from ..runtime.errors import InputError, UsageError, listed, printable
 from ..runtime.files import writable_folder, write_csv, write_json
 from ..training.recipe import predict
@@ -142,6 +143,8 @@ def read_config(argv: list[str]) -> Config:
         problems.append("name images, folders or zips behind the model")
     if config.evaluate and config.submission:
         problems.append("--submission is for images without labels: leave out --evaluate")
+    if rank_and_size()[1] > 1:
+        problems.append("mixer.predict is a single process: start it without torchrun")
     if problems:
         raise UsageError(problems)
     return config
@@ -186,7 +189,7 @@ def find(config: Config, folder: Path, trained: dict,
     names = json_of_run(folder / "split.json").get(config.split, [])
     if not names:
         raise InputError(f"--split {config.split}: split.json in {folder} names no such images")
-    if images.identity != contents["identity"]["images"]:
+    if images.identity != contents.get("identity", {}).get("images"):
         raise InputError(f"--split {config.split}: {images.path} does not hold the images of the "
                          "run; name their place behind it")
     names = set(names)
@@ -199,10 +202,13 @@ def labels_for(images: ImageSet, classes: list[str]) -> list[int]:
     Raises InputError for a class that the model does not know.
     """
     known = {name.casefold(): label for label, name in enumerate(classes)}
-    if unknown := [name for name in images.classes if name.casefold() not in known]:
+    known |= {name: label for label, name in enumerate(classes)}
+    found = [known.get(name, known.get(name.casefold())) for name in images.classes]
+    if None in found:
+        unknown = [name for name, label in zip(images.classes, found, strict=True) if label is None]
         raise InputError(f"{images.path} has classes that the model does not know: "
                          f"{listed(unknown)}; it knows {listed(classes)}")
-    return [known[images.classes[label].casefold()] for label in images.labels]
+    return [found[label] for label in images.labels]
 
 
 def kaggle_ids(files: list[str], classes: list[str]) -> dict[str, int]:

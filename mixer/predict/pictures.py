@@ -27,7 +27,7 @@ def write_pictures(out: Path, model: nn.Module, title: str, subset: Subset, file
     files: the name of each image of `subset`, M of them.
     """
     similarities = position_similarities(model)
-    draw_filters(out / "filters.png", f"{title}: first layer", patch_filters(model).numpy(),
+    draw_filters(out / "filters.png", title, patch_filters(model).numpy(),
                  [layer.numpy() for layer in depthwise_kernels(model)],
                  None if similarities is None else similarities.numpy())
     written = ["filters.png"]

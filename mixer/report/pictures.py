@@ -9,8 +9,9 @@ from ..runtime.errors import printable
 from .figures import new_figure, save_figure
 
 COLUMNS = 8       # of tiles
-FILTERS = 64      # of the first layer, those of the largest norm
-LAYERS = 8        # of depthwise kernels, from the first to the last
+FILTERS = 64      # of the first layer; more are shown by their principal components
+KERNELS = 12      # of a depthwise layer, side by side
+LAYERS = 8        # of them, from the first to the last
 BLOCKS = 4        # of attention, from the first to the last
 NAME_LENGTH = 24  # characters of a file name below a tile
 
@@ -43,8 +44,8 @@ def draw_mistakes(path: Path, title: str, groups: dict[str, Sequence[Answer]]) -
                                 f"{right}", fontsize=7.5, parse_math=False)
             if start == 0:
                 row[0].annotate(heading, (0, 1), (0, 38), xycoords="axes fraction", fontsize=10,
-                                textcoords="offset points", weight="bold", annotation_clip=False)
-    figure.suptitle(title, parse_math=False)
+                                textcoords="offset points", weight="bold").set_in_layout(False)
+    figure.suptitle(f"{title}: file, answer with its probability, truth", parse_math=False)
     save_figure(figure, path)
 
 
@@ -67,12 +68,14 @@ def draw_filters(path: Path, title: str, filters: np.ndarray, kernels: Sequence[
         panel.set(xticks=[], yticks=[])
         panel.spines[:].set_visible(False)
 
-    tiles = _largest(filters, FILTERS)
-    first.imshow(_mosaic(0.5 + 0.5 * tiles, COLUMNS))
     D, P = filters.shape[:2]
-    first.set_title(f"{len(tiles)} of {D} filters of the first layer, {P}x{P} pixels:\n"
-                    "the largest ones; each from its lowest to its highest value, grey is 0",
-                    fontsize=9)
+    tiles, words = filters, f"the {D} filters of the first layer, {P}x{P} pixels:"
+    if D > FILTERS:  # as Dosovitskiy et al. 2021, figure 7 (left)
+        tiles = np.linalg.svd(filters.reshape(D, -1), full_matrices=False)[2]
+        tiles = tiles.reshape(-1, *filters.shape[1:])[:FILTERS]
+        words = f"the first {len(tiles)} principal components of {words[4:]}"
+    first.imshow(_mosaic(0.5 + 0.5 * _scaled(tiles), COLUMNS))
+    first.set_title(f"{words}\neach from its lowest to its highest value, grey is 0", fontsize=9)
 
     if similarities is not None:
         h, w = similarities.shape[:2]
@@ -83,23 +86,24 @@ def draw_filters(path: Path, title: str, filters: np.ndarray, kernels: Sequence[
         figure.colorbar(shown, ax=second, shrink=0.7)
     elif kernels:
         layers = np.unique(np.linspace(0, len(kernels) - 1, LAYERS).round().astype(int))
-        per_row = min(2 * COLUMNS, *map(len, kernels))
-        tiles = np.concatenate([_largest(kernels[layer], per_row) for layer in layers])
-        K = tiles.shape[1]
-        second.imshow(_mosaic(tiles, per_row), cmap="RdBu_r", vmin=-1, vmax=1)
-        second.set_yticks((K + _gap(K)) * np.arange(len(layers)) + K // 2,
+        rows = -(-LAYERS // len(layers))  # a layer
+        count = min(rows * KERNELS, *map(len, kernels))
+        mosaics = [_mosaic(_scaled(kernels[layer][:count]), KERNELS) for layer in layers]
+        K, height = kernels[0].shape[1], len(mosaics[0])
+        gap = np.full((2 * _gap(K), mosaics[0].shape[1]), np.nan)
+        second.imshow(np.concatenate([part for mosaic in mosaics for part in (mosaic, gap)]),
+                      cmap="RdBu_r", vmin=-1, vmax=1)
+        second.set_yticks((height + len(gap)) * np.arange(len(layers)) + height // 2,
                           [f"layer {layer + 1}" for layer in layers], fontsize=8)
-        second.set_title(f"depthwise kernels, {K}x{K}: the largest ones of each layer;\n"
+        second.set_title(f"the first {count} depthwise kernels of each layer, {K}x{K}:\n"
                          "each from blue (-1) to red (1), white is 0", fontsize=9)
     figure.suptitle(title, parse_math=False)
     save_figure(figure, path)
 
 
-def _largest(tiles, count):
-    """The `count` tiles of largest norm, each divided by its largest value."""
-    flat = tiles.reshape(len(tiles), -1)
-    flat = flat[np.argsort(-np.square(flat).sum(1))[:count]]
-    return (flat / np.abs(flat).max(1, keepdims=True).clip(1e-12)).reshape(-1, *tiles.shape[1:])
+def _scaled(tiles):
+    """Tiles (n, ...), each divided by its largest absolute value."""
+    return tiles / np.abs(tiles).max(tuple(range(1, tiles.ndim)), keepdims=True).clip(1e-12)
 
 
 def _gap(side):
