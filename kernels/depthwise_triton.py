@@ -67,30 +67,33 @@ def _first(block, start, P: tl.constexpr):
 
 
 @triton.jit
-def _elements(n, t, end, first, i, stride_n, P: tl.constexpr):
-    """A block's offset in its channel, those of elements first + i of its tiles from there, and
-    which exist. Only scalars change from block to block."""
-    m = tl.arange(0, P.BLOCK_M)[:, None]
+def _elements(block, start, end, first, last, COUNT: tl.constexpr, stride_n, P: tl.constexpr):
+    """Elements first.. < last of each tile of a block, counted from the tile's own first one: the
+    block's offset in its channel, theirs from there, (BLOCK_M, COUNT), and which exist.
+
+    Only scalars change from block to block.
+    """
+    n, t = _first(block, start, P)
+    m, i = tl.arange(0, P.BLOCK_M)[:, None], tl.arange(0, COUNT)[None, :]
     at = m % P.BLOCK_T * (P.ROWS * P.W) + i
     shift = t * (P.ROWS * P.W) + first
     exists = (m // P.BLOCK_T < end - n) & (at >= -shift) & (at < P.H * P.W - shift)
+    exists = exists & (i < last - first)
     return tl.cast(n, tl.int64) * stride_n + shift, m // P.BLOCK_T * stride_n + at, exists
 
 
 @triton.jit
-def _window(n, t, end, first, stride_n, P: tl.constexpr):
-    """_elements first.. of the windows of a block, (BLOCK_M, BLOCK_IN)."""
-    i = tl.arange(0, P.BLOCK_IN)[None, :]
-    base, window, exists = _elements(n, t, end, first - P.HALO * P.W, i, stride_n, P)
-    return base, window, exists & (i < (P.ROWS + 2 * P.HALO) * P.W - first)
+def _tile(block, start, end, stride_n, P: tl.constexpr):
+    """_elements of the tiles of a block, (BLOCK_M, BLOCK_OUT)."""
+    return _elements(block, start, end, 0, P.ROWS * P.W, P.BLOCK_OUT, stride_n, P)
 
 
 @triton.jit
-def _tile(n, t, end, stride_n, P: tl.constexpr):
-    """_elements of the tiles of a block, (BLOCK_M, BLOCK_OUT)."""
-    o = tl.arange(0, P.BLOCK_OUT)[None, :]
-    base, tile, exists = _elements(n, t, end, 0, o, stride_n, P)
-    return base, tile, exists & (o < P.ROWS * P.W)
+def _window(x_ptr, block, start, end, row, stride_n, P: tl.constexpr):
+    """Elements row.. of the windows of a block, (BLOCK_M, BLOCK_IN)."""
+    base, window, exists = _elements(block, start, end, row - P.HALO * P.W,
+                                     (P.ROWS + P.HALO) * P.W, P.BLOCK_IN, stride_n, P)
+    return tl.load(x_ptr + base + window, mask=exists, other=0.0)
 
 
 @triton.jit
@@ -104,26 +107,25 @@ def _flat(first, end, stride_n, P: tl.constexpr):
 
 
 @triton.jit
-def _conv(x_ptr, w_ptr, toeplitz, n, t, end, stride_n, TURNED: tl.constexpr, P: tl.constexpr):
+def _conv(x_ptr, w_ptr, toeplitz, block, start, end, stride_n, TURNED: tl.constexpr,
+          P: tl.constexpr):
     """Depthwise conv of a block, (BLOCK_M, BLOCK_OUT), float32; `toeplitz`: T's first rows."""
-    base, window, exists = _window(n, t, end, 0, stride_n, P)
-    x = tl.load(x_ptr + base + window, mask=exists, other=0.0)
+    x = _window(x_ptr, block, start, end, 0, stride_n, P)
     z = tl.dot(x, toeplitz, input_precision=P.PRECISION)
     for row in range(P.BLOCK_IN, (P.ROWS + 2 * P.HALO) * P.W, P.BLOCK_IN):
-        base, window, exists = _window(n, t, end, row, stride_n, P)
-        x = tl.load(x_ptr + base + window, mask=exists, other=0.0)
+        x = _window(x_ptr, block, start, end, row, stride_n, P)
         more = _toeplitz(w_ptr, row, TURNED, P).to(x.dtype)
         z = tl.dot(x, more, z, input_precision=P.PRECISION)
     return z
 
 
 @triton.jit
-def _conv_bias(x_ptr, w_ptr, bias, toeplitz, n, t, end, stride_n, P: tl.constexpr):
+def _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P: tl.constexpr):
     """conv + bias, rounded to x's dtype as plain PyTorch does, in float32.
 
     So forward and backward see the same z, and the sums that BatchNorm's backward subtracts vanish.
     """
-    z = _conv(x_ptr, w_ptr, toeplitz, n, t, end, stride_n, False, P) + bias
+    z = _conv(x_ptr, w_ptr, toeplitz, block, start, end, stride_n, False, P) + bias
     return z.to(x_ptr.dtype.element_ty).to(tl.float32)
 
 
@@ -163,12 +165,6 @@ def _parameter(ptr, c, default: tl.constexpr):
 
 
 @triton.jit
-def _sum(t):
-    """Of all elements of a matrix, with small partial sums."""
-    return tl.sum(tl.sum(t, 1), 0)
-
-
-@triton.jit
 def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, P: tl.constexpr):
     """Mean and variance of g = GELU(conv(x) + bias) over samples start..end.
 
@@ -182,8 +178,8 @@ def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, P: tl.constexpr):
     m = tl.arange(0, P.BLOCK_M)
     for block in range(0, _blocks(start, end, P)):
         n, t = _first(block, start, P)
-        base, tile, exists = _tile(n, t, end, stride_n, P)
-        g = _gelu(_conv_bias(x_ptr, w_ptr, bias, toeplitz, n, t, end, stride_n, P))
+        base, tile, exists = _tile(block, start, end, stride_n, P)
+        g = _gelu(_conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P))
         if g_ptr is not None:
             tl.store(g_ptr + base + tile, g, mask=exists)
         rest = P.H * P.W - (t + m % P.BLOCK_T) * (P.ROWS * P.W)  # of the map, from this tile on
@@ -246,9 +242,8 @@ def apply_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr, y_
     scale = _parameter(gamma_ptr, c, 1.0) / tl.sqrt(_parameter(var_ptr, c, 1.0) + eps)
     shift = _parameter(beta_ptr, c, 0.0)
     for block in range(0, _blocks(start, end, P)):
-        n, t = _first(block, start, P)
-        base, tile, exists = _tile(n, t, end, stride_n, P)
-        g = _gelu(_conv_bias(x_ptr, w_ptr, bias, toeplitz, n, t, end, stride_n, P))
+        base, tile, exists = _tile(block, start, end, stride_n, P)
+        g = _gelu(_conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P))
         y = (g - mean) * scale + shift
         if RESIDUAL:
             y += tl.load(x_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
@@ -257,8 +252,8 @@ def apply_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr, y_
 
 @triton.jit
 def _sums_of(n: tl.constexpr, t, P: tl.constexpr):
-    """The sums of n neighbours each, (BLOCK_M, BLOCK_OUT) -> (BLOCK_M, BLOCK_OUT // n)."""
-    return tl.sum(tl.reshape(t, [P.BLOCK_M, P.BLOCK_OUT // n, n]), 2)
+    """The sums of n neighbours each, of a block."""
+    return tl.sum(tl.reshape(t, [P.BLOCK_M * P.BLOCK_OUT // n, n]), 1)
 
 
 @triton.jit
@@ -269,19 +264,19 @@ def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, P
     loop, LLVM dies of a segmentation fault if a map has an odd number of elements (Triton 3.9).
     """
     toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
-    dgamma = tl.full([P.BLOCK_M, P.BLOCK_OUT // 4], 0.0, tl.float32)
-    dbeta = tl.full([P.BLOCK_M, P.BLOCK_OUT // 4], 0.0, tl.float32)
+    dgamma = tl.full([P.BLOCK_M * P.BLOCK_OUT // 4], 0.0, tl.float32)
+    dbeta = tl.full([P.BLOCK_M * P.BLOCK_OUT // 4], 0.0, tl.float32)
     for block in range(0, _blocks(start, end, P)):
-        n, t = _first(block, start, P)
-        base, tile, exists = _tile(n, t, end, stride_n, P)
-        z = _conv_bias(x_ptr, w_ptr, bias, toeplitz, n, t, end, stride_n, P)
+        base, tile, exists = _tile(block, start, end, stride_n, P)
+        z = _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P)
         if z_ptr is not None:
-            z_base, z_tile, _ = _tile(n, t, end, P.H * P.W, P)
-            tl.store(z_ptr + z_base + z_tile, z, mask=exists)
+            tl.store(z_ptr + base + tile, z, mask=exists)
         dy = tl.load(dy_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
         dgamma += _sums_of(4, dy * (_gelu(z) - mean), P)
         dbeta += _sums_of(4, dy, P)
-    return _sum(dgamma) * rstd, _sum(dbeta)
+    dgamma = tl.reshape(dgamma, [P.BLOCK_M, P.BLOCK_OUT // 4])
+    dbeta = tl.reshape(dbeta, [P.BLOCK_M, P.BLOCK_OUT // 4])
+    return tl.sum(tl.sum(dgamma, 1), 0) * rstd, tl.sum(tl.sum(dbeta, 1), 0)
 
 
 @triton.jit
@@ -301,57 +296,39 @@ def _store_dx(dx, dy_ptr, dx_ptr, at, exists, RESIDUAL: tl.constexpr):
 
 
 @triton.jit
-def _gradients_of_maps(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, products_ptr, mean, rstd, scale,
-                       mean_dy, mean_dyx, start, end, stride_n, RESIDUAL: tl.constexpr,
-                       P: tl.constexpr):
-    """Where a tile is a whole map: dx, dz^T x and db from x and dy, with z made again."""
-    toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
-    turned = _toeplitz(w_ptr, 0, True, P).to(x_ptr.dtype.element_ty)
-    products = tl.full([P.BLOCK_IN, P.BLOCK_OUT], 0.0, tl.float32)
-    db = tl.full([P.BLOCK_M, P.BLOCK_OUT // 16], 0.0, tl.float32)
-    for block in range(0, _blocks(start, end, P)):
-        n, t = _first(block, start, P)
-        base, tile, exists = _tile(n, t, end, stride_n, P)
-        x = tl.load(x_ptr + base + tile, mask=exists, other=0.0)
-        dy = tl.load(dy_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
-        z = tl.dot(x, toeplitz, input_precision=P.PRECISION) + bias
-        dz = _gradient_of_z(z.to(x.dtype).to(tl.float32), dy, mean, rstd, scale, mean_dy, mean_dyx)
-        dz = tl.where(exists, dz, 0.0)
-        db += _sums_of(16, dz, P)
-        dx = tl.dot(dz.to(x.dtype), turned, input_precision=P.PRECISION)
-        _store_dx(dx, dy_ptr, dx_ptr, base + tile, exists, RESIDUAL)
-        products = tl.dot(tl.trans(dz.to(x.dtype)), x, products, input_precision=P.PRECISION)
-    i, o = tl.arange(0, P.BLOCK_IN)[:, None], tl.arange(0, P.BLOCK_OUT)[None, :]
-    tl.store(products_ptr + i * P.BLOCK_OUT + o, products)
-    return _sum(db)
-
-
-@triton.jit
-def _gradients_of_tiles(x_ptr, w_ptr, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rstd, scale,
-                        mean_dy, mean_dyx, start, end, stride_n, RESIDUAL: tl.constexpr,
-                        P: tl.constexpr):
-    """dx, dz_window^T x and db from x, dy and z. z becomes dz."""
+def _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rstd, scale, mean_dy,
+               mean_dyx, start, end, stride_n, RESIDUAL: tl.constexpr, P: tl.constexpr):
+    """dx, dz_window^T x and db. z becomes dz. Where a tile is a whole map, there is no z, and dz is
+    made from x and dy.
+    """
     MAP: tl.constexpr = P.H * P.W
     WINDOW: tl.constexpr = (P.ROWS + 2 * P.HALO) * P.W
-    db = tl.full([P.BLOCK_M * P.BLOCK_OUT], 0.0, tl.float32)
-    for first in range(start * MAP, end * MAP, P.BLOCK_M * P.BLOCK_OUT):
-        at, exists = _flat(first, end * MAP, stride_n, P)
-        z_at, _ = _flat(first, end * MAP, MAP, P)
-        z = tl.load(z_ptr + z_at, mask=exists, other=0.0).to(tl.float32)
-        dy = tl.load(dy_ptr + at, mask=exists, other=0.0).to(tl.float32)
-        dz = tl.where(exists, _gradient_of_z(z, dy, mean, rstd, scale, mean_dy, mean_dyx), 0.0)
-        db += dz
-        tl.store(z_ptr + z_at, dz, mask=exists)
-    tl.debug_barrier()  # other threads of this program wrote dz
+    db = tl.full([P.BLOCK_M * P.BLOCK_OUT // 32], 0.0, tl.float32)
+    if z_ptr is not None:
+        for first in range(start * MAP, end * MAP, P.BLOCK_M * P.BLOCK_OUT):
+            at, exists = _flat(first, end * MAP, stride_n, P)
+            z = tl.load(z_ptr + at, mask=exists, other=0.0).to(tl.float32)
+            dy = tl.load(dy_ptr + at, mask=exists, other=0.0).to(tl.float32)
+            dz = tl.where(exists, _gradient_of_z(z, dy, mean, rstd, scale, mean_dy, mean_dyx), 0.0)
+            db += _sums_of(32, dz, P)
+            tl.store(z_ptr + at, dz, mask=exists)
+        tl.debug_barrier()  # other threads of this program wrote dz
 
+    toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
     turned = _toeplitz(w_ptr, 0, True, P).to(x_ptr.dtype.element_ty)
     for row in range(0, WINDOW, P.BLOCK_IN):
         products = tl.full([P.BLOCK_IN, P.BLOCK_OUT], 0.0, tl.float32)
         for block in range(0, _blocks(start, end, P)):
-            n, t = _first(block, start, P)
-            z_base, window, inside = _window(n, t, end, row, MAP, P)
-            dz = tl.load(z_ptr + z_base + window, mask=inside, other=0.0)
-            base, tile, exists = _tile(n, t, end, stride_n, P)
+            base, tile, exists = _tile(block, start, end, stride_n, P)
+            if z_ptr is None:
+                dy = tl.load(dy_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
+                z = _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P)
+                dz = _gradient_of_z(z, dy, mean, rstd, scale, mean_dy, mean_dyx)
+                dz = tl.where(exists, dz, 0.0)
+                db += _sums_of(32, dz, P)
+                dz = dz.to(x_ptr.dtype.element_ty)
+            else:
+                dz = _window(z_ptr, block, start, end, row, stride_n, P)
             x = tl.load(x_ptr + base + tile, mask=exists, other=0.0)
             products = tl.dot(tl.trans(dz), x, products, input_precision=P.PRECISION)
             if WINDOW <= P.BLOCK_IN:
@@ -361,9 +338,8 @@ def _gradients_of_tiles(x_ptr, w_ptr, dy_ptr, dx_ptr, z_ptr, products_ptr, mean,
         tl.store(products_ptr + (row + i) * P.BLOCK_OUT + o, products)
     if WINDOW > P.BLOCK_IN:
         for block in range(0, _blocks(start, end, P)):
-            n, t = _first(block, start, P)
-            base, tile, exists = _tile(n, t, end, stride_n, P)
-            dx = _conv(z_ptr, w_ptr, turned, n, t, end, MAP, True, P)
+            base, tile, exists = _tile(block, start, end, stride_n, P)
+            dx = _conv(z_ptr, w_ptr, turned, block, start, end, stride_n, True, P)
             _store_dx(dx, dy_ptr, dx_ptr, base + tile, exists, RESIDUAL)
     return tl.sum(db, 0)
 
@@ -403,7 +379,7 @@ def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, d
     dy_ptr += c * stride_c
     w_ptr += c * P.K * P.K
     if z_ptr is not None:
-        z_ptr += c * n_samples * (P.H * P.W)
+        z_ptr += c * stride_c
     bias = _parameter(b_ptr, c, 0.0)
     mean = _parameter(mean_ptr, c, 0.0)
     rstd = 1.0 / tl.sqrt(_parameter(var_ptr, c, 1.0) + eps)
@@ -420,12 +396,8 @@ def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, d
         products_ptr += partial * products_stride
         scale = _parameter(gamma_ptr, c, 1.0) * rstd
         mean_dy, mean_dyx = dbeta * inverse_count, dgamma * inverse_count
-        if z_ptr is None:
-            db = _gradients_of_maps(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, products_ptr, mean, rstd,
-                                    scale, mean_dy, mean_dyx, start, end, stride_n, RESIDUAL, P)
-        else:
-            db = _gradients_of_tiles(x_ptr, w_ptr, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rstd,
-                                     scale, mean_dy, mean_dyx, start, end, stride_n, RESIDUAL, P)
+        db = _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rstd, scale,
+                        mean_dy, mean_dyx, start, end, stride_n, RESIDUAL, P)
         tl.store(db_ptr + partial, db)
         tl.debug_barrier()  # other threads of this program wrote the products
         _store_dw(dw_ptr + partial * P.K * P.K, products_ptr, P)

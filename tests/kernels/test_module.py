@@ -1,18 +1,15 @@
-"""DepthwiseGELUBN in place of its parts: the same keys, numbers and BatchNorm, in any model."""
+"""DepthwiseGELUBN in place of its parts: the same keys, numbers and BatchNorm."""
 import copy
-import random
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kernels import DepthwiseGELUBN, fuse, unfuse
+from kernels import DepthwiseGELUBN, fuse
 from kernels import module as kernels_module
 from mixer.models import create_model, load_weights
-from mixer.models.convmixer import Residual, depthwise_unit
-from tests.helpers.networks import authors_convmixer
-from tests.helpers.ranks import group_of_one
+from mixer.models.convmixer import depthwise_unit
 
 
 def randn(shape, seed):
@@ -101,202 +98,6 @@ def test_one_value_a_channel_and_empty_batches():
     assert torch.equal(fused[2].running_var, torch.ones(4))
 
 
-def timm_convmixer():
-    convmixer = pytest.importorskip("timm.models.convmixer", reason="needs timm: pip install timm")
-    return convmixer.ConvMixer(dim=16, depth=3, kernel_size=5, patch_size=8, num_classes=4)
-
-
-class OwnResidual(nn.Module):
-    """Adds its input, under a name of its own."""
-
-    def __init__(self, inside):
-        super().__init__()
-        self.inside = inside
-
-    def forward(self, x):
-        return x + self.inside(x)
-
-
-class Half(OwnResidual):
-    def forward(self, x):
-        return self.inside(x) * 0.5 + x
-
-
-def three(wrapper=lambda unit: unit):
-    """A patch embedding and three wrapped units."""
-    units = [wrapper(depthwise_unit(16, 5)) for _ in range(3)]
-    return nn.Sequential(nn.Conv2d(3, 16, 8, 8), *units)
-
-
-MODELS = {
-    "ours": lambda: create_model("convmixer", dim=16, depth=3, kernel_size=5, patch=8,
-                                 image_size=64, num_classes=4),
-    "timm's": timm_convmixer,
-    "the authors'": lambda: authors_convmixer(16, 3, 5, 8, 4),
-    "without residual": three,
-    "another residual": lambda: three(OwnResidual),
-    "half a residual": lambda: three(Half),
-}
-
-
-def blocks_of(model):
-    return [m for m in model.modules() if isinstance(m, DepthwiseGELUBN)]
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_fuse_and_unfuse(name):
-    torch.manual_seed(0)
-    plain = MODELS[name]()
-    fused = copy.deepcopy(plain)
-    tensors = {key: t.data_ptr() for key, t in fused.state_dict(keep_vars=True).items()}
-    before = repr(fused)
-    assert fuse(fused) == 3
-    blocks = blocks_of(fused)
-    residual = name not in ("without residual", "half a residual")
-    assert [block.residual for block in blocks] == [residual] * 3
-    assert {key: t.data_ptr() for key, t in fused.state_dict(keep_vars=True).items()} == tensors
-    x = torch.rand(4, 3, 64, 64)
-    for training in (True, False):
-        plain.train(training), fused.train(training)
-        torch.testing.assert_close(fused(x), plain(x), rtol=1e-4, atol=1e-5)
-    clone = copy.deepcopy(fused)
-    torch.testing.assert_close(clone(x), fused(x))
-    with pytest.raises(ValueError, match="already fused: 3 blocks"):
-        fuse(fused)
-    for model in (fused, clone):
-        assert unfuse(model) == 3 and repr(model) == before
-        assert not any(m.training for m in model.modules())
-        torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
-    assert unfuse(fused) == 0 and fuse(fused) == 3
-
-
-def in_place(self, x):
-    y = self.inside(x)
-    y += x
-    return y
-
-
-BRANCH = True
-FORWARDS = {
-    "turned": (lambda self, x: self.inside(x) + x, True),
-    "in place": (in_place, True),
-    "torch.add": (lambda self, x: torch.add(x, self.inside(x)), True),
-    "Tensor.add": (lambda self, x: self.inside(x).add(x), True),
-    "scaled": (lambda self, x: torch.add(x, self.inside(x), alpha=2), False),
-    "the branch twice": (lambda self, x: self.inside(x) + self.inside(x), False),
-    "a part of the branch": (lambda self, x: self.inside[0](x) + x, False),
-    "in training": (lambda self, x: x + self.inside(x) if self.training else x, False),
-    "by its input": (lambda self, x: x + self.inside(x) if x.sum() > 0 else x, False),
-    "another argument": (lambda self, x, mask=None: x + self.inside(x), False),
-    "at random": (lambda self, x: self.inside(x) + x if random.random() < 0.9 else x, False),
-    "by a global": (lambda self, x: self.inside(x) + x if BRANCH else x, False),
-    "a constant": (lambda self, x: self.inside(x) + 1.0, False),
-}
-
-
-@pytest.mark.parametrize("forward, residual", FORWARDS.values(), ids=FORWARDS)
-def test_only_a_plain_residual_is_taken_in(forward, residual):
-    wrapper = type("Wrapper", (OwnResidual,), {"forward": forward})(depthwise_unit(8, 5))
-    model, x = nn.Sequential(wrapper), torch.rand(2, 8, 6, 6)
-    random.seed(1)  # both keep the branch
-    want = [copy.deepcopy(model).train(training)(x) for training in (True, False)]
-    random.seed(1)
-    assert fuse(model) == 1 and blocks_of(model)[0].residual == residual
-    assert (model[0] is not wrapper) == residual
-    random.seed(1)
-    for training, y in zip((True, False), want, strict=True):
-        model.train(training)
-        torch.testing.assert_close(copy.deepcopy(model)(x), y, rtol=1e-5, atol=1e-5)
-
-
-def test_a_wrapper_with_more_than_the_unit_is_not_taken_in():
-    def changed(change):
-        wrapper = OwnResidual(depthwise_unit(8, 5))
-        change(wrapper)
-        return wrapper
-    for wrapper in (changed(lambda w: setattr(w, "scale", 2.0)),
-                    changed(lambda w: setattr(w, "gain", nn.Parameter(torch.ones(1)))),
-                    changed(lambda w: w.register_buffer("mask", torch.ones(1))),
-                    changed(lambda w: setattr(w, "more", nn.Identity()))):
-        model = nn.Sequential(wrapper)
-        assert fuse(model) == 1 and model[0] is wrapper and not wrapper.inside.residual
-
-
-def test_flags_hooks_and_other_parts():
-    def conv(channels=8, out=8, kernel_size=5, groups=8, padding=2, **options):
-        return nn.Conv2d(channels, out, kernel_size, groups=groups, padding=padding, **options)
-
-    def unit(**changes):
-        parts = dict(conv=conv(), act=nn.GELU(), bn=nn.BatchNorm2d(8))
-        return nn.Sequential(*{**parts, **changes}.values())
-    others = [
-        unit(act=nn.ReLU()),
-        unit(act=nn.GELU("tanh")),
-        unit(conv=conv(groups=4)),
-        unit(conv=conv(padding=1)),
-        unit(conv=conv(stride=2)),
-        unit(conv=conv(padding_mode="circular")),
-        unit(conv=conv(kernel_size=(5, 3), padding=(2, 1))),
-        unit(conv=conv(kernel_size=4)),
-        unit(conv=nn.utils.parametrizations.weight_norm(conv())),
-        unit(bn=nn.SyncBatchNorm(8, process_group=object())),
-    ]
-    hooked = [unit() for _ in range(3)]
-    hooked[0].register_forward_hook(lambda *_: None)
-    hooked[1][1].register_forward_pre_hook(lambda *_: None)
-    hooked[2][0].register_full_backward_hook(lambda *_: None)
-    wrapper = Residual(unit())
-    wrapper.register_forward_hook(lambda *_: None)
-    for module in (*others, *hooked):
-        with pytest.raises(ValueError, match="nothing to fuse"):
-            fuse(nn.Sequential(module))
-    model = nn.Sequential(wrapper, unit(), *others, *hooked)
-    model[1].eval()
-    model[0].fn[2].eval()
-    shared = model[1]
-    model.append(shared)
-    assert fuse(model) == 2  # the unit within the hooked wrapper, and the one in two places
-    assert type(model[0]) is Residual
-    assert isinstance(model[0].fn, DepthwiseGELUBN) and not model[0].fn.residual
-    assert model[1] is model[-1] and not model[1].training and not model[1][0].training
-    assert model[0].fn.training and not model[0].fn[2].training
-
-
-def test_parts_exchanged_afterwards(recwarn, monkeypatch):
-    """In one process PyTorch's SyncBatchNorm is BatchNorm, and stays fused. With a hook, or with a
-    group of some processes, the parts are called."""
-    kernels_module.warn_once.cache_clear()
-    calls, fused_op = [], kernels_module.depthwise_gelu_bn
-
-    def counted(*args, **options):
-        calls.append(1)
-        return fused_op(*args, **options)
-    monkeypatch.setattr(kernels_module, "depthwise_gelu_bn", counted)
-    model = MODELS["ours"]()
-    fuse(model)
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    blocks = blocks_of(model)
-    assert [type(block[2]) for block in blocks] == [nn.SyncBatchNorm] * 3
-    x = torch.rand(4, 3, 64, 64)
-    model.eval()
-    y = model(x)
-    assert len(calls) == 3 and not recwarn.list
-    seen = []
-    for block in blocks:
-        block[2].process_group = object()
-        block[2].register_forward_hook(lambda *_: seen.append(1))
-    for _ in range(2):
-        torch.testing.assert_close(model(x), y)
-    assert len(calls) == 3 and len(seen) == 6
-    assert ["a hook on SyncBatchNorm" in str(w.message) for w in recwarn.list] == [True]
-    for block in blocks:
-        block[2]._forward_hooks.clear()
-    model(x)
-    assert len(calls) == 3 and "its own process group" in str(recwarn.list[-1].message)
-    assert unfuse(model) == 3 and type(model.blocks[0][0].fn[2]) is nn.SyncBatchNorm
-    torch.testing.assert_close(model(x), y)
-
-
 def test_fifty_steps_with_and_without(tmp_path):
     """One seed, the same losses to 1e-4, and one checkpoint fits both.
 
@@ -310,7 +111,8 @@ def test_fifty_steps_with_and_without(tmp_path):
         torch.manual_seed(1)
         model = create_model("convmixer", dim=32, depth=2, kernel_size=9, patch=8, image_size=64,
                              num_classes=4, depthwise=DepthwiseGELUBN if fused else None)
-        assert len(blocks_of(model)) == (2 if fused else 0)
+        blocks = [m for m in model.modules() if isinstance(m, DepthwiseGELUBN)]
+        assert len(blocks) == (2 if fused else 0)
         optimizer = torch.optim.Adam(model.parameters(), 1e-3)
         losses.append([])
         for images, labels in zip(x, y, strict=True):
@@ -327,71 +129,9 @@ def test_fifty_steps_with_and_without(tmp_path):
     torch.testing.assert_close(models[1](x[0]), models[0](x[0]), rtol=1e-5, atol=1e-5)
 
 
-def test_compiled_whole_and_under_ddp(tmp_path):
-    plain, fused = (MODELS["ours"]() for _ in range(2))
-    fused.load_state_dict(plain.state_dict())
-    fuse(fused)
-    x = torch.rand(4, 3, 64, 64)
-    want = plain(x)
-    compiled = torch.compile(copy.deepcopy(fused), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), want, rtol=1e-4, atol=1e-5)
-    if not torch.distributed.is_gloo_available():
-        pytest.skip("this PyTorch has no gloo")
-    with group_of_one(tmp_path):
-        ddp = nn.parallel.DistributedDataParallel(fused)
-        ddp(x).square().sum().backward()
-        want.square().sum().backward()
-        for p, q in zip(fused.parameters(), plain.parameters(), strict=True):
-            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3,
-                                       atol=1e-4 * q.grad.abs().max().item() + 1e-6)
-
-
 def test_create_model_takes_it_for_convmixer_alone():
     with pytest.raises(ValueError, match="resnet18 has no depthwise unit"):
         create_model("resnet18", depthwise=DepthwiseGELUBN)
-
-
-def test_what_looks_into_a_fused_model():
-    """Exporters and tracers see the parts; those that cannot name `unfuse`."""
-    model = MODELS["ours"]().eval()
-    x = torch.rand(2, 3, 64, 64)
-    want = model(x)
-    fuse(model)
-    exported = torch.export.export(model, (x,))
-    assert "vit_convmixer" not in str(exported.graph)
-    torch.testing.assert_close(exported.module()(x), want, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(torch.jit.trace(model, x)(x), want, rtol=1e-4, atol=1e-5)
-    for function in (torch.fx.symbolic_trace, torch.jit.script):
-        with pytest.raises(RuntimeError, match=r"unfuse\(model\) first"):
-            function(model)
-
-
-def test_functional_and_forward_mode_derivatives():
-    """Equal to those of the parts: jvp, jacfwd, jacrev, grad, vmap of grad, dual numbers."""
-    plain = MODELS["ours"]().eval()
-    for p in plain.parameters():
-        p.requires_grad_(False)
-    fused = copy.deepcopy(plain)
-    fuse(fused)
-    x = torch.rand(2, 3, 64, 64)
-
-    def derivatives(model):
-        def f(x):
-            return model(x).square().sum()
-        yield torch.func.jvp(model, (x,), (x.flip(3),))[1]
-        yield torch.func.grad(f)(x)
-        yield torch.func.vmap(torch.func.grad(lambda image: f(image[None])))(x)
-        yield torch.func.jacrev(lambda a: model(a * x))(torch.ones(()))
-        yield torch.func.jacfwd(lambda a: model(a * x))(torch.ones(()))
-
-    def tangent(model):
-        with torch.autograd.forward_ad.dual_level():
-            dual = torch.autograd.forward_ad.make_dual(x, x.flip(3))
-            return torch.autograd.forward_ad.unpack_dual(model(dual)).tangent
-    for got, want in zip([*derivatives(fused), tangent(fused)],
-                         [*derivatives(plain), tangent(plain)], strict=True):
-        assert want.abs().max() > 0
-        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * want.abs().max().item())
 
 
 def test_a_forward_that_was_replaced_on_the_instance_is_called(recwarn):
@@ -405,9 +145,3 @@ def test_a_forward_that_was_replaced_on_the_instance_is_called(recwarn):
     assert ["one by one" in str(warning.message) for warning in recwarn.list] == [True]
     with pytest.raises(ValueError, match="nothing to fuse"):
         fuse(nn.Sequential(plain))
-
-
-def test_fuse_of_the_unit_itself_says_how():
-    for module in (depthwise_unit(4, 5), Residual(depthwise_unit(4, 5))):
-        with pytest.raises(ValueError, match="DepthwiseGELUBN.of_parts"):
-            fuse(module)
