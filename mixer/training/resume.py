@@ -3,7 +3,6 @@ import hashlib
 import os
 from pathlib import Path
 
-from ..models import MODELS
 from ..runtime.checkpoint import load_checkpoint
 from ..runtime.distributed import World
 from ..runtime.errors import InputError
@@ -46,9 +45,6 @@ def open_checkpoint(resume: str | None, out: Path, identity: dict, world: World)
     if not isinstance(saved, dict) or "optimizer" not in checkpoint:
         raise InputError("--resume: the checkpoint holds only weights, not the state of a run; "
                          "use last.pt of the run's folder")
-    # older versions had the defaults of options that they lack
-    defaults = getattr(MODELS.get(identity.get("arch")), "defaults", {})
-    checkpoint["identity"] = saved = {**defaults, **saved}
     if identity.get("init_from") is None:
         identity["init_from"] = saved.get("init_from")
     check_identity(checkpoint, identity)

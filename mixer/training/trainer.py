@@ -38,7 +38,7 @@ class State:
     rows: list[dict]          # of log.csv
     best: dict | None         # the first row with the highest validation accuracy
     confusion: list | None    # of the last validation
-    seconds: float | None = None  # of training; unknown after a checkpoint of before it was saved
+    seconds: float            # of training
 
 
 class Trainer:
@@ -80,9 +80,6 @@ class Trainer:
             state = dict(checkpoint["state"])
             loss, correct = state.pop("loss"), state.pop("correct")
             self.state = State(**state)
-            for row in self.state.rows:  # of an older version
-                row.setdefault("seconds", None)
-                row.setdefault("flops", self.step_flops * row["step"])
             if self.world.rank == 0:  # the sums of all ranks
                 self.running.loss.copy_(loss)
                 self.running.correct.copy_(correct)
@@ -234,8 +231,7 @@ class Trainer:
                                   f"go on with --out={shell_word(self.out)} --resume auto")
 
     def count_seconds(self):
-        if self.state.seconds is not None:
-            self.state.seconds += self.clock.stop()
+        self.state.seconds += self.clock.stop()
 
     def signum(self) -> int:
         """The signal that came to any rank, or 0."""

@@ -75,19 +75,6 @@ def test_resuming_another_run_is_refused(tmp_path):
     assert find_checkpoint("auto", tmp_path / "new") is None
 
 
-def test_a_run_of_before_the_newer_options_goes_on(tmp_path):
-    """It had their defaults."""
-    config = Config(arch="convmixer", act="gelu", lr=0.1)
-    old = resume_identity(config, "data")
-    for key in ("act", "qkv_bias", "norm_eps", "init_from"):
-        del old[key]
-    save_checkpoint(tmp_path / "last.pt", {"identity": old, "optimizer": {}})
-    assert open_checkpoint("auto", tmp_path, resume_identity(config, "data"), World())
-    relu = resume_identity(replace(config, act="relu"), "data")
-    with pytest.raises(InputError, match="act was 'gelu' and is 'relu'"):
-        open_checkpoint("auto", tmp_path, relu, World())
-
-
 def test_what_a_run_was_started_from_is_part_of_the_run(tmp_path):
     """By its bytes. It is not read again, and may be gone."""
     start, other, gone = (tmp_path / name for name in ("start.pt", "other.pt", "gone.pt"))

@@ -10,7 +10,6 @@ from mixer.models.flops import forward_flops
 from mixer.runtime.checkpoint import load_checkpoint
 from mixer.runtime.distributed import World
 from mixer.runtime.errors import Diverged, Interrupted
-from mixer.runtime.files import read_csv
 from mixer.training import trainer as trainer_module
 from mixer.training.recipe import make_optimizer, train_step
 from mixer.training.trainer import Running, Trainer, applied_steps
@@ -84,22 +83,6 @@ def test_seconds_go_on_after_a_stop_between_two_rows(tmp_path, monkeypatch):
     assert again.state.seconds == 4
     again.take_step = lambda: (Trainer.take_step(again), steps.__setitem__(0, steps[0] + 1))
     assert [row["seconds"] for row in again.fit().rows] == [3, 6, 9]
-
-
-def test_a_run_of_an_older_version_goes_on_without_seconds(tmp_path):
-    """Its rows and its state have neither seconds nor FLOPs."""
-    trainer(tmp_path, replace(SMALL, steps=6)).fit()
-    checkpoint = load_checkpoint(tmp_path / "last.pt")
-    del checkpoint["state"]["seconds"]
-    for row in checkpoint["state"]["rows"]:
-        del row["seconds"], row["flops"]
-    again = trainer(tmp_path)
-    again.resume(checkpoint)
-    rows = again.fit().rows
-    assert [row["seconds"] for row in rows] == [None, None, None]
-    assert [row["flops"] for row in rows] == [again.step_flops * step for step in (3, 6, 9)]
-    assert [row["flops"] for row in read_csv(tmp_path / "log.csv")] == [
-        row["flops"] for row in rows]
 
 
 def test_each_row_is_saved(tmp_path):
