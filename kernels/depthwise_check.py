@@ -6,6 +6,7 @@ they are in Triton's cache.
 """
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -107,10 +108,16 @@ def resources(compiled) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
-        report = subprocess.run([TOOLS / "cuobjdump", "--dump-resource-usage", cubin.name],
-                                capture_output=True, text=True, check=True).stdout
-    usage = dict(item.split(":") for item in report.split() if item.count(":") == 1)
-    return {"registers": int(usage["REG"]), "spilled": int(usage["STACK"]) + int(usage["LOCAL"]),
+
+        def report(tool, option):
+            return subprocess.run([TOOLS / tool, option, cubin.name], capture_output=True,
+                                  text=True, check=True).stdout
+        usage = report("cuobjdump", "--dump-resource-usage")
+        usage = dict(item.split(":") for item in usage.split() if item.count(":") == 1)
+        spilled = int(usage["STACK"]) + int(usage["LOCAL"])
+        if spilled and not re.search(r"\bLDL\b", report("nvdisasm", "-c")):
+            spilled = 0  # a stack that no instruction reads
+    return {"registers": int(usage["REG"]), "spilled": spilled,
             "shared": compiled.metadata.shared, "warps": compiled.metadata.num_warps}
 
 

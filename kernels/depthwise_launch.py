@@ -12,15 +12,15 @@ from .reference import laid_out_like
 
 LARGEST_KERNEL = 11
 
-# Triton 3.8 compiles these without spills for sm_80, sm_90 and sm_100 in float16 at the shapes of
-# results/kernels-static. In float32, and on odd maps, some kernels still spill: run `pytest -m
-# campaign tests/kernels/test_compile.py`. A float32 product is three TF32 products, which take
-# more registers.
+# Triton 3.8 compiles these without spills for sm_80, sm_90 and sm_100: `pytest -m campaign
+# tests/kernels/test_compile.py` tries all maps, kernel sizes and dtypes.
 LARGEST_TILE = 64               # BLOCK_OUT
-LARGEST_FLOAT32_TILE = 32       # in float32, if it is not the whole map
+SMALL_TILE = 32                 # if it is not the whole map, where elements take more registers
 LARGEST_MATRIX = 512 * 32       # elements of T
 FLOAT32_ELEMENTS = 2048         # in float32, of BLOCK_M windows or tiles
 SMALLEST_BLOCK = 16             # of tl.dot
+
+INSTRUCTION = {9: "wgmma", 10: "tcgen05", 11: "tcgen05"}  # of tensor cores; before, mma.sync
 
 # Estimates: no GPU has been measured yet.
 LOAD_COST = 32                  # of a window, in columns of its product
@@ -80,13 +80,16 @@ def tuned() -> dict:
 def tile(H, W, K, dtype, precision, backward, device, **knobs):
     """(Plan, launch options) of the tile that costs least per map, or None if none fits."""
     float32 = dtype == torch.float32
+    # three TF32 products for one, or elements loaded one by one, take more registers
+    more_registers = float32 or H * W % 8 != 0
     candidates = []
     for rows in [knobs["ROWS"]] if "ROWS" in knobs else range(1, H + 1):
         whole_map = rows == H
         window = H * W if whole_map else (rows + K - 1) * W
         block_in = max(SMALLEST_BLOCK, triton.next_power_of_2(window))
         block_out = max(SMALLEST_BLOCK, triton.next_power_of_2(rows * W))
-        largest = LARGEST_FLOAT32_TILE if float32 and not whole_map else LARGEST_TILE
+        small = more_registers and not whole_map and (float32 or W <= SMALL_TILE)
+        largest = SMALL_TILE if small else LARGEST_TILE
         if block_out <= largest and block_in * block_out <= LARGEST_MATRIX:
             cost = triton.cdiv(H, rows) * block_in * (block_out + LOAD_COST)
             candidates.append((cost, rows, block_in, block_out))
@@ -94,18 +97,30 @@ def tile(H, W, K, dtype, precision, backward, device, **knobs):
         return None
     _, rows, block_in, block_out = min(candidates)
 
-    # how many at a time: few enough for registers and shared memory
-    options = dict(num_warps=8, num_stages=1, enable_fp_fusion=True)
+    # how many at a time: few enough for registers and shared memory, best with 2 programs on an SM
+    # without maxnreg, ptxas may take 128 registers and spill
+    options = dict(num_warps=8, num_stages=1, maxnreg=255, enable_fp_fusion=True)
+    instruction = INSTRUCTION.get(device.capability // 10, "mma.sync")
     if float32:
         block_m = min(64, FLOAT32_ELEMENTS // block_out)
         block_in = min(block_in, FLOAT32_ELEMENTS // block_m)
-    else:
+    elif more_registers:
         block_m = 64
-        if H * W % 8 == 0:  # else elements are loaded one by one, which takes registers
-            block_m = 128 if block_in <= 128 else 32 if backward else 64
-            # 2 programs of 8 warps on an SM, where that does not spill
-            if device.capability == 90 or device.capability > 90 and H > rows and block_in <= 256:
-                options |= dict(maxnreg=128)
+    elif backward and rows == H:  # T and its turn at once: as many registers as a thread can have
+        block_m, options["num_warps"] = 64, 4
+    elif backward and instruction == "mma.sync":  # T in registers
+        block_m = 32
+        if block_in <= 128:
+            block_m = 64
+            options |= dict(num_warps=4, maxnreg=168)
+    else:
+        block_m = 128 if block_in <= 128 else 32 if backward else 64
+        if instruction == "tcgen05":  # its results come through more registers
+            block_m = min(block_m, 4096 // block_out)
+        if instruction != "tcgen05" or block_in <= 256:
+            options |= dict(maxnreg=128)
+    if more_registers and backward:
+        block_m //= 2
     block_m = knobs.get("BLOCK_M", block_m)
     while (block_m > SMALLEST_BLOCK and device.shared_bytes
            < shared_bytes(block_m, block_in, block_out, dtype)):

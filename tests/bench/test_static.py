@@ -49,8 +49,10 @@ def test_the_committed_figures():
     assert not [m for m in LAUNCHES if m.failed or m.spilled_bytes]
     assert {m.capability for m in LAUNCHES} == set(static.GPUS)
     hopper = [m for m in LAUNCHES if m.capability == 90]
-    assert all(m.programs_per_sm >= 2 for m in hopper)
-    for shape, limit in zip(SHAPES["cuda"][:2], (60, 140), strict=True):
+    originals = SHAPES["cuda"][:2]
+    assert all(m.programs_per_sm >= 2 for m in LAUNCHES
+               if m.capability == 90 or tuple(m.shape) in originals)
+    for shape, limit in zip(originals, (60, 140), strict=True):
         assert sum(m.estimate_us for m in hopper if tuple(m.shape) == shape) <= limit
     assert all(m.estimate_us >= m.floor_us for m in hopper)
     assert static_text(COMMITTED) == (RESULTS / "kernels-static" / "static.md").read_text()
