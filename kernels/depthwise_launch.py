@@ -110,16 +110,17 @@ def tile(H, W, K, dtype, precision, backward, device, **knobs):
         block_m, options["num_warps"] = 64, 4
     elif backward and instruction == "mma.sync":  # T in registers
         block_m = 32
-        if block_in <= 128:
+        if block_in * block_out <= 4096:
             block_m = 64
             options |= dict(num_warps=4, maxnreg=168)
     else:
-        block_m = 128 if block_in <= 128 else 32 if backward else 64
+        block_m = 128 if block_in * block_out <= 4096 else 32 if backward else 64
         if instruction == "tcgen05":  # its results come through more registers
             block_m = min(block_m, 4096 // block_out)
         if instruction != "tcgen05" or block_in <= 256:
             options |= dict(maxnreg=128)
-    if more_registers and backward:
+    # half in the backward pass; but wgmma takes 64 at least, and T from shared memory
+    if more_registers and backward and (float32 or instruction != "wgmma"):
         block_m //= 2
     block_m = knobs.get("BLOCK_M", block_m)
     while (block_m > SMALLEST_BLOCK and device.shared_bytes
