@@ -101,6 +101,7 @@ def tile(H, W, K, dtype, precision, backward, device, **knobs):
     # without maxnreg, ptxas may take 128 registers and spill
     options = dict(num_warps=8, num_stages=1, maxnreg=255, enable_fp_fusion=True)
     instruction = INSTRUCTION.get(device.capability // 10, "mma.sync")
+    small = block_in <= 128 and block_in * block_out <= 4096  # as T, and x^T dz
     if float32:
         block_m = min(64, FLOAT32_ELEMENTS // block_out)
         block_in = min(block_in, FLOAT32_ELEMENTS // block_m)
@@ -110,11 +111,11 @@ def tile(H, W, K, dtype, precision, backward, device, **knobs):
         block_m, options["num_warps"] = 64, 4
     elif backward and instruction == "mma.sync":  # T in registers
         block_m = 32
-        if block_in * block_out <= 4096:
+        if small:
             block_m = 64
             options |= dict(num_warps=4, maxnreg=168)
     else:
-        block_m = 128 if block_in * block_out <= 4096 else 32 if backward else 64
+        block_m = 128 if small else 32 if backward else 64
         if instruction == "tcgen05":  # its results come through more registers
             block_m = min(block_m, 4096 // block_out)
         if instruction != "tcgen05" or block_in <= 256:
