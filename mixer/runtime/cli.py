@@ -92,7 +92,7 @@ def parse(config_class: type, argv: list[str], description: str,
 def _parser(config_class, types, description, words):
     """An ArgumentParser that keeps the flags and words in argv alone, as text."""
     package = getattr(sys.modules["__main__"], "__package__", None)  # of python -m
-    parser = argparse.ArgumentParser(prog=package and f"python -m {package}",
+    parser = argparse.ArgumentParser(prog=f"python -m {package}" if package else None,
                                      description=description, allow_abbrev=False,
                                      argument_default=argparse.SUPPRESS,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,6 +1,7 @@
 import pwd
 import signal
 import sys
+import types
 from dataclasses import dataclass
 
 import pytest
@@ -171,3 +172,16 @@ def test_a_command_gives_back_what_it_took(monkeypatch, end):
     finally:
         signal.signal(signal.SIGCHLD, old)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def test_help_names_the_script_wherever_it_runs(capsys, monkeypatch):
+    """A script that %run or runpy runs has an empty __package__."""
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", ["some/train.py"])
+    for package, name in (("", "train.py"), (None, "train.py"),
+                          ("mixer.predict", "python -m mixer.predict")):
+        main.__package__ = package
+        with pytest.raises(SystemExit):
+            parse(Options, ["--help"], "")
+        assert capsys.readouterr().out.startswith(f"usage: {name} ")
