@@ -114,16 +114,9 @@ class Entry(NamedTuple):
 def find_images(path: Path | str) -> ImageSet:
     """The images at `path`, a folder or a zip. Raises InputError where they cannot be used."""
     # every file, and what it may be
-    path = Path(path)
-    if not os.path.exists(path):
-        raise InputError(f"--data: {path} does not exist")
-    if not path.is_dir() and not path.is_file():  # opening a named pipe would wait for ever
-        raise InputError(f"--data: {path} is neither a folder nor a file")
+    path = existing(path)
     source = Folder(path) if path.is_dir() else Zip(path)
-    files = source.list_files()
-    images, others, left_out = sort_out(files)
-    if not images:
-        raise no_images(path, [name for name in files if not name.endswith("/")], others)
+    files, images, others, left_out = sorted_files(source)
 
     # which split each belongs to
     layout = find_layout(path, images, [parts for parts in others if ending(parts) in UNREAD
@@ -172,8 +165,7 @@ def find_images(path: Path | str) -> ImageSet:
     labelled = sum(class_of(entry.parts) in classes for entry in tests)
     notes = [f"{count:,} {kind} test images ignored" for count, kind in (
         (labelled, "labelled"), (len(tests) - labelled, "unlabelled")) if count]
-    notes += [f"{sum(counts.values()):,} {kind}: {numbers(counts)}" for kind, counts in (
-        ("files of other formats ignored", unread), ("images left out", left_out)) if +counts]
+    notes += left_out_notes(unread, left_out)
 
     stamps = [(entry.file, files[entry.file]) for entry in entries]
     layout = "class in the file name" if loose else "class folders"
@@ -197,14 +189,40 @@ def base_name(path: Path) -> str:
     return os.path.basename(os.path.abspath(path)) or str(path)
 
 
-def numbers(counts: Counter) -> str:
-    """`.heic 3, .tif 1`, the most frequent first."""
+def existing(path: Path | str) -> Path:
+    """The path of a file or folder. Raises InputError if it is neither."""
+    path = Path(path)
+    if not os.path.exists(path):
+        raise InputError(f"--data: {path} does not exist")
+    if not path.is_dir() and not path.is_file():  # opening a named pipe would wait for ever
+        raise InputError(f"--data: {path} is neither a folder nor a file")
+    return path
+
+
+def left_out_notes(unread: Counter, left_out: Counter) -> list[str]:
+    """A note for each kind of what is not used: {ending: files}, {reason: images}."""
+    return [f"{sum(counts.values()):,} {kind}: {_numbers(counts)}" for kind, counts in (
+        ("files of other formats ignored", unread), ("images left out", left_out)) if +counts]
+
+
+def _numbers(counts):
     return listed(f"{printable(name)} {count:,}" for name, count in (+counts).most_common())
 
 
-def sort_out(files: dict[str, tuple[int, int]]) -> tuple[list, list, Counter]:
-    """The paths, as tuples of parts, of images and of other files and folders; and a Counter of
-    the images that are left out."""
+def sorted_files(source: Folder | Zip) -> tuple[dict, list, list, Counter]:
+    """The files of a source as it lists them; the paths, as tuples of parts, of images and of
+    other files and folders; and a Counter of the images that are left out. Raises InputError, which
+    says what is there instead, where there is no image."""
+    files = source.list_files()
+    images, others, left_out = _sort_out(files)
+    if not images:
+        names = [name for name in files if not name.endswith("/")]
+        raise _no_images(source.path, names, others)
+    return files, images, others, left_out
+
+
+def _sort_out(files):
+    """The paths of images and of others, and the Counter, of `sorted_files`."""
     images, others, left_out = [], [], Counter()
     folders = {name.rpartition("/")[0] for name in files}
     runs = {folder + "/" for folder in folders
@@ -227,11 +245,11 @@ def sort_out(files: dict[str, tuple[int, int]]) -> tuple[list, list, Counter]:
     return images, others, left_out
 
 
-def no_images(path: Path, files: list[str], others: list[tuple[str, ...]]) -> InputError:
+def _no_images(path, files, others):
     """The error that says what is there instead."""
     hint = f"it contains {len(files):,} other files"
     if unread := Counter(ending(parts) for parts in others if ending(parts) in UNREAD):
-        hint += f", among them pictures of other formats: {numbers(unread)}"
+        hint += f", among them pictures of other formats: {_numbers(unread)}"
     if zips := [name for name in files if name.lower().endswith(".zip")]:
         hint = (f"to use a zip in it, give its own path: {path / zips[0]}" if path.is_dir() else
                 f"to use the zip in it, unpack it and give the path of {zips[0]}")
@@ -243,7 +261,7 @@ def _fault(endings):
     """What is wrong with a folder without images, of whose files these are the endings."""
     unread = Counter({ending: count for ending, count in endings.items() if ending in UNREAD})
     if unread:
-        return f"holds only files of other formats: {numbers(unread)}"
+        return f"holds only files of other formats: {_numbers(unread)}"
     return None if +endings else "is empty"  # it may hold notes or tables
 
 

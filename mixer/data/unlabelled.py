@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..runtime.errors import InputError
-from .images import ImageSet, digest, no_images, numbers, sort_out
+from .images import ImageSet, digest, existing, left_out_notes, sorted_files
 from .sources import EXTENSIONS, UNREAD, Folder, Zip, ending
 
 NESTED = ("test1.zip", "test.zip")  # in Kaggle's zips of everything
@@ -31,36 +30,28 @@ def find_unlabelled(paths: Iterable[str]) -> ImageSet:
     zip is read in place. Classes are none and labels 0. Raises InputError where there is no image.
     """
     sources, stamps, unread, left_out = Sources(), {}, Counter(), Counter()
-    for path in map(Path, dict.fromkeys(paths)):
+    for path in map(existing, dict.fromkeys(paths)):
         for name, place, stamp in _images_at(path, unread, left_out):
             sources.places[name], stamps[name] = place, stamp
     files = list(sources.places)
-    notes = [f"{sum(counts.values()):,} {kind}: {numbers(counts)}" for kind, counts in (
-        ("files of other formats ignored", unread), ("images left out", left_out)) if +counts]
     return ImageSet(sources, "no labels", classes=[], files=files, names=files,
                     labels=[0] * len(files), splits=[""] * len(files),
                     sizes=[stamps[name][0] for name in files], crcs=[None] * len(files),
-                    fingerprint=digest([*stamps.items()]), notes=notes)
+                    fingerprint=digest([*stamps.items()]),
+                    notes=left_out_notes(unread, left_out))
 
 
 def _images_at(path, unread, left_out):
     """Yield (name, (source, name in it), (bytes, time or CRC)) of the images at a path."""
-    if not os.path.exists(path):
-        raise InputError(f"{path} does not exist")
-    if not path.is_dir() and not path.is_file():  # opening a named pipe would wait for ever
-        raise InputError(f"{path} is neither a folder nor a file")
     if path.is_file() and ending(path.parts) in EXTENSIONS or not (
             path.is_dir() or path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)):
         status = path.stat()
         yield str(path), (Folder(path.parent), path.name), (status.st_size, status.st_mtime_ns)
         return
     source = Folder(path) if path.is_dir() else Zip(path, NESTED)
-    files = source.list_files()
-    images, others, left_out_here = sort_out(files)
+    files, images, others, left_out_here = sorted_files(source)
     unread.update(ending(parts) for parts in others if ending(parts) in UNREAD)
     left_out.update(left_out_here)
-    if not images:
-        raise no_images(path, [name for name in files if not name.endswith("/")], others)
     for parts in images:
         name = "/".join(parts)
         yield f"{path}/{name}", (source, name), files[name]

@@ -31,7 +31,7 @@ from ..experiments import ORIGINAL_CLASSES, row_name
 from ..report.evaluation import evaluation, evaluation_text
 from ..runtime.checkpoint import load_checkpoint
 from ..runtime.cli import invalid_values, option, parse, run
-from ..runtime.device import explain_out_of_memory, pick_amp, pick_device
+from ..runtime.device import describe_amp, explain_out_of_memory, pick_amp, pick_device
 from ..runtime.distributed import rank_and_size
 from ..runtime.errors import InputError, UsageError, listed, printable
 from ..runtime.files import writable_folder, write_csv, write_json
@@ -83,11 +83,12 @@ def main(argv: list[str]) -> None:
             kernels.fuse(model)
     title = row_name(description["name"], **description["options"])
     batch_size = config.batch_size or description["recipe"]["batch_size"]
-    amp = description["recipe"]["amp"]
-    amp = pick_amp("auto" if amp == "fp16" and device.type != "cuda" else amp, device)
+    choice = description["recipe"]["amp"]
+    choice = "auto" if choice == "fp16" and device.type != "cuda" else choice
+    amp = pick_amp(choice, device)
     print(f"{title} of {printable(path)}, {model.image_size}x{model.image_size} pixels, "
           f"{len(model.classes)} classes: {listed(model.classes)}\n"
-          f"device: {device}, {str(amp or torch.float32).removeprefix('torch.')}", flush=True)
+          f"device: {device}\ndtype: {describe_amp(choice, device)}", flush=True)
 
     # the images
     cache_folder(config.cache)
@@ -98,7 +99,7 @@ def main(argv: list[str]) -> None:
     out = writable_folder(config.out or beside, "--out")
     array, faults = pack(images, model.image_size, config.cache)
     print("; ".join([f"{len(chosen):,} images", *images.notes]), flush=True)
-    faults = {index: fault for index, fault in faults.items() if index in set(chosen.tolist())}
+    faults = {index: faults[index] for index in chosen.tolist() if index in faults}
     good = np.intersect1d(chosen, usable(images, faults, "skip", out / "bad_images.csv"))
     if len(good) == 0:
         raise RuntimeError(f"no image decodes: see {out / 'bad_images.csv'}")

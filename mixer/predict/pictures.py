@@ -1,7 +1,6 @@
 """The pictures of a model: its mistakes, its filters, its attention."""
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -13,7 +12,7 @@ from ..models.inspection import (
     patch_filters,
     position_similarities,
 )
-from ..report.pictures import Answer, draw_attention, draw_filters, draw_mistakes
+from ..report.pictures import Answer, draw_attention, draw_filters, draw_mistakes, evenly_spaced
 
 MOST_CONFIDENT, LEAST_SURE, ATTENTION = 16, 8, 6  # images in a picture
 
@@ -35,8 +34,8 @@ def write_pictures(out: Path, model: nn.Module, title: str, subset: Subset, file
         draw_mistakes(out / "mistakes.png", title,
                       answers_to_show(probabilities, subset, files, classes))
         written.append("mistakes.png")
-    some = np.unique(np.linspace(0, len(subset) - 1, ATTENTION).round().astype(int))
     if similarities is not None and len(subset):
+        some = evenly_spaced(len(subset), ATTENTION)
         images, _ = subset.batch(some, device)
         draw_attention(out / "attention.png",
                        f"{title}: attention of the class token, mean over the heads",

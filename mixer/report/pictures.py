@@ -85,7 +85,7 @@ def draw_filters(path: Path, title: str, filters: np.ndarray, kernels: Sequence[
                          "place", fontsize=9)
         figure.colorbar(shown, ax=second, shrink=0.7)
     elif kernels:
-        layers = np.unique(np.linspace(0, len(kernels) - 1, LAYERS).round().astype(int))
+        layers = evenly_spaced(len(kernels), LAYERS)
         rows = -(-LAYERS // len(layers))  # a layer
         count = min(rows * KERNELS, *map(len, kernels))
         mosaics = [_mosaic(_scaled(kernels[layer][:count]), KERNELS) for layer in layers]
@@ -99,6 +99,11 @@ def draw_filters(path: Path, title: str, filters: np.ndarray, kernels: Sequence[
                          "each from blue (-1) to red (1), white is 0", fontsize=9)
     figure.suptitle(title, parse_math=False)
     save_figure(figure, path)
+
+
+def evenly_spaced(count: int, most: int) -> np.ndarray:
+    """At most so many of 0 .. count - 1, from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int))
 
 
 def _scaled(tiles):
@@ -127,7 +132,7 @@ def draw_attention(path: Path, title: str, images: np.ndarray, files: Sequence[s
                    maps: np.ndarray) -> None:
     """uint8 images (n, S, S, 3) beside themselves, lit by the attention of each block, `maps`
     (depth, n, h, w): what is bright is attended to, the brightest patch as much as any."""
-    blocks = np.unique(np.linspace(0, len(maps) - 1, BLOCKS).round().astype(int))
+    blocks = evenly_spaced(len(maps), BLOCKS)
     n, S = images.shape[:2]
     figure, panels = new_figure(1.9 * (1 + len(blocks)), 2.0 * n + 0.5, panels=1 + len(blocks),
                                 rows=n)
