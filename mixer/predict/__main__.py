@@ -39,11 +39,6 @@ from ..training.recipe import predict
 from ..training.saved import build_model
 from .pictures import write_pictures
 
-try:
-    from .. import kernels  # where it is installed
-except ImportError:
-    import kernels  # in the checkout
-
 SMALLEST = 1e-15   # probability of a submission: Kaggle's log loss clips there, too
 MOST_PRINTED = 20  # answers
 
@@ -80,7 +75,7 @@ def main(argv: list[str]) -> None:
     model.to(device)
     if trained.get("kernels") != "torch":
         with contextlib.suppress(ValueError):  # it has nothing to fuse
-            kernels.fuse(model)
+            kernels().fuse(model)
     title = row_name(description["name"], **description["options"])
     batch_size = config.batch_size or description["recipe"]["batch_size"]
     choice = description["recipe"]["amp"]
@@ -149,6 +144,16 @@ def read_config(argv: list[str]) -> Config:
     if problems:
         raise UsageError(problems)
     return config
+
+
+def kernels():
+    """The package of the kernels, under its name here. Imported under both names, its operator
+    would be registered twice."""
+    try:
+        from .. import kernels  # where it is installed
+    except ImportError:
+        import kernels  # in the checkout
+    return kernels
 
 
 def checkpoint_at(path: Path) -> Path:

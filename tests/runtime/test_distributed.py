@@ -95,7 +95,7 @@ def assert_same_numbers(one, other):
     pytest.param([*TINY, "--sync-bn", "--kernels", "torch"], 3, 8, id="sync-bn, plain, uneven"),
 ])
 def test_as_one_process_with_the_same_batch(ranks, train, pictures, tmp_path, model, count, batch):
-    arguments = [*model, *STEPS, "--batch-size", batch, "--data", pictures]
+    arguments = [*model, *STEPS, "--amp", "off", "--batch-size", batch, "--data", pictures]
     first, several_first, one, several = (
         tmp_path / name for name in ("first", "first of several", "one", "several"))
 
@@ -148,7 +148,7 @@ def test_stopped_and_resumed_in_two_ranks_is_the_same_run(ranks, pictures, tmp_p
 
 def test_resumed_with_another_number_of_ranks(ranks, train, pictures, tmp_path):
     """One, then two, then three, then one: data order, augmentation and log are those of one."""
-    arguments = [*VIT, *STEPS, "--data", pictures, "--resume", "auto"]
+    arguments = [*VIT, *STEPS, "--amp", "off", "--data", pictures, "--resume", "auto"]
     assert train(*arguments, "--out", tmp_path / "one").returncode == 0
     for count, step in ((1, 7), (2, 6), (3, 9)):
         plants = {0: [Plant(TRAIN_STEP, signal.SIGTERM, step)]}
