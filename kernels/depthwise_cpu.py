@@ -79,17 +79,20 @@ class ByConvs:
 class ByProducts:
     """A depthwise conv of channel-major tensors, and its gradients, by products with T.
 
-    Column p of T (C, HW, HW) holds the weights that output p gives to each input.
+    Row (i, j) of T (C, HW, HW) holds the weights that output (i, j) gives to each input.
     """
 
     def __init__(self, weight: torch.Tensor, H: int, W: int):
         self.weight, self.sides = weight, (H, W)
         # one weight for each distance between two positions: (C, 2H - 1, 2W - 1)
-        distances = F.pad(weight[:, 0], self.borders()).contiguous()
-        C, (c, h, w) = len(distances), distances.stride()
-        # between input (a, b) and output (i, j), counted from the end: the weight at a + i, b + j
-        windows = distances.as_strided((C, H, W, H, W), (c, h, w, h, w))
-        self.T = windows.reshape(C, H * W, H * W).flip(2)
+        distances = F.pad(weight[:, 0], self.borders())
+        of_columns = distances.new_empty(len(distances), W, 2 * H - 1, W)
+        for j in range(W):
+            of_columns[:, j] = distances[:, :, seen_by(j, W)]
+        self.T = distances.new_empty(len(distances), H, W, H, W)
+        for i in range(H):
+            self.T[:, i] = of_columns[:, :, seen_by(i, H)]
+        self.T = self.T.view(-1, H * W, H * W)
 
     def borders(self):
         """What F.pad adds to a K x K kernel for 2H - 1 x 2W - 1: less than nothing to a large K."""
@@ -98,28 +101,34 @@ class ByProducts:
 
     def __call__(self, x, bias):
         x = x.transpose(0, 1)                                   # (C, N, H, W)
-        z = (torch.bmm(x.flatten(2), self.T) if bias is None else
-             torch.baddbmm(bias.view(-1, 1, 1), x.flatten(2), self.T))
+        T = self.T.transpose(1, 2)
+        z = (torch.bmm(x.flatten(2), T) if bias is None else
+             torch.baddbmm(bias.view(-1, 1, 1), x.flatten(2), T))
         return z.view_as(x).transpose(0, 1)                     # (N, C, H, W)
 
     def backward(self, dz: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """dx and dweight."""
         x, dz = x.transpose(0, 1).flatten(2), dz.transpose(0, 1)
-        dx = torch.bmm(dz.flatten(2), self.T.transpose(1, 2))
-        dT = torch.bmm(x.transpose(1, 2), dz.flatten(2)).to(stats_dtype(x))
+        dx = torch.bmm(dz.flatten(2), self.T)
+        dT = torch.bmm(dz.flatten(2).transpose(1, 2), x)
         return dx.view_as(dz).transpose(0, 1), self.weight_gradient(dT)
 
     def weight_gradient(self, dT):
         """The sum of those elements of dT that are the same weight: (C, HW, HW) -> (C, 1, K, K)."""
         C, (H, W) = len(dT), self.sides
-        dT = dT.flip(2).view(C, H, W, H, W)
-        of_rows = dT.new_zeros(C, 2 * H - 1, W, W)
+        dT = dT.view(C, H, W, H, W)
+        of_columns = dT.new_zeros(C, W, 2 * H - 1, W, dtype=stats_dtype(dT))
         for i in range(H):
-            of_rows[:, i:i + H] += dT[:, :, :, i]
-        distances = dT.new_zeros(C, 1, 2 * H - 1, 2 * W - 1)
+            of_columns[:, :, seen_by(i, H)] += dT[:, i]
+        distances = of_columns.new_zeros(C, 1, 2 * H - 1, 2 * W - 1)
         for j in range(W):
-            distances[:, 0, :, j:j + W] += of_rows[..., j]
+            distances[:, 0, :, seen_by(j, W)] += of_columns[:, j]
         return F.pad(distances, [-border for border in self.borders()])
+
+
+def seen_by(i: int, n: int) -> slice:
+    """The distances, of 2n - 1, from output i to n inputs in a row."""
+    return slice(n - 1 - i, 2 * n - 1 - i)
 
 
 def arranged(x, *tensors):

@@ -56,7 +56,20 @@ class ConvPatchEmbed(nn.Module):
 
     def forward(self, x):
         check_patches(x, self.patch)
-        return self.proj(x).flatten(2).transpose(1, 2)             # (B, N, D)
+        return embed(x, self.proj)                                 # (B, N, D)
+
+
+@fx.wrap
+def embed(x, proj):
+    """A conv whose stride is its kernel, (B, C, H, W) -> (B, N, D). On a CPU, as one product:
+    oneDNN's weight gradient of such a conv takes 85 ms in bf16 with AMX (32 images, P = 24), and
+    this one 2."""
+    if x.device.type != "cpu":
+        return proj(x).flatten(2).transpose(1, 2)
+    P, (B, C, H, W) = proj.kernel_size[0], x.shape
+    x = x.reshape(B, C, H // P, P, W // P, P)                      # (B, C, h, P, w, P)
+    x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)       # (B, h*w, C*P*P)
+    return F.linear(x, proj.weight.flatten(1), proj.bias)
 
 
 # SDPA's backward is slow on a CPU with AVX-512, if there are few tokens. Forward and backward of 32
