@@ -11,8 +11,6 @@
 
 Measured against plain PyTorch: results/kernels-cpu/kernels.json.
 """
-import math
-
 import torch
 from torch.nn import functional as F
 
@@ -22,11 +20,12 @@ from .reference import gelu_bn, gelu_bn_backward, laid_out_like, stats_dtype
 NATIVE_BF16 = any(torch.cpu.get_capabilities().get(name)
                   for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
-# By products: maps of at most so many elements, and at least so many images (T does not depend on
-# their number). Measured at 512 channels, K = 9, on two cores: float32 on Zen 3; bfloat16 on Zen 5,
-# at 8x8 and 12x12 and from 32 images on. Beyond that its limits are a guess.
+# By products: maps of at most so many elements, and at least so many images for each element, since
+# T grows with the square of the map, and not with the images. Measured at 512 channels, K = 9, on
+# two cores: float32 at 8x8 on Zen 3; bfloat16 at 8x8 and 12x12 on Xeons with AMX, where a step of
+# ConvMixer 16 takes 192 ms with 32 images by products and 196 by convs, with 16 images 137 and 104.
 LARGEST_MAP = {torch.float32: 64, torch.bfloat16: 256}
-FEWEST_IMAGES = {torch.float32: 32, torch.bfloat16: 8}
+FEWEST_IMAGES = {torch.float32: 1 / 2, torch.bfloat16: 1 / 5}
 
 
 def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
@@ -119,10 +118,10 @@ class ByProducts:
         dT = dT.view(C, H, W, H, W)
         of_columns = dT.new_zeros(C, W, 2 * H - 1, W, dtype=stats_dtype(dT))
         for i in range(H):
-            of_columns[:, :, seen_by(i, H)] += dT[:, i]
+            of_columns[:, :, seen_by(i, H)].add_(dT[:, i])
         distances = of_columns.new_zeros(C, 1, 2 * H - 1, 2 * W - 1)
         for j in range(W):
-            distances[:, 0, :, seen_by(j, W)] += of_columns[:, j]
+            distances[:, 0, :, seen_by(j, W)].add_(of_columns[:, j])
         return F.pad(distances, [-border for border in self.borders()])
 
 
@@ -143,7 +142,7 @@ def plan(dtype: torch.dtype, N: int, H: int, W: int) -> tuple[torch.dtype, bool]
     """The dtype of the products on activations (N, C, H, W), and whether they are channel-major."""
     if dtype == torch.float16 or (dtype == torch.bfloat16 and not NATIVE_BF16):
         dtype = torch.float32
-    small = H * W <= LARGEST_MAP.get(dtype, 0) and N >= FEWEST_IMAGES.get(dtype, math.inf)
+    small = H * W <= LARGEST_MAP.get(dtype, 0) and N >= H * W * FEWEST_IMAGES[dtype]
     return dtype, small
 
 

@@ -1,6 +1,8 @@
 """The pointwise half of a layer, and the patch embedding, against their parts."""
 import copy
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -13,8 +15,8 @@ from tests.helpers.networks import randomise
 
 @pytest.fixture(params=[False, True], ids=["contiguous", "channel-major"])
 def channel_major(request, monkeypatch):
-    few = {torch.float32: 1, torch.bfloat16: 1} if request.param else {}
-    monkeypatch.setattr(depthwise_cpu, "FEWEST_IMAGES", few)
+    few = 0 if request.param else math.inf
+    monkeypatch.setattr(depthwise_cpu, "FEWEST_IMAGES", {torch.float32: few, torch.bfloat16: few})
     monkeypatch.setattr(depthwise_cpu, "NATIVE_BF16", request.param)
 
 
