@@ -1,6 +1,5 @@
 """The pointwise half of a layer, and the patch embedding, against their parts."""
 import copy
-
 import math
 
 import pytest
