@@ -34,7 +34,9 @@ def draws_for(seed: int, epochs: np.ndarray, samples: np.ndarray,
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
     """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [0, 1], contiguous."""
-    return images.permute(0, 3, 1, 2).contiguous().float().div_(255)
+    B, H, W, C = images.shape
+    x = torch.empty(B, C, H, W, device=images.device)
+    return x.copy_(images.permute(0, 3, 1, 2)).div_(255)
 
 
 def augment(images: torch.Tensor, flip: np.ndarray, angle: np.ndarray) -> torch.Tensor:
