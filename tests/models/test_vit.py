@@ -27,6 +27,12 @@ def test_linear_and_conv_patch_embedding_are_one_function():
         assert embed.proj.weight.abs().max() <= (8 * 8 * 3) ** -0.5
 
 
+def test_the_cpus_product_is_the_conv():
+    conv = nn.Conv2d(3, 5, kernel_size=4, stride=4)
+    x = torch.rand(2, 3, 8, 12)
+    torch.testing.assert_close(vit.embed(x, conv), conv(x).flatten(2).transpose(1, 2))
+
+
 def test_the_patch_that_is_token_n_is_the_nth_in_reading_order():
     embed = LinearPatchEmbed(2, 12)
     with torch.no_grad():
