@@ -54,7 +54,7 @@ class _DenseGELUBN(torch.autograd.Function):
 def _conv(x, weight, bias):
     """z (N, D, h, w), in the layout of the depthwise conv that follows it."""
     D, P = len(weight), weight.shape[-1]
-    N, _, h, w = x.shape[0], x.shape[1], x.shape[2] // P, x.shape[3] // P
+    N, h, w = len(x), x.shape[2] // P, x.shape[3] // P
     dtype, channel_major = plan(x.dtype, N, h, w)
     x, weight, bias = (None if t is None else t.to(dtype) for t in (x, weight, bias))
     weight = weight.contiguous()  # else z might be in channels_last
@@ -95,7 +95,8 @@ def patches(x, P):
     """(N, C, H, W) -> (CPP, Nhw): a column for each patch."""
     if P == 1:
         return laid_out(x, True).transpose(0, 1).flatten(1)
-    N, C, h, w = x.shape[0], x.shape[1], x.shape[2] // P, x.shape[3] // P
+    N, C, H, W = x.shape
+    h, w = H // P, W // P
     x = x[:, :, :h * P, :w * P].reshape(N, C, h, P, w, P)
     return x.permute(0, 2, 4, 1, 3, 5).reshape(N * h * w, C * P * P).t()
 

@@ -1,6 +1,6 @@
 """The fused block on the CPU, made of PyTorch's fast operators.
 
-- Small maps: the conv of a channel is a product, z (N, HW) = x (N, HW) @ T, with a Toeplitz matrix.
+- Small maps: the conv of a channel is a product, z (N, HW) = x (N, HW) @ T.mT, T being Toeplitz.
   The gradients are products, too. Activations are then channel-major, in memory (C, N, H, W), and
   stay so from one block to the next.
 - Other maps: PyTorch's depthwise forward is fast, its backward is slow. Both gradients of a
