@@ -43,7 +43,7 @@ class _DenseGELUBN(torch.autograd.Function):
             dy = laid_out(dy.to(z.dtype), is_channel_major(z))
             dz, dgamma, dbeta = gelu_bn_backward(rows(dy), rows(z), gamma, mean, var, ctx.eps,
                                                  ctx.batch_stats)
-            dbias = dz.sum((0, 2), dtype=mean.dtype)
+            dbias = dz.sum((0, 2)).to(mean.dtype)  # in float32, rounded once
             dx, dweight = _conv_backward(maps(dz, z), x, weight, ctx.needs_input_grad[0])
         gradients = [None if dtype is None or gradient is None else gradient.to(dtype)
                      for gradient, dtype in zip((dx, dweight, dbias, dgamma, dbeta), ctx.dtypes,
@@ -76,7 +76,7 @@ def _conv_backward(dz, x, weight, needs_dx):
         return laid_out_like(original, dx) if needs_dx else None, dweight
     N, C, h, w = x.shape
     dz = dz.transpose(0, 1).flatten(1)                          # (D, Nhw)
-    dweight = (dz @ patches(x, P).t()).view_as(weight)
+    dweight = weight_gradient(dz, patches(x, P)).view_as(weight)
     if not needs_dx:
         return None, dweight
     dx = product(weight.flatten(1).t().contiguous(), dz)        # (C, Nhw)
@@ -106,3 +106,12 @@ def product(a, b, bias=None):
     if a.dtype == torch.float32:  # by oneDNN, which on AMD's CPUs is twice as fast as MKL
         return F.conv2d(b.view(1, len(b), 1, -1), a[:, :, None, None], bias)[0, :, 0].contiguous()
     return a @ b if bias is None else torch.addmm(bias[:, None], a, b)
+
+
+def weight_gradient(dz, x):
+    """(D, Nhw), (C, Nhw) -> (D, C). oneDNN gives one thread a sum so long for 512 x 512 results: in
+    bfloat16, with 16,000 columns, 9 ms. For two halves it uses two threads: 5 ms.
+    """
+    if dz.dtype == torch.bfloat16 and len(x) == 512 and torch.get_num_threads() > 1:
+        return torch.cat([dz @ half.t() for half in x.chunk(2)], 1)
+    return dz @ x.t()

@@ -45,7 +45,7 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     conv = depthwise(x, weight)
     z = conv(x, bias)
     dz, dgamma, dbeta = gelu_bn_backward(rows(dy), rows(z), gamma, mean, var, eps, batch_stats)
-    dbias = dz.sum((0, 2), dtype=mean.dtype)
+    dbias = dz.sum((0, 2)).to(mean.dtype)  # in float32, rounded once
     dx, dweight = conv.backward(maps(dz, z), x)
     if residual:
         dx += dy
@@ -83,20 +83,16 @@ class ByProducts:
 
     def __init__(self, weight: torch.Tensor, H: int, W: int):
         self.weight, self.sides = weight, (H, W)
+        K = weight.shape[-1]
         # one weight for each distance between two positions: (C, 2H - 1, 2W - 1)
-        distances = F.pad(weight[:, 0], self.borders())
+        distances = F.pad(weight[:, 0], 2 * (W - 1 - K // 2,) + 2 * (H - 1 - K // 2,))
         of_columns = distances.new_empty(len(distances), W, 2 * H - 1, W)
         for j in range(W):
-            of_columns[:, j] = distances[:, :, seen_by(j, W)]
+            of_columns[:, j] = distances[:, :, W - 1 - j:2 * W - 1 - j]
         self.T = distances.new_empty(len(distances), H, W, H, W)
         for i in range(H):
-            self.T[:, i] = of_columns[:, :, seen_by(i, H)]
+            self.T[:, i] = of_columns[:, :, H - 1 - i:2 * H - 1 - i]
         self.T = self.T.view(-1, H * W, H * W)
-
-    def borders(self):
-        """What F.pad adds to a K x K kernel for 2H - 1 x 2W - 1: less than nothing to a large K."""
-        K, (H, W) = self.weight.shape[-1], self.sides
-        return 2 * (W - 1 - K // 2,) + 2 * (H - 1 - K // 2,)
 
     def __call__(self, x, bias):
         x = x.transpose(0, 1)                                   # (C, N, H, W)
@@ -114,20 +110,24 @@ class ByProducts:
 
     def weight_gradient(self, dT):
         """The sum of those elements of dT that are the same weight: (C, HW, HW) -> (C, 1, K, K)."""
-        C, (H, W) = len(dT), self.sides
+        (H, W), (C, _, K, _) = self.sides, self.weight.shape
         dT = dT.view(C, H, W, H, W)
-        of_columns = dT.new_zeros(C, W, 2 * H - 1, W, dtype=stats_dtype(dT))
+        of_columns = dT.new_zeros(C, W, K, W, dtype=stats_dtype(dT))
         for i in range(H):
-            of_columns[:, :, seen_by(i, H)].add_(dT[:, i])
-        distances = of_columns.new_zeros(C, 1, 2 * H - 1, 2 * W - 1)
+            inputs, taps = seen_by(i, H, K)
+            of_columns[:, :, taps].add_(dT[:, i, :, inputs])
+        dweight = of_columns.new_zeros(C, 1, K, K)
         for j in range(W):
-            distances[:, 0, :, seen_by(j, W)].add_(of_columns[:, j])
-        return F.pad(distances, [-border for border in self.borders()])
+            inputs, taps = seen_by(j, W, K)
+            dweight[:, 0, :, taps].add_(of_columns[:, j, :, inputs])
+        return dweight
 
 
-def seen_by(i: int, n: int) -> slice:
-    """The distances, of 2n - 1, from output i to n inputs in a row."""
-    return slice(n - 1 - i, 2 * n - 1 - i)
+def seen_by(i: int, n: int, K: int) -> tuple[slice, slice]:
+    """The inputs, of n in a row, that output i sees, and the taps, of K, that it sees them by."""
+    first = i - K // 2
+    inputs = slice(max(first, 0), min(first + K, n))
+    return inputs, slice(inputs.start - first, inputs.stop - first)
 
 
 def arranged(x, *tensors):

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 MAX_ANGLE = 15.0  # degrees
+CPU_GROUP = 16  # images augmented at a time; of 250, 50 ms by 16, 70 ms at once
 
 
 @functools.lru_cache(maxsize=2)
@@ -32,38 +33,56 @@ def draws_for(seed: int, epochs: np.ndarray, samples: np.ndarray,
     return flip, angle
 
 
-def to_float(images: torch.Tensor) -> torch.Tensor:
+def to_float(images: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """uint8 (B, H, W, 3) -> float (B, 3, H, W) in [0, 1], contiguous."""
     B, H, W, C = images.shape
-    x = torch.empty(B, C, H, W, device=images.device)
-    return x.copy_(images.permute(0, 3, 1, 2)).div_(255)
+    out = torch.empty(B, C, H, W, device=images.device) if out is None else out
+    return out.copy_(images.permute(0, 3, 1, 2)).div_(255)
 
 
 def augment(images: torch.Tensor, flip: np.ndarray, angle: np.ndarray) -> torch.Tensor:
     """uint8 (B, H, W, 3), flip (B,), angle (B,) in radians -> float (B, 3, H, W) in [0, 1].
 
     Rotation about the centre, bilinear, the border mirrored about the outermost pixels (OpenCV's
-    reflect-101). Only rotated images are resampled, in channels_last: the fastest on two cores.
+    reflect-101). On a CPU, a few images at a time: they stay in its cache.
     """
-    device = images.device
-    if flip.any():
-        images = torch.where(_send(flip, device).view(-1, 1, 1, 1), images.flip(2), images)
-    x = to_float(images)
-    turned = np.flatnonzero(angle)
-    if len(turned):
-        B, _, H, W = x.shape
-        cos, sin = np.cos(angle[turned]), np.sin(angle[turned])
-        zero = np.zeros_like(cos)
-        # output -> input, in units of half a side: [[cos, -sin], [sin, cos]] for square images
-        theta = np.stack([np.stack([cos, -sin * (H - 1) / (W - 1), zero], 1),
-                          np.stack([sin * (W - 1) / (H - 1), cos, zero], 1)], 1)
-        theta = _send(theta.astype(np.float32), device)
-        grid = F.affine_grid(theta, (len(turned), 3, H, W), align_corners=True)
-        turned = _send(turned, device)
-        source = images[turned].permute(0, 3, 1, 2).float()                # channels_last
-        x[turned] = F.grid_sample(source, grid, mode="bilinear", padding_mode="reflection",
-                                  align_corners=True).div_(255)
+    B, H, W, C = images.shape
+    x = torch.empty(B, C, H, W, device=images.device)
+    size = CPU_GROUP if images.device.type == "cpu" else max(B, 1)
+    for first in range(0, B, size):
+        group = slice(first, first + size)
+        of_group = _flip(images[group], flip[group])
+        to_float(of_group, out=x[group])
+        _turn(of_group, angle[group], out=x[group])
     return x
+
+
+def _flip(images, flip):
+    if images.device.type == "cpu":  # torch.where takes four times as long
+        images = images.clone()
+        for i in np.flatnonzero(flip):
+            images[i] = images[i].flip(1)
+        return images
+    return torch.where(_send(flip, images.device).view(-1, 1, 1, 1), images.flip(2), images)
+
+
+def _turn(images, angle, out):
+    """Write those images that have an angle. channels_last: the fastest on two cores."""
+    turned = np.flatnonzero(angle)
+    if not len(turned):
+        return
+    H, W = images.shape[1:3]
+    cos, sin = np.cos(angle[turned]), np.sin(angle[turned])
+    zero = np.zeros_like(cos)
+    # output -> input, in units of half a side: [[cos, -sin], [sin, cos]] for square images
+    theta = np.stack([np.stack([cos, -sin * (H - 1) / (W - 1), zero], 1),
+                      np.stack([sin * (W - 1) / (H - 1), cos, zero], 1)], 1)
+    theta = _send(theta.astype(np.float32), images.device)
+    grid = F.affine_grid(theta, (len(turned), 3, H, W), align_corners=True)
+    turned = _send(turned, images.device)
+    source = images[turned].permute(0, 3, 1, 2).float()                # channels_last
+    out[turned] = F.grid_sample(source, grid, mode="bilinear", padding_mode="reflection",
+                                align_corners=True).div_(255)
 
 
 def _send(array, device):

@@ -37,7 +37,8 @@ def results(model, x, dy, of_x=True):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("of_x", [True, False], ids=["", "of an image"])
-@pytest.mark.parametrize("C, D, P, side", [(6, 5, 1, 8), (1, 4, 1, 4), (3, 8, 4, 16), (5, 5, 1, 9)])
+@pytest.mark.parametrize("C, D, P, side", [(6, 5, 1, 8), (1, 4, 1, 4), (3, 8, 4, 16), (5, 5, 1, 9),
+                                           (512, 6, 1, 8)])
 def test_as_exact_as_its_parts(channel_major, C, D, P, side, dtype, of_x):
     """Each result has at most twice the error of the parts in the same dtype, against float64, and
     one rounding of its largest element."""
