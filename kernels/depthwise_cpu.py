@@ -20,12 +20,12 @@ from .reference import gelu_bn, gelu_bn_backward, laid_out_like, stats_dtype
 NATIVE_BF16 = any(torch.cpu.get_capabilities().get(name)
                   for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
-# By products: maps of at most so many elements, and at least so many images for each element, since
-# T grows with the square of the map, and not with the images. Measured at 512 channels, K = 9, on
-# two cores: float32 at 8x8 on Zen 3; bfloat16 at 8x8 and 12x12 on Xeons with AMX, where a step of
-# ConvMixer 16 takes 192 ms with 32 images by products and 196 by convs, with 16 images 137 and 104.
+# By products: maps of at most so many elements, and at least so many images for each element of T,
+# which costs the same for any number of images. Measured at 512 channels, K = 9, on two cores. In
+# float32: 8x8 on Zen 3. In bfloat16, on Xeons with AMX, ms of a step by products and by convs:
+# ConvMixer 16 162 and 190 with 32 images, 117 and 99 with 16; ConvMixer 24 32 and 38 with 4.
 LARGEST_MAP = {torch.float32: 64, torch.bfloat16: 256}
-FEWEST_IMAGES = {torch.float32: 1 / 2, torch.bfloat16: 1 / 5}
+FEWEST_IMAGES = {torch.float32: 1 / 128, torch.bfloat16: 1 / 900}
 
 
 def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
@@ -142,7 +142,7 @@ def plan(dtype: torch.dtype, N: int, H: int, W: int) -> tuple[torch.dtype, bool]
     """The dtype of the products on activations (N, C, H, W), and whether they are channel-major."""
     if dtype == torch.float16 or (dtype == torch.bfloat16 and not NATIVE_BF16):
         dtype = torch.float32
-    small = H * W <= LARGEST_MAP.get(dtype, 0) and N >= H * W * FEWEST_IMAGES[dtype]
+    small = H * W <= LARGEST_MAP.get(dtype, 0) and N >= (H * W) ** 2 * FEWEST_IMAGES[dtype]
     return dtype, small
 
 
