@@ -111,9 +111,9 @@ def notes(runs: list[Run], published: bool) -> str:
     ) + "\n" + paragraph(
         "n: seeds. Values are means over them; ±: half of a 95 % interval of the mean. It is "
         "the larger of that of the variance between seeds, pooled over the rows, and the binomial "
-        f"one of {val:,} validation images per seed. Minutes are of training, without validation "
-        "and saving. Seconds per 25,000 images are computed from the measured images/s (data "
-        f"included, validation not). Memory: {memory}."
+        f"one of {val:,} validation images per seed. Minutes and seconds are computed from the "
+        "median images/s of a run's lines: data included, validation and saving not, nor what "
+        f"disturbed fewer than half of the lines. Memory: {memory}."
         + (" Published: one RTX 2080, 25,000 images, batch 250, fp16, 5000 steps; its memory as "
            "nvidia-smi shows it." if published else ""))
 
@@ -139,8 +139,7 @@ def cost_text(runs: dict[str, list[Run]]) -> str:
     return "\n".join(["**Validation accuracy at equal cost.**", "", table, "", paragraph(
         "The last validation within the budget, of each seed; - where there is none. The seconds "
         "are those of the slowest run and a tenth of them; images and FLOPs are those of the run "
-        "with the fewest. Seconds are of training: data included, validation and saving not. "
-        "FLOPs: three times a counted forward pass of each training image. *: the best, or its "
+        "with the fewest. FLOPs: three times a counted forward pass of each training image. *: the best, or its "
         "interval overlaps the best one's. A run within its learning-rate schedule is worse than "
         "one whose schedule ends there. Frontier, by the final accuracy against the rows that "
         "cost no more. yes: better than all of them, intervals apart. no: one of them is better, "

@@ -47,7 +47,7 @@ def summarise(name: str, config, state, *, steps: int, parameters: int, dtype: s
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: what its folder says. A log without seconds or FLOPs has None for them."""
+    """A finished run: what its folder says. A log without FLOPs has None for them."""
 
     summary: dict
     config: dict
@@ -76,12 +76,22 @@ def find_runs(out: Path, failed: set[str] | frozenset[str] = frozenset()) -> dic
         name, seed = summary["name"], summary["seed"]
         if folder.name in failed or folder.name not in (name, seed_folder(name, seed)):
             continue
-        log = [{"seconds": None, "flops": None, "images": row["step"] * summary["batch_size"],
-                **row} for row in read_csv(folder / "log.csv") if row["step"] <= summary["steps"]]
+        log = [{"flops": None, **row, **costs(row["step"], summary)}
+               for row in read_csv(folder / "log.csv") if row["step"] <= summary["steps"]]
         config, environment = (json.loads((folder / f"{name}.json").read_text())
                                for name in ("config", "environment"))
         found.setdefault(name, {})[seed] = Run(summary, config, environment, log)
     return {name: [runs[seed] for seed in sorted(runs)] for name, runs in found.items() if runs}
+
+
+def costs(step: int, summary: dict) -> dict:
+    """The training images and seconds up to a step.
+
+    The seconds are computed from the median images/s of the run's lines, so a pause, or another job
+    beside some of the lines, does not count. None if no line has images/s.
+    """
+    images, rate = step * summary["batch_size"], summary["images_per_s"]
+    return {"images": images, "seconds": images / rate if rate else None}
 
 
 def on_published_images(runs: dict[str, list[Run]]) -> bool:

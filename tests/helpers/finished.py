@@ -43,7 +43,7 @@ def finished_run(out: Path, name: str, seed: int = 0, *, shift: float = 0.0, ste
     return folder
 
 
-def without_costs(folder: Path) -> None:
+def without_flops(folder: Path) -> None:
     """Make it a run of a version that logged neither seconds nor FLOPs."""
     rows = (folder / "log.csv").read_text().splitlines()
     (folder / "log.csv").write_text("".join(row.rsplit(",", 2)[0] + "\n" for row in rows))

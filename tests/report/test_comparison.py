@@ -10,7 +10,7 @@ from mixer.report.comparison import accuracy_at, comparison_text, expected_rows,
 from mixer.report.reproduction import judge
 from mixer.report.runs import find_runs
 from mixer.runtime.files import write_json
-from tests.helpers.finished import ENVIRONMENT, finished_run, without_costs
+from tests.helpers.finished import ENVIRONMENT, finished_run, without_flops
 from tests.helpers.tables import RESULTS, cells
 
 
@@ -49,7 +49,7 @@ def test_ours_and_the_published_figures_are_apart(tmp_path):
                                  "", "20", "", "4,554"]
     assert rows["ViT 24 CNN"][1:3] == ["1", "0.600 ± 0.043"]  # of the same seeds' variance
     assert rows["ConvMixer 16"][0] == "not run"
-    for word in ("RTX 2080", "nvidia-smi", "computed from the measured images/s", "resident",
+    for word in ("RTX 2080", "nvidia-smi", "computed from the median images/s", "resident",
                  "seeds 0, 1, 2", "2,500 validation images", "bfloat16", ENVIRONMENT["device"]):
         assert word in " ".join(text.split())
 
@@ -107,15 +107,24 @@ def test_any_number_of_classes_without_published_columns(tmp_path):
     assert not (tmp_path / "reproduction.csv").exists()
 
 
-def test_a_run_without_validation_or_without_costs_stays_in_the_table(tmp_path):
+def test_a_run_without_validation_or_without_flops_stays_in_the_table(tmp_path):
     finished_run(tmp_path / "a", "resnet18", val_acc=None)
     text = write_comparison(tmp_path / "a", {})
     assert lines_of(text, 0)[1]["ResNet-18"][2] == "-" and "equal cost" not in text
-    without_costs(finished_run(tmp_path / "b", "resnet18"))
+    without_flops(finished_run(tmp_path / "b", "resnet18"))
     head, rows = lines_of(write_comparison(tmp_path / "b", {}), 1)
-    assert head[1:] == ["125,000 images", "frontier, s", "frontier, FLOPs"]
-    assert rows["ResNet-18"][1:] == ["", ""]
-    assert {p.name for p in (tmp_path / "b").glob("*.png")} == {"loss.png", "acc.png"}
+    assert head[1:] == ["125,000 images", "50.0 s", "5.00 s", "frontier, s", "frontier, FLOPs"]
+    assert rows["ResNet-18"][3:] == ["yes", ""]
+    assert "val_acc_flops.png" not in {p.name for p in (tmp_path / "b").glob("*.png")}
+
+
+def test_a_disturbed_line_costs_no_seconds(tmp_path):
+    folder = finished_run(tmp_path, "resnet18", step_s=0.1)
+    log = (folder / "log.csv").read_text().splitlines()
+    log[-1] = log[-1].replace(",50.0,", ",500.0,")
+    (folder / "log.csv").write_text("\n".join(log) + "\n")
+    (run,), = find_runs(tmp_path).values()
+    assert run.log[-1]["seconds"] == pytest.approx(50)
 
 
 def test_a_seed_that_failed_is_named_beside_those_that_did_not(tmp_path):
