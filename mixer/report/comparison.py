@@ -99,7 +99,7 @@ def notes(runs: list[Run], published: bool) -> str:
         return " or ".join(form.format(value) for value in values)
     gpu = any(run.environment["cuda"] for run in runs)
     memory = ("peak of allocated tensors" if gpu else
-              "peak resident size of the process: Python, libraries and mapped images included")
+              "peak resident size of the process, with Python, libraries and mapped images")
     size = all_of("image_size")
     val = min((run.val_images for run in runs if run.val_images), default=0)
     return paragraph(
