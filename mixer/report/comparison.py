@@ -139,8 +139,8 @@ def cost_text(runs: dict[str, list[Run]]) -> str:
     return "\n".join(["**Validation accuracy at equal cost.**", "", table, "", paragraph(
         "The last validation within the budget, of each seed; - where there is none. The seconds "
         "are those of the slowest run and a tenth of them; images and FLOPs are those of the run "
-        "with the fewest. FLOPs: three times a counted forward pass of each training image. *: the best, or its "
-        "interval overlaps the best one's. A run within its learning-rate schedule is worse than "
+        "with the fewest. FLOPs: three times a counted forward pass of each training image. *: the "
+        "best, or its interval overlaps the best one's. A run within its schedule is worse than "
         "one whose schedule ends there. Frontier, by the final accuracy against the rows that "
         "cost no more. yes: better than all of them, intervals apart. no: one of them is better, "
         "intervals apart. tie: neither.")])
