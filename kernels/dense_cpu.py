@@ -43,7 +43,7 @@ class _DenseGELUBN(torch.autograd.Function):
             dy = laid_out(dy.to(z.dtype), is_channel_major(z))
             dz, dgamma, dbeta = gelu_bn_backward(rows(dy), rows(z), gamma, mean, var, ctx.eps,
                                                  ctx.batch_stats)
-            dbias = dz.sum((0, 2)).to(mean.dtype)  # in float32, rounded once
+            dbias = dz.sum((0, 2)).to(mean.dtype)  # summed in float32
             dx, dweight = _conv_backward(maps(dz, z), x, weight, ctx.needs_input_grad[0])
         gradients = [None if dtype is None or gradient is None else gradient.to(dtype)
                      for gradient, dtype in zip((dx, dweight, dbias, dgamma, dbeta), ctx.dtypes,
@@ -109,8 +109,8 @@ def product(a, b, bias=None):
 
 
 def weight_gradient(dz, x):
-    """(D, Nhw), (C, Nhw) -> (D, C). oneDNN gives one thread a sum so long for 512 x 512 results: in
-    bfloat16, with 16,000 columns, 9 ms. For two halves it uses two threads: 5 ms.
+    """(D, Nhw), (C, Nhw) -> (D, C). For 512 x 512 results in bfloat16 oneDNN uses a single thread:
+    9 ms with 16,000 columns. Two halves take 5 ms on two threads.
     """
     if dz.dtype == torch.bfloat16 and len(x) == 512 and torch.get_num_threads() > 1:
         return torch.cat([dz @ half.t() for half in x.chunk(2)], 1)

@@ -45,7 +45,7 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     conv = depthwise(x, weight)
     z = conv(x, bias)
     dz, dgamma, dbeta = gelu_bn_backward(rows(dy), rows(z), gamma, mean, var, eps, batch_stats)
-    dbias = dz.sum((0, 2)).to(mean.dtype)  # in float32, rounded once
+    dbias = dz.sum((0, 2)).to(mean.dtype)  # summed in float32
     dx, dweight = conv.backward(maps(dz, z), x)
     if residual:
         dx += dy

@@ -67,7 +67,7 @@ def _flip(images, flip):
 
 
 def _turn(images, angle, out):
-    """Write those images that have an angle. channels_last: the fastest on two cores."""
+    """Rotate the images that have an angle, into `out`. channels_last is fastest on two cores."""
     turned = np.flatnonzero(angle)
     if not len(turned):
         return
