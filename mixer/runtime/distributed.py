@@ -85,6 +85,11 @@ def process_group(device: torch.device, name: str) -> Iterator[World]:
     try:
         store, rank, size = _interruptible(_meet, name)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        # Rank 0 may find an error at once, and end while the others are still connecting to it.
+        if rank == 0:
+            _interruptible(store.wait, [f"connected {other}" for other in range(1, size)])
+        else:
+            store.set(f"connected {rank}", "")
     except (ValueError, RuntimeError) as e:
         raise InputError(f"RANK and WORLD_SIZE say that this is process {rank} of {size}, "
                          f"but the others cannot be found ({first_line(e)}): "
