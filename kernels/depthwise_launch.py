@@ -83,8 +83,10 @@ def tile(H, W, K, dtype, precision, backward, device, **knobs):
     float32 = dtype == torch.float32
     # three TF32 products for one, or elements loaded one by one, take more registers
     more_registers = float32 or H * W % 8 != 0
-    # and so does a tile with columns that are not there, in the backward pass
-    small_tiles = float32 or W <= SMALL_TILE and (more_registers or backward and W & (W - 1) != 0)
+    instruction = INSTRUCTION.get(device.capability // 10, "mma.sync")
+    # and so does, in the backward pass, a T in registers, or a tile with columns that are not there
+    small_tiles = float32 or W <= SMALL_TILE and (
+        more_registers or backward and (instruction == "mma.sync" or W & (W - 1) != 0))
     candidates = []
     for rows in [knobs["ROWS"]] if "ROWS" in knobs else range(1, H + 1):
         whole_map = rows == H
@@ -102,20 +104,20 @@ def tile(H, W, K, dtype, precision, backward, device, **knobs):
     # how many at a time: few enough for registers and shared memory, best with 2 programs on an SM
     # without maxnreg, ptxas may take 128 registers and spill
     options = dict(num_warps=8, num_stages=1, maxnreg=255, enable_fp_fusion=True)
-    instruction = INSTRUCTION.get(device.capability // 10, "mma.sync")
     small_matrix = block_in <= 128 and block_in * block_out <= SMALL_MATRIX
     if float32:
         block_m = min(64, FLOAT32_ELEMENTS // block_out)
         block_in = min(block_in, FLOAT32_ELEMENTS // block_m)
     elif more_registers:
         block_m = 64
+    elif backward and instruction == "mma.sync":  # T in registers; each warp has a copy
+        aligned = rows * W % 8 == 0 and K // 2 * W % 8 == 0  # loads of 16 bytes
+        largest_matrix = 2 * SMALL_MATRIX if aligned else SMALL_MATRIX
+        block_m = 64 if rows < H and block_in * block_out <= largest_matrix else 32
+        three_programs = rows == H or small_matrix and aligned  # on an SM, else two
+        options |= dict(num_warps=4, maxnreg=168 if three_programs else 255)
     elif backward and rows == H:  # T and its turn at once: as many registers as a thread can have
         block_m, options["num_warps"] = 64, 4
-    elif backward and instruction == "mma.sync":  # T in registers
-        block_m = 32
-        if small_matrix:
-            block_m = 64
-            options |= dict(num_warps=4, maxnreg=168)
     else:
         block_m = 128 if small_matrix else 32 if backward else 64
         if instruction == "tcgen05":  # its results come through more registers

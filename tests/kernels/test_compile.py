@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,8 @@ def start(tmp_path_factory):
 def compiled(start, request):
     """What each kernel of each case takes, or how its compiler died."""
     processes = [start(request.param, str(part), "2") for part in range(2)]
-    outputs = [process.communicate() for process in processes]
+    with ThreadPoolExecutor() as threads:  # one that nobody reads from stops when its pipe is full
+        outputs = list(threads.map(subprocess.Popen.communicate, processes))
     assert not any(process.returncode for process in processes), outputs
     cases = [json.loads(line) for output, _ in outputs for line in output.splitlines()]
     assert len(cases) > (1000 if request.param == "all" else 15)
@@ -49,13 +51,15 @@ def test_the_compiler_never_dies(compiled):
 
 @pytest.mark.skipif(TRITON < (3, 8), reason="tiles are sized for Triton 3.8")
 def test_nothing_spills(compiled):
-    """But for ten numbers of a thread, where a window has 512 elements (28x28 at K = 11, 32x32 at
-    K = 9, backward on sm_90): two programs on an SM are worth more. Elsewhere it is four at most.
+    """But for two numbers of a thread; or ten on sm_90 and eighteen before, in the backward pass,
+    if a window has 512 elements (28x28 at K = 11, 32x32 at K = 9): two programs on an SM are worth
+    more.
     """
     for case in compiled:
-        H, W = case["shape"][2:]
-        long_window = case["device"][0] == 90 and H * W >= 784 and case["kernel_size"] >= 9
-        assert case["spilled"] <= (40 if long_window else 16), case
+        limit = 8
+        if case["window"] == 512 and case["kernel"].startswith("backward"):
+            limit = {80: 72, 89: 72, 90: 40}.get(case["device"][0], limit)
+        assert case["spilled"] <= limit, case
 
 
 def test_shared_memory_fits(compiled):
@@ -64,13 +68,13 @@ def test_shared_memory_fits(compiled):
 
 def test_products_are_on_tensor_cores(compiled):
     """Every kernel has a conv in it. On Hopper, 16-bit products take the warp-group instructions,
-    which need 64 rows: a conv of 32 windows, all that the sums have, does without.
+    which need 64 rows: a conv of 32 windows, all that such sums have, does without.
     """
     for case in compiled:
         instructions = set(case["tensor_cores"])
         assert instructions and instructions <= TENSOR_CORES[case["device"][0]], case
-        sums = case["kernel"] == "backward_kernel sums"
-        if case["device"][0] == 90 and case["dtype"] != "float32" and not sums:
+        few_rows = case["kernel"] == "backward_kernel sums" and case["windows"] < 64
+        if case["device"][0] == 90 and case["dtype"] != "float32" and not few_rows:
             assert "wgmma.mma_async" in instructions, case
 
 
