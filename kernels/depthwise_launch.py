@@ -110,7 +110,7 @@ def tile(H, W, K, dtype, precision, backward, device, **knobs):
         block_in = min(block_in, FLOAT32_ELEMENTS // block_m)
     elif more_registers:
         block_m = 64
-    elif backward and instruction == "mma.sync":  # T in registers; each warp has a copy
+    elif backward and instruction == "mma.sync":  # T in registers; warps have copies
         aligned = rows * W % 8 == 0 and K // 2 * W % 8 == 0  # loads of 16 bytes
         largest_matrix = 2 * SMALL_MATRIX if aligned else SMALL_MATRIX
         block_m = 64 if rows < H and block_in * block_out <= largest_matrix else 32
