@@ -115,7 +115,8 @@ def tile(H, W, K, dtype, precision, backward, device, **knobs):
         largest_matrix = 2 * SMALL_MATRIX if aligned else SMALL_MATRIX
         block_m = 64 if rows < H and block_in * block_out <= largest_matrix else 32
         three_programs = rows == H or small_matrix and aligned  # on an SM, else two
-        options |= dict(num_warps=4, maxnreg=168 if three_programs else 255)
+        if block_in <= 256:  # larger ones spill in four warps
+            options |= dict(num_warps=4, maxnreg=168 if three_programs else 255)
     elif backward and rows == H:  # T and its turn at once: as many registers as a thread can have
         block_m, options["num_warps"] = 64, 4
     else:

@@ -45,17 +45,17 @@ def test_the_kernels_are_as_short_as_committed(shape, tmp_path):
 
 
 def test_the_committed_figures():
-    """Two programs on each SM, but for a forward pass on an A100; a layer is at most 60 and 140 us
-    on an H200. Nothing spills, but for two numbers of a thread: the second program is worth more.
+    """Nothing spills; a layer is at most 60 and 140 us on an H200. Two programs on each SM, but for
+    forward passes on other GPUs and windows of 512 elements on an A100.
     """
-    spilled = [m for m in LAUNCHES if m.failed or m.spilled_bytes]
-    assert [(m.gpu, tuple(m.shape), m.kernel, m.spilled_bytes) for m in spilled] == [
-        ("A100", (64, 1536, 32, 9), "backward gradients", 8)]
+    assert not [m for m in LAUNCHES if m.failed or m.spilled_bytes]
     assert {m.capability for m in LAUNCHES} == set(static.GPUS)
     hopper = [m for m in LAUNCHES if m.capability == 90]
     originals = SHAPES["cuda"][:2]
+    long_windows = 80, (64, 1536, 32, 9)
     assert all(m.programs_per_sm >= 2 for m in LAUNCHES
-               if m.capability == 90 or tuple(m.shape) in originals or "backward" in m.kernel)
+               if m.capability == 90 or tuple(m.shape) in originals
+               or "backward" in m.kernel and (m.capability, tuple(m.shape)) != long_windows)
     for shape, limit in zip(originals, (60, 140), strict=True):
         assert sum(m.estimate_us for m in hopper if tuple(m.shape) == shape) <= limit
     assert all(m.estimate_us >= m.floor_us for m in hopper)

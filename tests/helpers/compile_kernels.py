@@ -64,8 +64,7 @@ def describe(started):
     ptx = started.compiled.asm["ptx"]
     tensor_cores = [name for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma") if name in ptx]
     return {"kernel": f"{started.kernel} {started.part}".strip(), "tensor_cores": tensor_cores,
-            "windows": started.plan.BLOCK_M, "window": started.plan.BLOCK_IN,
-            **depthwise_check.resources(started.compiled)}
+            "windows": started.plan.BLOCK_M, **depthwise_check.resources(started.compiled)}
 
 
 def in_its_own_process(case):
