@@ -121,6 +121,15 @@ def resources(compiled) -> dict[str, int]:
             "shared": compiled.metadata.shared, "warps": compiled.metadata.num_warps}
 
 
+def disagreement(results, expected) -> str | None:
+    """The relative errors of the tensors, in words, if not all are below 1 %."""
+    errors = [((got.float() - want.float()).norm() / want.float().norm()).item()
+              for got, want in zip(results, expected, strict=True)]
+    if all(error < 0.01 for error in errors):  # a NaN is not below either
+        return None
+    return "relative errors " + ", ".join(f"{error:.2g}" for error in errors)
+
+
 def self_check(device: torch.device) -> str | None:
     """Compare the kernels with the reference on a GPU: what is wrong, in words, or None.
 
@@ -146,11 +155,8 @@ def self_check(device: torch.device) -> str | None:
         except Exception as e:  # whatever a compiler or a driver can raise
             reason = "".join(str(e).strip().splitlines()[:1])
             return f"the Triton kernels fail on this GPU: {type(e).__name__}: {reason}"
-        errors = [((got - want).norm() / want.norm()).item()
-                  for got, want in zip(results, expected, strict=True)]
-        if not all(error < 0.01 for error in errors):  # a NaN is not below either
-            errors = ", ".join(f"{error:.2g}" for error in errors)
-            return f"the Triton kernels are wrong on this GPU (relative errors {errors})"
+        if difference := disagreement(results, expected):
+            return f"the Triton kernels are wrong on this GPU ({difference})"
     return None
 
 

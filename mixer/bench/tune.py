@@ -86,7 +86,8 @@ def tune_shape(shape: Shape, repeats: int, device: torch.device,
         expected = getattr(inputs[0], mode)({})
         ways, measured = {}, []
         for i, (given, reason) in enumerate(zip(knobs, failed, strict=True)):
-            reason = reason or wrong(getattr(inputs[0], mode)(given), expected)
+            reason = reason or depthwise_check.disagreement(
+                getattr(inputs[0], mode)(given), expected)
             if not reason:
                 ways[i] = captured(lambda call, mode=mode, given=given: getattr(call, mode)(given),
                                    inputs, device)
@@ -124,12 +125,6 @@ class Call:
         from kernels import depthwise_launch
         return depthwise_launch.backward(self.dy, self.x, self.weight, self.channel, self.channel,
                                          self.mean, self.var, 1e-5, True, True, **knobs)
-
-
-def wrong(results, expected) -> str | None:
-    errors = [((a.float() - b.float()).norm() / b.float().norm()).item()
-              for a, b in zip(results, expected, strict=True)]
-    return None if max(errors) < 0.01 else f"wrong by {max(errors):.2g}, relative"
 
 
 def estimated_ms(shape: Shape, capability: int, mode: str) -> float | None:

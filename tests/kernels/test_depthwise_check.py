@@ -8,7 +8,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 import triton
 
 from kernels import depthwise_check, depthwise_launch, depthwise_triton
-from kernels.depthwise_check import Case, fails
+from kernels.depthwise_check import Case, disagreement, fails
 from kernels.depthwise_launch import ANY_DEVICE, Device
 
 SWITCHED = isinstance(depthwise_triton._gelu, triton.runtime.interpreter.InterpretedFunction)
@@ -32,6 +32,15 @@ def test_the_self_check_sees_a_nan(monkeypatch):
     monkeypatch.setattr(depthwise_launch, "backward", lambda *args, **options: [
         t * float("nan") for t in backward(*args, **options)])
     assert "wrong on this GPU" in self_check()
+
+
+@pytest.mark.parametrize("wrong", (0, 1))
+@pytest.mark.parametrize("factor", (2, float("nan")))
+def test_one_wrong_tensor_among_right_ones_is_seen(wrong, factor):
+    y = torch.ones(3)
+    assert disagreement([y, y], [y, y]) is None
+    assert "relative errors" in disagreement([y * factor if i == wrong else y for i in range(2)],
+                                             [y, y])
 
 
 @runs_kernels
