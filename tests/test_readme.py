@@ -165,9 +165,13 @@ def test_every_other_number_of_the_front_page_is_in_the_results():
     study = set(re.findall(r"\b0\.\d{3}\b", (ROOT / "results/study-a/table.md").read_text()))
     assert known <= set(re.findall(r"\b\d+\.\d+\b", prose)) <= known | study
     assert round(float(demo[2])) == int(re.search(r"\| train \| (\d+) minutes?", FRONT)[1])
+    inside = re.search(r"published accuracy is inside at (.*? points)",
+                       (ROOT / "results/study-b/table.md").read_text())
+    sentences = " ".join(FRONT.split())
+    assert re.findall(r"\d+ of \d+ points", sentences) == [inside[1]]
     log = (ROOT / "results/cpu-25k/convmixer-p24/log.csv").read_text().splitlines()[1:]
     best = min(log, key=lambda line: float(line.split(",")[3])).split(",")[0]
-    assert f"best validation loss came at step {best} of {run['steps']}" in FRONT
+    assert f"best validation loss came at step {best} of {run['steps']}" in sentences
 
 
 def test_numbers_of_single_runs_are_those_of_their_summaries():
