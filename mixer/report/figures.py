@@ -51,7 +51,7 @@ def draw_comparison(out: Path, runs: dict[str, list[Run]]) -> None:
     """loss.png and acc.png in the folder `out`: training curves of the rows, over the seeds.
 
     The left panel is ours, the right one the original, on the same axes, with one colour per row.
-    On other classes than the original's there is one panel.
+    On other classes or another image size than the original's there is one panel.
     """
     published, styles = published_curves(), _run_styles(runs)
     panels = 2 if on_published_images(runs) else 1

@@ -96,9 +96,11 @@ def test_the_reproduction_is_counted(tmp_path):
     assert {p["acc_inside"] for p in points if p["row"] == "resnet18"} == {"False"}
 
 
-def test_any_number_of_classes_without_published_columns(tmp_path):
-    breeds = tuple(f"breed {i}" for i in range(37))
-    finished_run(tmp_path, "resnet18", classes=breeds, images=7390)
+@pytest.mark.parametrize("changes", [
+    {"classes": tuple(f"breed {i}" for i in range(37)), "images": 7390},
+    {"image_size": 288}])
+def test_other_images_than_the_published_ones_have_no_published_columns(tmp_path, changes):
+    finished_run(tmp_path, "resnet18", **changes)
     text = write_comparison(tmp_path, {})
     _, rows = lines_of(text, 0)
     assert rows["ResNet-18"][5] == rows["ResNet-18"][9] == rows["ResNet-18"][11] == ""
