@@ -66,7 +66,7 @@ def comparison_text(runs: dict[str, list[Run]], points: Sequence[Point], names: 
 
 
 def main_table(runs: dict[str, list[Run]], rows: Sequence[str], reasons: dict[str, str]) -> str:
-    """Ours beside what was published; of several seeds the means."""
+    """Ours, beside what was published about equal images; of several seeds the means."""
     published = BY_NAME if on_published_images(runs) else {}
     curves = published_curves()
     val, best = (accuracy_intervals(_of_seeds(runs, key), _draws(runs))
@@ -89,7 +89,8 @@ def main_table(runs: dict[str, list[Run]], rows: Sequence[str], reasons: dict[st
             mean(f"seconds_per_{EPOCH_IMAGES}_images", ",.1f"),
             theirs.published_epoch_s if theirs else "", mean("memory_mib", ",.0f"),
             f"{theirs.published_mib:,}" if theirs else ""])
-    return aligned(COLUMNS, lines)
+    kept = [i for i, column in enumerate(COLUMNS) if published or "published" not in column]
+    return aligned([COLUMNS[i] for i in kept], [[line[i] for i in kept] for line in lines])
 
 
 def notes(runs: list[Run], published: bool) -> str:
