@@ -187,6 +187,13 @@ def test_numbers_of_single_runs_are_those_of_their_summaries():
         assert row.split(" | ") == [*accuracies, last]
 
 
+def test_results_name_no_folder_of_the_machine_that_made_them():
+    files = [path for path in ROOT.glob("results/**/*") if path.suffix in (".json", ".csv", ".md")]
+    assert len(files) > 100
+    for path in files:
+        assert not re.search(r'[" ,]/\w+/', path.read_text()), path
+
+
 def test_counts_of_faults_are_those_of_the_campaign():
     rows = re.findall(r"^\| ([^|]+?) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", ALL, flags=re.M)
     counts = results("faults.json")
