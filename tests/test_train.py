@@ -223,8 +223,13 @@ def test_what_only_the_machine_or_the_data_can_tell(train, pictures, tmp_path, a
 
 
 def test_kernels_are_chosen_named_and_interchangeable(pictures, tmp_path, capsys):
-    """The plain run's checkpoint goes on fused, to the losses of a run that is fused throughout."""
-    common = [*TINY, "--data", pictures, "--cache", tmp_path, "--log-every", 5, "--resume", "auto"]
+    """The plain run's checkpoint goes on fused, to the losses of a run that is fused throughout.
+
+    In float32, where both round alike but for the order of sums: the losses differ by a few eps.
+    In bfloat16 they round at different places, and 10 steps drift apart by 1e-4.
+    """
+    common = [*TINY, "--data", pictures, "--cache", tmp_path, "--log-every", 5, "--resume", "auto",
+              "--amp", "off"]
     for out, kernels, steps, printed in (
             ("fused", "auto", 10,
              "1 depthwise units fused, on the CPU (Triton kernels need a CUDA device"),
@@ -235,7 +240,7 @@ def test_kernels_are_chosen_named_and_interchangeable(pictures, tmp_path, capsys
         assert f"kernels: {printed}" in capsys.readouterr().out
     fused, both = (read_csv(tmp_path / out / "log.csv") for out in ("fused", "both"))
     losses = [row["train_loss"] for row in fused]
-    assert [row["train_loss"] for row in both] == pytest.approx(losses, rel=1e-4)
+    assert [row["train_loss"] for row in both] == pytest.approx(losses, rel=1e-6)
 
     vit = ["--arch", "vit_linear", "--patch", 8, "--dim", 16, "--heads", 2, "--depth", 1,
            "--image-size", 32, "--batch-size", 8, "--device", "cpu", "--data", pictures,
