@@ -17,15 +17,34 @@ from torch.nn import functional as F
 from .reference import conv as plain_conv
 from .reference import gelu_bn, gelu_bn_backward, laid_out_like, stats_dtype
 
-NATIVE_BF16 = any(torch.cpu.get_capabilities().get(name)
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # ATEN_CPU_CAPABILITY can say less
+NATIVE_BF16 = any(torch.cpu.get_capabilities().get(name) and (AVX512 or name == "bf16")
                   for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
-# By products: maps of at most so many elements, and at least so many images for each element of T,
-# which costs the same for any number of images. Measured at 512 channels, K = 9, on two cores. In
-# float32: 8x8 on Zen 3. In bfloat16, on Xeons with AMX, ms of a step by products and by convs:
-# ConvMixer 16 162 and 190 with 32 images, 117 and 99 with 16; ConvMixer 24 32 and 38 with 4.
+# Multiplications of a block, below which the fixed cost of a call is larger than what it saves: in
+# training, on two cores with AMX, 3.7 million (5x5 kernels) 0.94x, 6.5 million 1.02x and more.
+FEWEST_MULTIPLICATIONS = 5_500_000
+
+# By products: maps of at most so many elements, and at least 16 images, and so many for each
+# element of T, which costs the same for any number of images. Measured at 512 channels, K = 9, on
+# two cores. In float32: 8x8 on Zen 3. In bfloat16, on Xeons with AMX, ms of a step by products and
+# by convs: ConvMixer 16 162 and 190 with 32 images, 117 and 99 with 16.
 LARGEST_MAP = {torch.float32: 64, torch.bfloat16: 256}
-FEWEST_IMAGES = {torch.float32: 1 / 128, torch.bfloat16: 1 / 900}
+IMAGES_PER_ELEMENT = {torch.float32: 1 / 128, torch.bfloat16: 1 / 900}
+FEWEST_IMAGES = 16
+
+
+def fusing_pays(dtype: torch.dtype, elements: int, kernel_size: int) -> bool:
+    """Whether a fused block is faster than its parts: a conv in `dtype` with so many results.
+
+    It gains by the backward pass of its depthwise conv: PyTorch's own is fast for 3x3 kernels
+    alone. Without a gradient the parts are as fast. Where PyTorch's conv of 16 bits is a slow one,
+    the fused block, in float32, is always faster.
+    """
+    if dtype.itemsize == 2 and not AVX512:
+        return True
+    return (torch.is_grad_enabled() and kernel_size >= 5
+            and elements * kernel_size ** 2 >= FEWEST_MULTIPLICATIONS)
 
 
 def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
@@ -142,7 +161,8 @@ def plan(dtype: torch.dtype, N: int, H: int, W: int) -> tuple[torch.dtype, bool]
     """The dtype of the products on activations (N, C, H, W), and whether they are channel-major."""
     if dtype == torch.float16 or (dtype == torch.bfloat16 and not NATIVE_BF16):
         dtype = torch.float32
-    small = H * W <= LARGEST_MAP.get(dtype, 0) and N >= (H * W) ** 2 * FEWEST_IMAGES[dtype]
+    fewest = max(FEWEST_IMAGES, (H * W) ** 2 * IMAGES_PER_ELEMENT.get(dtype, 0))
+    small = H * W <= LARGEST_MAP.get(dtype, 0) and N >= fewest
     return dtype, small
 
 

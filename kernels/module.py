@@ -1,12 +1,15 @@
 """The drop-in module, and `fuse(model)`, which puts it in place of its three parts."""
 import copy
+import math
 import operator
 from collections import OrderedDict
+from functools import partial
 
 import torch
 from torch import distributed as dist
 from torch import fx, nn
 
+from . import depthwise_cpu
 from .dense_cpu import dense_gelu_bn
 from .depthwise_op import depthwise_gelu_bn, is_transformed, warn_once
 from .reference import update_running_stats
@@ -20,6 +23,7 @@ class DepthwiseGELUBN(nn.Sequential):
     state-dict keys. BatchNorm behaves as PyTorch's: momentum (also None), eval, frozen, without
     affine or running statistics. It calls the parts one by one and warns once if a part has a hook,
     if a part was replaced by another type, or while BatchNorm is synchronised over several ranks.
+    On a CPU it calls them where they are faster, too: see depthwise_cpu.fusing_pays.
     Raises ValueError for an even kernel size.
     """
     def __init__(self, dim: int, kernel_size: int, residual: bool = False):
@@ -27,7 +31,7 @@ class DepthwiseGELUBN(nn.Sequential):
             raise ValueError(f"kernel_size {kernel_size} is even: 'same' padding needs a centre")
         super().__init__(nn.Conv2d(dim, dim, kernel_size, groups=dim, padding=kernel_size // 2),
                          nn.GELU(), nn.BatchNorm2d(dim))
-        self.residual = residual
+        self.residual, self.kernel_size = residual, kernel_size
 
     @classmethod
     def of_parts(cls, conv: nn.Module, act: nn.Module, bn: nn.Module, residual: bool = False):
@@ -36,18 +40,24 @@ class DepthwiseGELUBN(nn.Sequential):
             raise ValueError(why_not)
         self = cls.__new__(cls)
         nn.Sequential.__init__(self, conv, act, bn)
-        self.residual = residual
+        self.residual, self.kernel_size = residual, conv.kernel_size[0]
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        conv, act, bn = self
-        why_not = cannot_fuse(conv, act, bn) or synchronised(bn)
+        if self.is_fused(x):
+            conv, _, bn = self
+            return run(depthwise_gelu_bn, x, conv, bn, residual=self.residual)
+        y = super().forward(x)
+        return y + x if self.residual else y
+
+    def is_fused(self, x):
+        if not pays(x, x.numel(), self.kernel_size) or must_be_plain(x) or x.numel() == 0:
+            return False
+        _, _, bn = self
+        why_not = cannot_fuse(*self) or synchronised(bn)
         if why_not and not torch.compiler.is_compiling():
             warn_once(f"DepthwiseGELUBN calls its parts one by one: {why_not}")
-        if why_not or must_be_plain(x) or x.numel() == 0:
-            y = bn(act(conv(x)))
-            return y + x if self.residual else y
-        return run(depthwise_gelu_bn, x, conv, bn, residual=self.residual)
+        return not why_not
 
     def extra_repr(self):
         return "residual=True" if self.residual else ""
@@ -79,8 +89,23 @@ def must_be_plain(x):
     return torch.compiler.is_exporting() or torch.jit.is_tracing() or is_transformed()
 
 
+def pays(x, elements, kernel_size):
+    """Whether a block is faster than its parts; on a GPU always.
+
+    Asked first, and quickly, because a whole evaluation may take a millisecond.
+    """
+    if isinstance(x, fx.Proxy) or x.device.type != "cpu":
+        return True
+    autocast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    return depthwise_cpu.fusing_pays(dtype, elements, kernel_size)
+
+
 def synchronised(bn):
     return "its BatchNorm is synchronised over several ranks" if over_ranks(bn) else None
+
+
+FEWEST_RESULTS = 500_000  # of a dense unit: below, saving memory takes a fifth of its time
 
 
 class FusedSequential(nn.Sequential):
@@ -88,9 +113,16 @@ class FusedSequential(nn.Sequential):
 
     Convs over all channels whose kernel is their stride: the pointwise conv of a ConvMixer layer,
     and its patch embedding. On the CPU only, and not compiled; elsewhere, and when DepthwiseGELUBN
-    would do so, it calls the parts one by one.
+    would do so, it calls the parts one by one. `kernel_size`: of the depthwise convs around it.
     """
+    def __init__(self, parts: OrderedDict, kernel_size: int):
+        super().__init__(parts)
+        self.kernel_size = kernel_size
+
     def forward(self, x):
+        if (not pays(x, math.inf, self.kernel_size) or must_be_plain(x) or x.device.type != "cpu"
+                or torch.compiler.is_compiling() or x.numel() == 0):
+            return super().forward(x)
         modules = list(self)
         while modules:
             if len(modules) > 2 and self.is_fused(x, *modules[:3]):
@@ -102,9 +134,11 @@ class FusedSequential(nn.Sequential):
         return x
 
     def is_fused(self, x, conv, act, bn):
-        return (not torch.compiler.is_compiling() and not must_be_plain(x)
-                and x.device.type == "cpu" and x.numel() > 0
-                and is_dense_unit(conv, act, bn) and not synchronised(bn))
+        if not is_dense_unit(conv, act, bn) or synchronised(bn):
+            return False
+        P = conv.stride[0]
+        results = len(x) * conv.out_channels * math.prod(side // P for side in x.shape[2:])
+        return results >= FEWEST_RESULTS and pays(x, results, self.kernel_size)
 
 
 def is_dense_unit(conv: nn.Module, act: nn.Module, bn: nn.Module) -> bool:
@@ -173,7 +207,9 @@ def fuse(model: nn.Module) -> int:
     if not blocks:
         raise ValueError("nothing to fuse: no Sequential(Conv2d, GELU, BatchNorm2d) with a "
                          "depthwise conv of odd kernel, stride 1 and 'same' padding, without hooks")
-    _replace(model, _dense_replacement)
+    kernel_size = min(module[0].kernel_size[0] for module in model.modules()
+                      if isinstance(module, DepthwiseGELUBN))
+    _replace(model, partial(_dense_replacement, kernel_size=kernel_size))
     return blocks
 
 
@@ -202,12 +238,12 @@ def unfuse(model: nn.Module) -> int:
     return sum(not isinstance(module, FusedSequential) for module in originals)
 
 
-def _dense_replacement(module):
+def _dense_replacement(module, kernel_size):
     if type(module) is not nn.Sequential or has_hooks(module):
         return None
     parts = list(module)
     if any(is_dense_unit(*parts[i:i + 3]) for i in range(len(parts) - 2)):
-        return FusedSequential(OrderedDict(module._modules))
+        return FusedSequential(OrderedDict(module._modules), kernel_size)
     return None
 
 

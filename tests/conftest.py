@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 # before torch is imported: tiny tensors gain nothing from threads, and tests run side by side
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent))  # train.py, bench.py, mixer and kernels
 
 import pytest
@@ -18,6 +18,8 @@ if not torch.cuda.is_available():
 import numpy as np
 from PIL import Image
 
+from kernels import depthwise_cpu
+from kernels import module as kernels_module
 from tests.helpers.commands import Command
 
 FAULTS = Path(__file__).parent / "faults"
@@ -32,6 +34,13 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.faults)
     if "campaign" not in config.option.markexpr:
         items[:] = [item for item in items if not item.get_closest_marker("campaign")]
+
+
+@pytest.fixture(autouse=True)
+def small_maps_are_fused(monkeypatch):
+    """On the maps of these tests the parts are faster, and the fused block would never run."""
+    monkeypatch.setattr(depthwise_cpu, "fusing_pays", lambda *args: True)
+    monkeypatch.setattr(kernels_module, "FEWEST_RESULTS", 0)
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ def small(monkeypatch):
     monkeypatch.setattr(bench, "ROWS", [Row("ConvMixer 24", "convmixer", 2132, 11, TINY),
                                         Row("ViT 24 Linear", "vit_linear", 3604, 17, TINY)])
     monkeypatch.setattr(block, "SHAPES", {"cpu": [(2, 4, 8, 9), (2, 4, 6, 3)]})
+    monkeypatch.setattr(block, "GRID", [(2, 4, 8, 9), (2, 4, 6, 3)])
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: self)
     monkeypatch.setattr(processes, "in_fresh_process", lambda f, *args: f(*args))
     monkeypatch.setattr(timing, "COPY_FLOATS", 2**10)
@@ -134,8 +135,8 @@ def test_the_kernels_table_and_its_files(small, tmp_path, capsys):
     assert kernels_text(result) in printed
     assert_keys_are_those_of("kernels-cpu/kernels.json", result)
     assert {p.name for p in tmp_path.iterdir()} == {
-        "kernels.json", "kernels.md", "blocks.csv", "convs.csv", "steps.csv"}
-    assert len(result["blocks"]) == 2 * 2 * 5 and len(result["convs"]) == 2
+        "kernels.json", "kernels.md", "blocks.csv", "shapes.csv", "steps.csv"}
+    assert len(result["blocks"]) == 2 * 2 * 5 and len(result["shapes"]) == 2 * 4
     assert [(row["model"], row["way"]) for row in result["steps"]] == [
         ("ConvMixer 24", way) for way in ("eager", "compile", "fused")]
 

@@ -1,6 +1,8 @@
-"""The fused block against plain PyTorch: alone, the conv's backward, and whole training steps."""
+"""The fused block against plain PyTorch: alone, in many shapes, and whole training steps."""
 import dataclasses
 import importlib.util
+import itertools
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -8,16 +10,16 @@ from functools import partial
 import torch
 from torch import nn
 
-from kernels import depthwise_cpu
+from kernels import DepthwiseGELUBN
 
 from ..experiments import Row
-from ..report.measurements import BlockMeasurement, ConvMeasurement, StepMeasurement
+from ..report.measurements import BlockMeasurement, ShapeMeasurement, StepMeasurement
 from ..runtime.device import pick_amp
 from ..runtime.processes import attempt
 from ..runtime.system import freed_memory_kept
-from .candidates import block_candidates, build, build_timm
+from .candidates import Block, block_candidates, build, build_timm
 from .measure import Load, announce, compare_training, saved_bytes
-from .timing import captured, copy_bandwidth, race
+from .timing import captured, copy_bandwidth, race, repeated
 
 Shape = tuple[int, int, int, int]  # N, C, side, K
 
@@ -28,6 +30,9 @@ SHAPES = {
     "cpu": [(32, 512, 8, 9), (32, 512, 12, 9), (8, 1024, 16, 9), (2, 768, 32, 7),
             (32, 512, 8, 3), (8, 64, 12, 9)],
 }
+# of the CPU: where the fused block must not be slower than eager
+GRID = [(N, 512, side, K) for K in (3, 5, 7, 9) for side in (4, 8, 12, 16, 32)
+        for N in (2, 8, 32, 128) if N * side ** 2 <= 2 ** 13]
 # activations that must be read or written: x and y; in the backward pass x, dy and dx
 PASSES = {"forward": 2, "forward + backward": 5}
 COPIES = {"cuda": 4, "cpu": 1}  # of the input, in turn: more than a GPU's cache, as in training
@@ -35,8 +40,8 @@ TIMM_MODEL = "convmixer_1024_20_ks9_p14"
 
 
 def measure_kernels(config, rows: list[Row], device: torch.device) -> dict[str, list]:
-    """The lists of kernels.json: the block, the conv's backward (CPU only), training steps."""
-    blocks, convs, steps = [], [], []
+    """The lists of kernels.json: the block, many shapes of it (CPU only), training steps."""
+    blocks, shapes, steps = [], [], []
     amp, on_gpu = pick_amp(config.amp, device), device.type == "cuda"
 
     # the block alone
@@ -45,9 +50,10 @@ def measure_kernels(config, rows: list[Row], device: torch.device) -> dict[str, 
         measured, failed = attempt(measure_block, shape, amp, config.repeats, device,
                                    debug=config.debug)
         blocks += measured or [BlockMeasurement(shape, shape[0], failed=failed)]
-        if not on_gpu:
-            conv, failed = attempt(measure_conv, shape, config.repeats, device, debug=config.debug)
-            convs.append(conv or ConvMeasurement(shape, shape[0], failed=failed))
+    for shape in [] if on_gpu else GRID:
+        announce(f"block {shape}, eager and fused")
+        measured, failed = attempt(measure_shape, shape, config.repeats, debug=config.debug)
+        shapes += measured or [ShapeMeasurement(shape, failed=failed)]
 
     # training steps of our ConvMixers
     load = Load(250 if on_gpu else 32, 192, device, amp)
@@ -68,7 +74,7 @@ def measure_kernels(config, rows: list[Row], device: torch.device) -> dict[str, 
                                max(3, config.repeats // 5), config.debug)
     else:
         print(f"skipping {TIMM_MODEL}: it needs timm (pip install timm)", file=sys.stderr)
-    return {"blocks": blocks, "convs": convs, "steps": steps}
+    return {"blocks": blocks, "shapes": shapes, "steps": steps}
 
 
 def measure_steps(model: str, candidates: dict[str, Callable], load: Load, repeats: int,
@@ -133,22 +139,21 @@ class BlockPasses:
 
 
 @freed_memory_kept()
-def measure_conv(shape: Shape, repeats: int, device: torch.device) -> ConvMeasurement:
-    """The backward pass of a depthwise conv alone on the CPU, PyTorch's own and ours."""
+def measure_shape(shape: Shape, repeats: int) -> list[ShapeMeasurement]:
+    """How much faster the fused block is than eager on the CPU: both dtypes, both modes."""
     N, C, side, K = shape
-    x, dz = torch.randn(N, C, side, side), torch.randn(N, C, side, side)
-    weight = torch.randn(C, 1, K, K)
-
-    def aten():
-        torch.ops.aten.convolution_backward(
-            dz, x, weight, bias_sizes=[C], stride=[1, 1], padding=[K // 2, K // 2],
-            dilation=[1, 1], transposed=False, output_padding=[0, 0], groups=C,
-            output_mask=[True, True, False])
-
-    arranged = depthwise_cpu.arranged(x, x, dz, weight)  # as the block before leaves them
-
-    def ours():
-        x, dz, weight = arranged
-        depthwise_cpu.depthwise(x, weight).backward(dz, x)
-    times, ratios = race({"aten": aten, "ours": ours}, repeats, device)
-    return ConvMeasurement(shape, None, *times["aten"], *times["ours"], faster=1 / ratios["ours"])
+    measured = []
+    for dtype, mode in itertools.product(("float32", "bfloat16"), ("training", "evaluation")):
+        amp = None if dtype == "float32" else torch.bfloat16
+        ways = {}
+        for name, model in (("eager", Block(C, K)), ("fused", DepthwiseGELUBN(C, K, True))):
+            passes = BlockPasses(model.train(mode == "training"), torch.contiguous_format, shape,
+                                 amp, torch.device("cpu"))
+            step = passes.step("forward + backward" if mode == "training" else "forward")
+            ways[name] = partial(step, passes.inputs[0])
+        times, _ = race(ways, 3, torch.device("cpu"))
+        count = math.ceil(4 / times["eager"].median)  # 4 ms or more
+        ways = {name: repeated(way, count) for name, way in ways.items()}
+        ratio = race(ways, repeats, torch.device("cpu"))[1]["fused"]
+        measured.append(ShapeMeasurement(shape, dtype, mode, 1 / ratio))
+    return measured

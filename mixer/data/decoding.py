@@ -81,7 +81,8 @@ def _on_white(image, data):
 def _low_bytes(data):
     """The low bytes of a 16-bit RGB PNG, of which Pillow gives the high ones: uint8 (H, W, 3)."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
+        tile, = image.tile  # a plain tuple in Pillow 10, a named one since
+        image.tile = [getattr(tile, "_make", tuple)((*tile[:3], "RGB;16L"))]
         return np.array(image)
 
 

@@ -127,18 +127,17 @@ class BlockMeasurement(Measurement):
 
 
 @dataclass(frozen=True)
-class ConvMeasurement(Measurement):
-    """The backward pass of a depthwise conv on the CPU, PyTorch's and ours; milliseconds."""
+class ShapeMeasurement(Measurement):
+    """The fused block beside eager PyTorch at one shape on the CPU."""
     shape: tuple[int, int, int, int]  # N, C, side, K
-    batch_size: int | None = None     # of a failed one
-    aten_median: float | None = None
-    aten_p20: float | None = None
-    aten_p80: float | None = None
-    ours_median: float | None = None
-    ours_p20: float | None = None
-    ours_p80: float | None = None
+    dtype: str | None = None
+    mode: str | None = None           # "training": forward + backward; "evaluation": forward
     faster: float | None = None       # times
     failed: str | None = None
+
+    @property
+    def batch_size(self) -> int:
+        return self.shape[0]
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,7 @@ class StageMeasurement(Measurement):
 
 # the lists of bench.json, kernels.json, resolution.json, static.json and tune.json
 LISTS = {"models": ModelMeasurement, "memory": MemoryMeasurement, "peers": StepMeasurement,
-         "data": StageMeasurement, "blocks": BlockMeasurement, "convs": ConvMeasurement,
+         "data": StageMeasurement, "blocks": BlockMeasurement, "shapes": ShapeMeasurement,
          "steps": StepMeasurement, "resolution": ResolutionMeasurement,
          "launches": LaunchEstimate, "tiles": TileMeasurement}
 

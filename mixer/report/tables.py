@@ -78,8 +78,8 @@ def kernels_text(result: dict) -> str:
     copies = [m.copy_gb_s for m in lists["blocks"] if not m.failed]
     copy = number(statistics.median_high(copies) if copies else None)
     text = [heading(result, f"batch as shown, copy {copy} GB/s"), blocks_text(lists["blocks"])]
-    if lists["convs"]:
-        text.append(convs_text(lists["convs"]))
+    if lists["shapes"]:
+        text.append(shapes_text(lists["shapes"]))
     return "\n\n".join([*text, steps_text(lists["steps"])]) + "\n"
 
 
@@ -286,13 +286,25 @@ def blocks_text(blocks: list[Measurement]) -> str:
         *failure_lines(blocks, lambda m: shape_text(m.shape))])
 
 
-def convs_text(convs: list[Measurement]) -> str:
-    lines = [[shape_text(m.shape), *(["failed", "", ""] if m.failed else [
-        spread(m.aten_median, m.aten_p20, m.aten_p80),
-        spread(m.ours_median, m.ours_p20, m.ours_p80), f"{m.faster:.1f}x"])] for m in convs]
-    return "\n".join(["**The backward pass of a depthwise conv alone**, ms.", "",
-                      aligned(["N, C, map, K", "PyTorch's", "ours", "faster"], lines),
-                      *failure_lines(convs, lambda m: shape_text(m.shape))])
+def shapes_text(shapes: list[Measurement]) -> str:
+    """A line per kernel size and dtype: the lowest speed, where it is, and the median."""
+    groups = {}  # {(K, dtype, mode): measurements}
+    for m in shapes:
+        if not m.failed:
+            groups.setdefault((m.shape[3], m.dtype, m.mode), []).append(m)
+    lines = []
+    for K, dtype in dict.fromkeys(key[:2] for key in groups):
+        lines.append([f"{K}, {dtype}"])
+        for mode in ("training", "evaluation"):
+            measured = sorted(groups[K, dtype, mode], key=lambda m: m.faster)
+            lowest, median = measured[0], measured[len(measured) // 2]
+            lines[-1] += [f"{lowest.faster:.2f}x", shape_text(lowest.shape),
+                          f"{median.faster:.2f}x"]
+    return "\n".join([
+        paragraph("**The block in many shapes**: fused, relative to eager. The lowest speed, where "
+                  "it is, and the median."), "",
+        aligned(["K, dtype", "training", "at", "median", "evaluation", "at", "median"], lines),
+        *failure_lines(shapes, lambda m: shape_text(m.shape))])
 
 
 def steps_text(steps: list[Measurement]) -> str:

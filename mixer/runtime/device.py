@@ -42,7 +42,9 @@ def pick_device(name: str) -> torch.device:
 def has_native_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 matrices itself: AVX-512, AMX, or ARM's BF16."""
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # ATEN_CPU_CAPABILITY can say less
+    return any(capabilities.get(name) and (avx512 or name == "bf16")
+               for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def describe_amp(choice: str, device: torch.device) -> str:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from mixer.bench import block, timing
-from mixer.bench.block import measure_block, measure_conv
+from mixer.bench.block import measure_block, measure_shape
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,9 @@ def test_several_inputs_give_the_time_of_one_pass(quick, monkeypatch):
     assert {m.ms for m in measure_block((2, 4, 6, 3), None, 3, CPU)} == {1000.0}
 
 
-def test_a_convs_backward(quick):
-    m = measure_conv((2, 4, 6, 3), 3, CPU)
-    assert m.aten_p20 <= m.aten_median <= m.aten_p80
-    assert m.ours_p20 <= m.ours_median <= m.ours_p80 and m.faster > 0
+def test_the_fused_block_beside_eager_at_one_shape(quick):
+    measured = measure_shape((2, 4, 6, 3), 3)
+    assert [(m.dtype, m.mode) for m in measured] == [
+        ("float32", "training"), ("float32", "evaluation"),
+        ("bfloat16", "training"), ("bfloat16", "evaluation")]
+    assert all(m.faster > 0 for m in measured)

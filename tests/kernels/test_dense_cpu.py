@@ -1,6 +1,7 @@
 """The pointwise half of a layer, and the patch embedding, against their parts."""
 import copy
 import math
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from tests.helpers.networks import randomise
 
 @pytest.fixture(params=[False, True], ids=["contiguous", "channel-major"])
 def channel_major(request, monkeypatch):
-    few = 0 if request.param else math.inf
-    monkeypatch.setattr(depthwise_cpu, "FEWEST_IMAGES", {torch.float32: few, torch.bfloat16: few})
+    monkeypatch.setattr(depthwise_cpu, "IMAGES_PER_ELEMENT", {})
+    monkeypatch.setattr(depthwise_cpu, "FEWEST_IMAGES", 0 if request.param else math.inf)
     monkeypatch.setattr(depthwise_cpu, "NATIVE_BF16", request.param)
 
 
@@ -25,6 +26,10 @@ def unit(C, D, P):
     parts = nn.Sequential(nn.Conv2d(C, D, P, P), nn.GELU(), nn.BatchNorm2d(D))
     randomise(parts, seed=1)
     return parts
+
+
+def fused_unit(*shape):
+    return kernels_module.FusedSequential(OrderedDict(unit(*shape)._modules), kernel_size=9)
 
 
 def results(model, x, dy, of_x=True):
@@ -42,7 +47,7 @@ def results(model, x, dy, of_x=True):
 def test_as_exact_as_its_parts(channel_major, C, D, P, side, dtype, of_x):
     """Each result has at most twice the error of the parts in the same dtype, against float64, and
     one rounding of its largest element."""
-    plain, fused = unit(C, D, P), kernels_module.FusedSequential(*unit(C, D, P))
+    plain, fused = unit(C, D, P), fused_unit(C, D, P)
     exact = copy.deepcopy(plain).double()
     x, dy = torch.randn(3, C, side, side).to(dtype), torch.randn(3, D, side // P, side // P)
     for training in (True, False):
@@ -66,7 +71,7 @@ def test_patches_are_those_of_a_conv(side):
 
 
 def test_it_saves_two_activations_and_asks_no_gradient_of_an_image(channel_major):
-    fused, x = kernels_module.FusedSequential(*unit(16, 16, 1)), torch.randn(8, 16, 8, 8)
+    fused, x = fused_unit(16, 16, 1), torch.randn(8, 16, 8, 8)
     saved = {}
 
     def save(t):
@@ -109,7 +114,7 @@ def test_fuse_takes_it_in_and_unfuse_gives_it_back(channel_major, monkeypatch):
 
 
 def test_hooks_of_its_parts_are_called():
-    fused, seen = kernels_module.FusedSequential(*unit(4, 4, 1)), []
+    fused, seen = fused_unit(4, 4, 1), []
     x = torch.randn(2, 4, 6, 6)
     y = fused(x)
     fused[1].register_forward_hook(lambda *_: seen.append(1))
@@ -123,6 +128,6 @@ def test_a_spoilt_gradient_would_be_seen(monkeypatch):
     monkeypatch.setattr(dense_cpu, "_conv_backward",
                         lambda dz, x, weight, needs_dx: conv_backward(dz, x, -weight, needs_dx))
     x, dy = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
-    ours = results(kernels_module.FusedSequential(*unit(4, 4, 1)), x, dy)
+    ours = results(fused_unit(4, 4, 1), x, dy)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(ours[1], results(unit(4, 4, 1), x, dy)[1])

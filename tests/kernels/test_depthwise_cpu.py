@@ -23,7 +23,8 @@ def test_as_exact_as_plain_pytorch(shape, dtype):
 @pytest.fixture
 def by_products(monkeypatch):
     """Small maps of any batch as products, bfloat16 as on a CPU that has products of it."""
-    monkeypatch.setattr(depthwise_cpu, "FEWEST_IMAGES", {torch.float32: 0, torch.bfloat16: 0})
+    monkeypatch.setattr(depthwise_cpu, "IMAGES_PER_ELEMENT", {})
+    monkeypatch.setattr(depthwise_cpu, "FEWEST_IMAGES", 0)
     monkeypatch.setattr(depthwise_cpu, "NATIVE_BF16", True)
     calls, forward = [], depthwise_cpu.ByProducts.__call__
 

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kernels import DepthwiseGELUBN, fuse
+from kernels import DepthwiseGELUBN, depthwise_cpu, fuse
 from kernels import module as kernels_module
+from kernels.depthwise_cpu import fusing_pays  # before the tests' own takes its place
 from mixer.models import create_model, load_weights
 from mixer.models.convmixer import depthwise_unit
 
@@ -145,3 +146,30 @@ def test_a_forward_that_was_replaced_on_the_instance_is_called(recwarn):
     assert ["one by one" in str(warning.message) for warning in recwarn.list] == [True]
     with pytest.raises(ValueError, match="nothing to fuse"):
         fuse(nn.Sequential(plain))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kernel_size, N, training, avx512, fused", [
+    (9, 32, True, True, True), (5, 32, True, True, True), (9, 32, True, False, True),
+    (3, 32, True, True, False), (9, 1, True, True, False), (9, 32, False, True, False),
+    (3, 32, False, False, "16 bits")])
+def test_the_parts_run_where_they_are_faster(monkeypatch, dtype, kernel_size, N, training, avx512,
+                                             fused):
+    """On a CPU: without a gradient, for 3x3 kernels, and for a few images, but not where PyTorch's
+    conv of 16 bits is slow. The same model, in one call or another."""
+    monkeypatch.setattr(depthwise_cpu, "fusing_pays", fusing_pays)
+    monkeypatch.setattr(depthwise_cpu, "AVX512", avx512)
+    ran = []
+    for name in ("depthwise_gelu_bn", "dense_gelu_bn"):
+        operation = getattr(kernels_module, name)
+        monkeypatch.setattr(kernels_module, name, lambda *args, operation=operation, **options: (
+            ran.append(operation.__name__), operation(*args, **options))[1])
+    model = create_model("convmixer", patch=4, dim=32, depth=1, kernel_size=kernel_size,
+                         image_size=64)
+    fuse(model)
+    model.train(training)
+    with torch.set_grad_enabled(training), torch.autocast("cpu", dtype,
+                                                          enabled=dtype == torch.bfloat16):
+        model(torch.rand(N, 3, 64, 64))
+    fused = dtype == torch.bfloat16 if fused == "16 bits" else fused
+    assert ran == (["dense_gelu_bn", "depthwise_gelu_bn", "dense_gelu_bn"] if fused else [])

@@ -50,10 +50,12 @@ def test_every_model_is_drawn(tmp_path, name, options, expected, n):
     model = create_model(name, image_size=32, num_classes=3, **options)
     subset = a_subset(n)
     files = ["Ünïcode $_{\\frac.jpg", *(f"\ud800{'long' * 30}{i}.jpg" for i in range(n - 1))]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         written = write_pictures(tmp_path, model, name, subset, files, torch.device("cpu"),
                                  torch.rand(n, 3).softmax(1), CLASSES)
+    # a glyph that the font lacks, a layout that does not fit; what others deprecate is not ours
+    assert not [w.message for w in caught if w.category is UserWarning]
     assert set(written) == {"filters.png", "mistakes.png"} | expected
     assert {path.name for path in tmp_path.iterdir()} == set(written)
     for path in tmp_path.iterdir():

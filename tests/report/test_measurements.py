@@ -24,6 +24,6 @@ def test_a_flat_row_and_back():
 def test_committed_rows_are_written_again_as_they_are(path):
     result = json.loads(path.read_text())
     lists = from_json(result)
-    assert {"models", "memory"} <= set(lists) or {"blocks", "convs", "steps"} <= set(lists)
+    assert {"models", "memory"} <= set(lists) or {"blocks", "shapes", "steps"} <= set(lists)
     for name, measured in lists.items():
         assert json.dumps([m.as_row() for m in measured]) == json.dumps(result[name])

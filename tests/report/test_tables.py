@@ -101,21 +101,24 @@ def test_the_kernels_table():
              "gb_s": 4321.0, "copy_gb_s": 4300.0, "saved_bytes_per_sample": 2**22}
     blocks = [{**block, "way": way, "mode": mode} for mode in ("forward", "forward + backward")
               for way in ("eager", "compile NCHW")]
-    conv = {"shape": [250, 1536, 32, 9], "faster": 12.3,
-            **{f"{way}_{t}": 1234.5 for way in ("aten", "ours") for t in ("median", "p20", "p80")}}
+    shapes = [{"shape": [N, 512, 32, 9], "dtype": "float32", "mode": mode, "faster": faster}
+              for N, faster in ((2, 1.5), (8, 0.954), (32, 12.3))
+              for mode in ("training", "evaluation")]
     step = {"model": "timm convmixer_1024_20_ks9_p14", "image_size": 224, "batch_size": 64,
             **times, "faster": 2.0, **MEMORY}
     steps = [{**step, "way": "eager"}, {**step, "way": "fused", "faster": None},
              {"model": "ConvMixer 24", "image_size": 192, "batch_size": 250, "way": "compile",
               "failed": OUT}]
     text = kernels_text({"environment": GPU, "config": CONFIG, "blocks": [*blocks, failed],
-                         "convs": [conv, failed], "steps": steps})
+                         "shapes": [*shapes, {"shape": [8, 64, 12, 9], "failed": OUT}],
+                         "steps": steps})
     assert max(map(len, text.splitlines())) <= tables.WIDTH
-    eager, conv = cells(text, "250, 1536")
+    eager, = cells(text, "250, 1536")
     assert eager == ["250, 1536, 32x32, 9", "eager",
                      *2 * ["1234 [1234, 1234]", "12.34x", "4321"], "4096"]
-    assert conv == ["250, 1536, 32x32, 9", "1234 [1234, 1234]", "1234 [1234, 1234]", "12.3x"]
-    assert [line[1] for line in cells(text, "8, 64")] == ["failed", "failed"]
+    assert cells(text, "9, float32") == [
+        ["9, float32", *2 * ["0.95x", "8, 512, 32x32, 9", "1.50x"]]]
+    assert [line[1] for line in cells(text, "8, 64")] == ["failed"]
     assert "copy 4,300 GB/s" in text and text.count("8, 64, 12x12, 9, batch 8: out of memory") == 2
     eager, fused = cells(text, "timm")
     assert eager[1:] == ["eager", "1234 [1234, 1234]", "2.00x", "12,346"] and fused[3] == "-"
