@@ -116,6 +116,17 @@ def test_installing_brings_no_package_called_kernels(monkeypatch):
     assert os.path.isfile(ROOT / options["package_dir"]["mixer.kernels"] / "__init__.py")
 
 
+def test_the_lowest_versions_are_those_that_setup_allows(monkeypatch):
+    options = {}
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(setuptools, "setup", options.update)
+    runpy.run_path(str(ROOT / "setup.py"))
+    allowed = [*options["install_requires"], *options["extras_require"]["test"]]
+    lowest = [line for line in (ROOT / "tests" / "lowest.txt").read_text().splitlines()
+              if not line.startswith("#")]
+    assert [line.split(";")[0].replace(">=", "==") for line in allowed] == lowest
+
+
 def test_the_kernels_import_each_other_relatively():
     """So that they work as `kernels` in the checkout and as `mixer.kernels` elsewhere."""
     for path in ROOT.glob("kernels/*.py"):
