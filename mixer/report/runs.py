@@ -41,7 +41,7 @@ def summarise(name: str, config, state, *, steps: int, parameters: int, dtype: s
         "images_per_s": rate,
         f"seconds_per_{EPOCH_IMAGES}_images": EPOCH_IMAGES / rate if rate else None,
         "memory_mib": last["memory_mib"], "skipped": last["skipped"],
-        "seconds": last["seconds"], "flops": last["flops"],
+        "flops": last["flops"],
     }
 
 
@@ -58,11 +58,6 @@ class Run:
     def val_images(self) -> int:
         return sum(map(sum, self.summary["confusion"] or []))
 
-    @property
-    def images(self) -> int:
-        """Training images seen, repetitions included."""
-        return self.summary["steps"] * self.summary["batch_size"]
-
 
 def find_runs(out: Path, failed: set[str] | frozenset[str] = frozenset()) -> dict[str, list[Run]]:
     """{row name: its runs by seed} of the finished runs in the folders of `out`.
@@ -76,6 +71,7 @@ def find_runs(out: Path, failed: set[str] | frozenset[str] = frozenset()) -> dic
         name, seed = summary["name"], summary["seed"]
         if folder.name in failed or folder.name not in (name, seed_folder(name, seed)):
             continue
+        # the seconds that old logs have are the measured ones, disturbances included
         log = [{"flops": None, **row, **costs(row["step"], summary)}
                for row in read_csv(folder / "log.csv") if row["step"] <= summary["steps"]]
         config, environment = (json.loads((folder / f"{name}.json").read_text())
