@@ -39,7 +39,7 @@ class Config:
     kernels_table: bool = option(False, "instead: the fused block against plain PyTorch")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: the GPU if there is one")
     batch_size: int | None = option(None, "images per step; default: 250, on a CPU 8", least=2)
-    image_size: str = option("192", "pixels square; several, as 192,288,384: how the cost grows")
+    image_size: str = option("192", "pixels square; several, as 192,288,384: each of them")
     amp: str = option("auto", "autocast dtype; auto: fp16 on CUDA, bf16 on a CPU that has it",
                       choices=("auto", "fp16", "bf16", "off"))
     compile: bool = option(False, "torch.compile the models")

@@ -34,6 +34,7 @@ GRID = [(N, 512, side, K) for K in (3, 5, 7, 9) for side in (4, 8, 12, 16, 32)
 # activations that must be read or written: x and y; in the backward pass x, dy and dx
 PASSES = {"forward": 2, "forward + backward": 5}
 COPIES = {"cuda": 4, "cpu": 1}  # of the input, in turn: more than a GPU's cache, as in training
+REPLAYS = {"cuda": 10, "cpu": 1}  # of all of them, in each repeat
 WAYS = {"eager": ("torch", False), "compile": ("torch", True), "fused": ("auto", False)}
 TIMM_MODEL = "convmixer_1024_20_ks9_p14"
 
@@ -80,7 +81,7 @@ def measure_block(shape: Shape, amp: torch.dtype | None, repeats: int,
     """
     torch.manual_seed(0)
     copy, gb = large_copy(device)
-    copy_gb_s = 1000 * gb / race({"copy": copy}, 9, device)["copy"]["ms"]
+    copy_gb_s = 1000 * gb / race({"copy": copy}, 9, device, REPLAYS[device.type])["copy"]["ms"]
     N, C, side, K = shape
     gb = N * C * side * side * (amp or torch.float32).itemsize / 1e9  # of an activation
     blocks = {name: block_passes(model, memory_format, shape, amp, device)
@@ -92,7 +93,8 @@ def measure_block(shape: Shape, amp: torch.dtype | None, repeats: int,
     rows = []
     for mode, activations in PASSES.items():
         times = race({name: captured(steps[mode], inputs, device)
-                      for name, (_, steps, inputs) in blocks.items()}, repeats, device)
+                      for name, (_, steps, inputs) in blocks.items()},
+                     repeats, device, REPLAYS[device.type])
         for name, row in times.items():
             ms, p20, p80 = (row[key] / COPIES[device.type] for key in ("ms", "p20", "p80"))
             rows.append({"shape": shape, "batch_size": N, "mode": mode, "way": name, "ms": ms,

@@ -33,31 +33,38 @@ def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, l
 
 
 def measure_rows(config, rows: list[Row], load: Load) -> list[dict]:
-    """What each row takes, from VISITS visits, the rows in turn."""
-    # one that fails is not visited again
-    visits, failures = {row.title: [] for row in rows}, {}
-    for number in range(VISITS):
-        for row in rows:
-            if row.title not in failures:
-                announce(f"{row.title}, {load.image_size} px, visit {number + 1} of {VISITS}")
-                visit, failed = attempt(visit_model, ours(config, row, load), load,
-                                        config.repeats // VISITS)
-                if failed:
-                    failures[row.title] = failed
-                visits[row.title].append(visit)
-
-    # the counts and memory of the first visit, the times of all
+    """What each row takes: counts and memory of its first visit, the times of all."""
+    visits, failures = visit_in_turn({
+        f"{row.title}, {load.image_size} px": (visit_model, ours(config, row, load), load,
+                                               config.repeats // VISITS) for row in rows})
     models = []
-    for title, measured in visits.items():
-        model = {"row": title, "image_size": load.image_size, "batch_size": load.batch_size}
-        if title in failures:
-            model["failed"] = failures[title]
+    for row, (name, measured) in zip(rows, visits.items(), strict=True):
+        model = {"row": row.title, "image_size": load.image_size, "batch_size": load.batch_size}
+        if name in failures:
+            model["failed"] = failures[name]
         else:
             takes, times = measured[0][0], [ms for _, ms in measured]
             model |= takes | speed(takes, load.batch_size, {
-                name: [ms for visit in times for ms in visit[name]] for name in times[0]})
+                key: [ms for visit in times for ms in visit[key]] for key in times[0]})
         models.append(model)
     return models
+
+
+def visit_in_turn(calls: dict[str, tuple]) -> tuple[dict[str, list], dict[str, str]]:
+    """{name: (function, *arguments)}, each called in VISITS fresh processes, all of them in turn.
+
+    Returns {name: its results} and {name: why it failed}. One that fails is not called again.
+    """
+    visits, failures = {name: [] for name in calls}, {}
+    for number in range(VISITS):
+        for name, call in calls.items():
+            if name not in failures:
+                announce(f"{name}, visit {number + 1} of {VISITS}")
+                result, failed = attempt(*call)
+                if failed:
+                    failures[name] = failed
+                visits[name].append(result)
+    return visits, failures
 
 
 def ours(config, row: Row, load: Load) -> Callable:
@@ -66,7 +73,8 @@ def ours(config, row: Row, load: Load) -> Callable:
 
 def measure_peers(config, row: Row, load: Load) -> list[dict]:
     """Ours as in the table, and its peer, eager and compiled, at the same precision and with the
-    same allocator; then the peer as users run it. The ratios are ours / peer.
+    same allocator; then the peer as users run it, in fp32 with glibc's allocator, beside ours as
+    train.py starts it. The ratios are ours / peer.
     """
     package = PEERS.get(row.arch)
     if package is None:
@@ -80,26 +88,19 @@ def measure_peers(config, row: Row, load: Load) -> list[dict]:
                        for compile in (False, True))
     mine, *peers = compare_training({"ours": ours(config, row, load), package: eager,
                                      f"{package}, compiled": compiled}, load, config.repeats)
-    for measured in (mine, *peers):
-        if "failed" not in mine | measured:
-            measured["memory_ratio"] = mine["training_mib"] / measured["training_mib"]
-    as_users = time_as_users_run(ours(config, row, load), eager, load, config.repeats)
-    peers.append({"way": f"{package}, plain fp32", "batch_size": load.batch_size, **as_users})
-    return [{"row": row.title, **measured} for measured in (mine, *peers)]
+    for candidate in (mine, *peers):
+        if "failed" not in mine | candidate:
+            candidate["memory_ratio"] = mine["training_mib"] / candidate["training_mib"]
 
-
-def time_as_users_run(mine: Callable, theirs: Callable, load: Load, repeats: int) -> dict:
-    """The peer in fp32 with glibc's allocator, and the ratio to ours as train.py starts it.
-
-    Both in fresh processes, in turn, since the allocator belongs to a process.
-    """
-    times = {"mine": [], "theirs": []}
-    for _ in range(VISITS):
-        for name, make, amp in (("mine", mine, load.amp), ("theirs", theirs, None)):
-            ms, failed = attempt(time_training, make, load._replace(amp=amp),
-                                 max(1, repeats // VISITS), name == "mine")
-            if failed:
-                return {"failed": failed}
-            times[name] += ms
-    row = percentiles(times["theirs"])
-    return row | {"faster": percentiles(times["mine"])["ms"] / row["ms"]}
+    # the allocator belongs to a process
+    as_users, repeats = f"{package}, plain fp32", max(1, config.repeats // VISITS)
+    times, failures = visit_in_turn({
+        "ours": (time_training, ours(config, row, load), load, repeats, True),
+        as_users: (time_training, eager, load._replace(amp=None), repeats, False)})
+    measured = {"way": as_users, "batch_size": load.batch_size}
+    if failures:
+        measured["failed"] = next(iter(failures.values()))
+    else:
+        mine_ms, theirs = (percentiles(sum(ms, [])) for ms in times.values())
+        measured |= theirs | {"faster": mine_ms["ms"] / theirs["ms"]}
+    return [{"row": row.title, **candidate} for candidate in (mine, *peers, measured)]

@@ -29,32 +29,21 @@ def take_in_turn(candidates: Candidates, rounds: int, device: torch.device,
     """{name: callable} -> {name: milliseconds of a call, for each round}.
 
     Calls each candidate once to warm up, then all in turn, `count` times each, `rounds` times. On
-    CUDA a callable should only queue its work; the work is what is timed. There the launches of
-    one call hide behind the call before it, as they do in training.
+    CUDA the launches of one call hide behind the call before it, as they do in training.
     """
+    synchronize = partial(getattr(torch, device.type).synchronize, device)
     for candidate in candidates.values():
         candidate()
     samples = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, candidate in candidates.items():
-            samples[name].append(_milliseconds(candidate, count, device) / count)
+            synchronize()
+            start = time.perf_counter()
+            for _ in range(count):
+                candidate()
+            synchronize()
+            samples[name].append(1000 * (time.perf_counter() - start) / count)
     return samples
-
-
-def _milliseconds(candidate, count, device):
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.synchronize(device)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-    begin = time.perf_counter()
-    for _ in range(count):
-        candidate()
-    if on_gpu:
-        end.record()
-        torch.cuda.synchronize(device)
-        return start.elapsed_time(end)
-    return 1000 * (time.perf_counter() - begin)
 
 
 def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:

@@ -1,30 +1,21 @@
 """What bench.py measured, as in its json files -> markdown."""
-import math
 import statistics
 
-from ..experiments import BY_TITLE, EPOCH_IMAGES
-from .tables import failures, filled, in_short, number, paragraph, shape_text, spread, table
+from ..experiments import BY_TITLE, EPOCH_IMAGES, RECIPE
+from .tables import failures, filled, number, paragraph, shape_text, spread, table
 
 DTYPES = {"off": "float32", "fp16": "float16 autocast", "bf16": "bfloat16 autocast"}
 MS = spread("ms", "p20", "p80")
-
-
-def published(key: str, row: dict) -> str:
-    """What the original published about a row, or nothing."""
-    value = getattr(BY_TITLE.get(row["row"]), key, None)
-    return "" if value is None else f"{value:,}"
-
-
 TIME = [("row", "{row}"), ("train, ms", spread("training_ms", "training_p20", "training_p80")),
         ("images/s", "{training_images_per_s}"), ("s/epoch", "{seconds_per_25000_images}"),
         ("floor", "{share_of_floor:.0%}"),
         ("infer, ms", spread("inference_ms", "inference_p20", "inference_p80")),
         ("images/s", "{inference_images_per_s}"),
-        ("2080 s", lambda row: published("published_epoch_s", row))]
+        ("2080 s", "{published_epoch_s}")]
 MEMORY = [("row", "{row}"), ("parameters", "{parameters:,}"), ("GFLOP", "{gflop_per_image}"),
           ("batch", "{batch_size}"), ("saved/image", "{saved_mib_per_image}"),
           ("training", "{training_mib}"), ("process", "{process_mib}"), ("before", "{before_mib}"),
-          ("2080 MiB", lambda row: published("published_mib", row))]
+          ("2080 MiB", "{published_mib:,}")]
 PEERS = [("row", "{row}"), ("candidate", "{way}"), ("ms", MS),
          ("ours / peer, time", "{faster:.2f}"), ("MiB", "{training_mib}"),
          ("ours / peer, memory", "{memory_ratio:.2f}")]
@@ -37,28 +28,19 @@ SHAPES = [("K, dtype", "{K}, {dtype}"), *(
     for heading, key in ((mode, "lowest"), ("at", "shape"), ("median", "median")))]
 STEPS = [("model", "{model}, batch {batch_size}, {image_size} px"), ("candidate", "{way}"),
          ("ms", MS), ("", "{faster:.2f}x"), ("MiB", "{training_mib}")]
-# of several image sizes: what is compared, its unit, its value
-PER_IMAGE = {
-    "Time": ("ms of a training step per image", lambda row: 1000 / row["training_images_per_s"]),
-    "Memory": ("MiB per image, kept for the backward pass",
-               lambda row: row["saved_mib_per_image"]),
-    "FLOPs": ("GFLOP of a forward pass of one image", lambda row: row["gflop_per_image"]),
-}
 
 
 def bench_text(result: dict) -> str:
     """Everything that `python bench.py` measured; `result` as in bench.json."""
-    config, models = result["config"], result["models"]
-    sizes = list(dict.fromkeys(f"{row['image_size']}x{row['image_size']}" for row in models))
-    settings = (f"batch {config['batch_size']}, {' and '.join(sizes)} pixels, "
-                f"--kernels {config['kernels']}" + (", compiled" if config["compile"] else ""))
-    text = [heading(result, settings)]
-    text += models_text(models) if len(sizes) == 1 else sizes_text(models)
-    text += failures(models, "{row}, {image_size} px, batch {batch_size}")
+    config = result["config"]
+    sizes = " and ".join(f"{side}x{side}" for side in config["image_size"])
+    settings = (f"batch {config['batch_size']}, {sizes} pixels, --kernels {config['kernels']}"
+                + (", compiled" if config["compile"] else ""))
+    text = [heading(result, settings), *models_text(result["models"])]
     if "peers" in result:
         text.append(peers_text(result["peers"]))
     if "data" in result:
-        text.append(data_text(result["data"], models, config))
+        text.append(data_text(result["data"], result["models"], config))
     return "\n\n".join(text) + "\n"
 
 
@@ -75,13 +57,21 @@ def heading(result: dict, settings: str) -> str:
 
 
 def models_text(models: list[dict]) -> list[str]:
-    """The rows of the original table: time, then memory, beside what was published."""
+    """The rows of the original table, at each image size: time, then memory."""
     done = [row for row in models if "failed" not in row]
     matmul, copy = (statistics.median_high([row[key] for row in done] or [0])
                     for key in ("matmul_gflop_s", "copy_gb_s"))
+
+    # of several sizes, those of a row one below the other; published was one size
+    titles, several = [row["row"] for row in models], len({row["image_size"] for row in models}) > 1
+    lines = []
+    for row in sorted(models, key=lambda row: titles.index(row["row"])):
+        original = BY_TITLE.get(row["row"]) if row["image_size"] == RECIPE["image_size"] else None
+        size = f", {row['image_size']} px" if several else ""
+        lines.append({**(vars(original) if original else {}), **row, "row": row["row"] + size})
     return [
         "**Time.** Median [p20, p80] of a training step (forward, backward, Adam) and of "
-        "inference.", table(models, TIME), "**Memory**, MiB, training.", table(models, MEMORY),
+        "inference.", table(lines, TIME), "**Memory**, MiB, training.", table(lines, MEMORY),
         paragraph(
             f"s/epoch: seconds for {EPOCH_IMAGES:,} images, computed from images/s. floor: the "
             "least possible time of a training step, as a share of its measured time. The least "
@@ -95,35 +85,8 @@ def models_text(models: list[dict]) -> list[str]:
             "the peak resident size. before: the same, before the model is created.") + "\n"
         + paragraph(
             "2080: as published in 2021 for one RTX 2080 (8 GB): s/epoch and MiB, batch 250, fp16, "
-            "JPEG decoding included, memory as nvidia-smi shows it.")]
-
-
-def sizes_text(models: list[dict]) -> list[str]:
-    """How time, memory and FLOPs of an image grow with its side: a table each."""
-    sizes = {}  # {title: its rows}
-    for row in models:
-        sizes.setdefault(row["row"], []).append(row)
-    columns = [("row", "{row}"), *((f"{row['image_size']} px", f"{{{row['image_size']} px}}")
-                                   for row in next(iter(sizes.values()))), ("exponent", "{e}")]
-    text = []
-    for quantity, (unit, value) in PER_IMAGE.items():
-        lines = []
-        for title, rows in sizes.items():
-            cells = {f"{row['image_size']} px": in_short(row["failed"]) if "failed" in row
-                     else value(row) for row in rows}
-            lines.append({"row": title, "e": growth(rows, value), **cells})
-        text.append(f"**{quantity}**, {unit}.\n\n" + table(lines, columns))
-    return [*text, paragraph(
-        "exponent: e in side^e, fitted through the sizes by least squares of the logarithms: 2 is "
-        "as the number of pixels, 4 as its square. The parameters do not grow, but for the "
-        "positions of a ViT.")]
-
-
-def growth(rows: list[dict], value) -> float | None:
-    """The exponent e of value = a * side^e; None with fewer than two sizes that did not fail."""
-    points = [(math.log(row["image_size"]), math.log(value(row))) for row in rows
-              if "failed" not in row]
-    return statistics.linear_regression(*zip(*points, strict=True)).slope if points[1:] else None
+            "JPEG decoding included, memory as nvidia-smi shows it."),
+        *failures(lines, "{row}, batch {batch_size}")]
 
 
 def peers_text(peers: list[dict]) -> str:

@@ -13,7 +13,7 @@ from tests.helpers.tables import COMMITTED, cells
 GPU = {"device": "NVIDIA H200", "python": "3.12.3", "torch": "2.11.0", "triton": "3.6.0",
        "cuda": "13.0", "date": "2026-11-22"}
 CPU = {**GPU, "device": "AMD EPYC 9575F 64-Core Processor, 128 threads", "cuda": None}
-CONFIG = {"batch_size": 250, "image_size": 192, "kernels": "auto", "compile": True, "amp": "fp16",
+CONFIG = {"batch_size": 250, "image_size": [192], "kernels": "auto", "compile": True, "amp": "fp16",
           "data": "cats.zip"}
 OUT = ("out of memory: CUDA out of memory. Tried to allocate 2.00 GiB. "
        + "GPU 0 has a total capacity of which so much is free. " * 4)
@@ -68,7 +68,7 @@ def test_a_failed_row_stays_and_says_why():
     time, memory = cells(text, "EfficientNetV2-B0")
     assert time == ["EfficientNetV2-B0", "out of memory", *[""] * 5, "32"]
     assert memory == ["EfficientNetV2-B0", "out of memory", "", "250", *[""] * 4, "7,790"]
-    assert "EfficientNetV2-B0, 192 px, batch 250: out of memory: CUDA out of memory" in text
+    assert "EfficientNetV2-B0, batch 250: out of memory: CUDA out of memory" in text
     peer = cells(text, "ResNet-18")[4]
     assert peer == ["ResNet-18", "torchvision, compiled", "out of memory", "", "", ""]
     nothing = {**result(), "models": [row for row in result(failing=True)["models"]
@@ -126,23 +126,19 @@ def test_the_kernels_table():
     assert "ConvMixer 24, compile, batch 250: out of memory" in text
 
 
-def test_the_table_of_image_sizes_has_the_exponent():
-    """Time as the side's square, memory as its fourth power; one size out of memory."""
-    def row(side, **changes):
-        return {"row": "ViT 16 CNN", **MODEL, "training_images_per_s": 1e6 / side**2,
-                "saved_mib_per_image": (side / 100)**4, "image_size": side, **changes}
-    failed = {"row": "ViT 16 CNN", "batch_size": 250, "image_size": 768, "failed": OUT}
-    once = [{**row(192), "row": "ResNet-18"},
-            *({**failed, "row": "ResNet-18", "image_size": side} for side in (384, 768))]
-    text = bench_text({"environment": GPU, "config": CONFIG,
-                       "models": [*once, row(192), row(384), failed]})
-    assert max(map(len, text.splitlines())) <= tables.WIDTH
-    time, memory, flops = cells(text, "ViT 16 CNN")
-    assert cells(text, "row")[0] == ["row", "192 px", "384 px", "768 px", "exponent"]
-    assert time == ["ViT 16 CNN", "36.9", "147", "out of memory", "2.00"]
-    assert memory == ["ViT 16 CNN", "13.6", "217", "out of memory", "4.00"]
-    assert flops[-1] == "0.00" and cells(text, "ResNet-18")[0][-1] == "-"
-    assert "ViT 16 CNN, 768 px, batch 250: out of memory" in text
+def test_several_image_sizes_of_a_row_stand_together():
+    sizes = {**CONFIG, "image_size": [192, 288]}
+    models = [{"row": title, **MODEL, "image_size": side} for side in (192, 288)
+              for title in ("ViT 16 CNN", "ResNet-18")]
+    models[-1] = {"row": "ResNet-18", "batch_size": 250, "image_size": 288, "failed": OUT}
+    text = bench_text({"environment": GPU, "config": sizes, "models": models})
+    assert "192x192 and 288x288 pixels" in " ".join(text.split())
+    lines = cells(text)
+    assert [(line[0], line[-1]) for line in lines if "px" in line[0]] == [
+        ("ViT 16 CNN, 192 px", "34"), ("ViT 16 CNN, 288 px", ""), ("ResNet-18, 192 px", "20"),
+        ("ResNet-18, 288 px", ""), ("ViT 16 CNN, 192 px", "6,788"), ("ViT 16 CNN, 288 px", ""),
+        ("ResNet-18, 192 px", "4,554"), ("ResNet-18, 288 px", "")]
+    assert "ResNet-18, 288 px, batch 250: out of memory" in text
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parent.name}/{p.stem}")
