@@ -23,7 +23,7 @@ from mixer.report.tables import csv_rows
 from mixer.runtime.cli import chosen, flag, invalid_values, option, parse, run, whole_numbers
 from mixer.runtime.device import DTYPES, environment, pick_amp, pick_device
 from mixer.runtime.distributed import rank_and_size
-from mixer.runtime.errors import InputError, UsageError
+from mixer.runtime.errors import UsageError
 from mixer.runtime.files import writable_folder, write_csv, write_json, write_text
 
 AMP_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -117,8 +117,6 @@ def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
 
     # this machine and the data
     device = pick_device(config.device)
-    if device.type == "mps":
-        raise InputError("--device mps: bench.py measures cpu and cuda")
     amp = pick_amp(config.amp, device)
     if config.data:
         find_images(config.data)  # fails now, not after the models

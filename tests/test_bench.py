@@ -12,6 +12,7 @@ from mixer.experiments import Row
 from mixer.report.measurements import bench_text, kernels_text
 from mixer.runtime import processes
 from mixer.runtime.device import has_native_bf16
+from mixer.runtime.errors import InputError
 from mixer.runtime.processes import ChildFailed
 from tests.helpers.networks import IMAGE_SIZE, TINY
 from tests.helpers.tables import RESULTS, cells
@@ -152,7 +153,7 @@ def test_the_kernels_table_and_its_files(small, tmp_path, capsys):
     (["--device", "cpu", "--out", __file__], ["cannot write to"]),
 ])
 def test_refusals_come_before_anything_is_measured(arguments, messages):
-    with pytest.raises(bench.InputError) as e:
+    with pytest.raises(InputError) as e:
         bench.main(arguments)
     for message in messages:
         assert message in str(e.value)

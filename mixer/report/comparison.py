@@ -9,7 +9,7 @@ from ..experiments import BY_NAME, EPOCH_IMAGES, published_curves
 from ..runtime.files import write_csv, write_text
 from .figures import draw_comparison, draw_costs
 from .intervals import Interval, accuracy_intervals, best_of, frontier
-from .reproduction import Point, judge
+from .reproduction import judge
 from .runs import Run, find_runs, on_published_images
 from .tables import number, paragraph, table
 
@@ -41,7 +41,7 @@ def write_comparison(out: Path, failed: dict[str, str]) -> str:
     text = comparison_text(runs, points, expected_rows(out), failed)
     write_text(out / "table.md", text)
     if points:
-        write_csv(out / "reproduction.csv", [vars(point) for point in points])
+        write_csv(out / "reproduction.csv", points)
     draw_comparison(out, runs)
     draw_costs(out, runs)
     return text
@@ -56,7 +56,7 @@ def expected_rows(out: Path) -> list[str]:
     return config["rows"].split(",") if config.get("rows") else list(TITLES)
 
 
-def comparison_text(runs: dict[str, list[Run]], points: Sequence[Point], names: Sequence[str],
+def comparison_text(runs: dict[str, list[Run]], points: Sequence[dict], names: Sequence[str],
                     failed: dict[str, str]) -> str:
     """Markdown: the rows and what they cost, accuracy at equal cost, and the reproduction.
 
@@ -166,29 +166,24 @@ def accuracy_at(run: Run, cost: str, budget: float) -> float | None:
     return within[-1] if within else None
 
 
-def reproduction_text(points: Sequence[Point]) -> str:
+def reproduction_text(points: Sequence[dict]) -> str:
     """At how many of the published points our training curves are where the original's are."""
+    def inside(points):
+        return {key: sum(point[key] for point in points) for key in ("acc_inside", "loss_inside")}
     lines = []
-    for name in dict.fromkeys(point.row for point in points):
-        of_row = [point for point in points if point.row == name]
-        difference = statistics.fmean(point.acc - point.published_acc for point in of_row)
-        lines.append({**vars(of_row[-1]), **_inside(of_row), "row": TITLES[name],
+    for name in dict.fromkeys(point["row"] for point in points):
+        of_row = [point for point in points if point["row"] == name]
+        difference = statistics.fmean(point["acc"] - point["published_acc"] for point in of_row)
+        lines.append({**of_row[-1], **inside(of_row), "row": TITLES[name], "points": len(of_row),
                       "difference": difference})
-    inside = _inside(points)
     return "\n".join([
         "**The reproduction**: runs with the original's recipe, training accuracy and loss beside "
         "the published ones.", "", table(lines, REPRODUCTION), "",
-        f"The published accuracy is inside at {inside['acc_inside']} of {len(points)} points, the "
-        f"published loss at {inside['loss_inside']} of {len(points)}.", paragraph(
+        "The published accuracy is inside at {acc_inside} of {n} points, the published loss at "
+        "{loss_inside} of {n}.".format(n=len(points), **inside(points)), paragraph(
             "A point covers 100 steps. It is inside if it lies in the range of our seeds, widened "
             "on both sides by 1.96 standard errors of 25,000 draws. difference: of the accuracies, "
             "mean of all points. reproduction.csv has all points.")])
-
-
-def _inside(points):
-    """How many of the points there are, and in how many the published value is inside."""
-    return {"points": len(points), **{key: sum(getattr(point, key) for point in points)
-                                      for key in ("acc_inside", "loss_inside")}}
 
 
 def _interval_text(interval: Interval | None) -> str:
