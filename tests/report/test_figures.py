@@ -25,13 +25,16 @@ def test_figures_are_drawn(tmp_path):
     out = tmp_path / "figures"
     out.mkdir()
     draw_curves(out / "curves.png", LOG, "a run")
+    draw_curves(out / "no validation.png",
+                [{**row, "val_loss": None, "val_acc": None} for row in LOG], "a run")
     for seed in (0, 1):
         finished_run(tmp_path, "convmixer-p24", seed, shift=0.1 * seed)
     finished_run(tmp_path, "resnet18", steps=100)
     runs = find_runs(tmp_path)
     draw_comparison(out, runs)
     draw_costs(out, runs)
-    names = {"curves.png", "loss.png", "acc.png", "val_acc_seconds.png", "val_acc_flops.png"}
+    names = {"curves.png", "no validation.png", "loss.png", "acc.png", "val_acc_seconds.png",
+             "val_acc_flops.png"}
     assert {p.name for p in out.iterdir()} == names
     assert all(is_drawn(out / name) for name in names)
 
@@ -50,18 +53,13 @@ def test_rows_that_are_not_among_the_nine_and_other_classes_are_drawn(tmp_path):
     assert is_drawn(many / "loss.png") and widths[0] > widths[1]
 
 
-def test_a_run_without_validation_is_drawn(tmp_path):
-    draw_curves(tmp_path / "curves.png",
-                [{**row, "val_loss": None, "val_acc": None} for row in LOG], "no validation")
-
-
 def test_live_curves_are_drawn_at_each_tenth_row(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, "draw_curves", lambda path, rows, title: drawn.append(len(rows)))
     curves = figures.LiveCurves(tmp_path / "curves.png", "a run")
-    for rows in range(1, 25):
-        curves.draw(LOG * rows)
-    assert drawn == [2 * rows for rows in range(1, 25) if 2 * rows % figures.EVERY == 0]
+    for count in range(1, 25):
+        curves.draw([{}] * count)
+    assert drawn == [10, 20]
 
 
 SETTINGS = """
