@@ -4,6 +4,7 @@ Each model is measured in a fresh process, so that none inherits another's alloc
 cuDNN choices. What is measured becomes a row: a dict, whose keys end in their unit.
 """
 import contextlib
+import functools
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -134,9 +135,9 @@ def visit_model(make: MakeModel, load: Load, repeats: int) -> tuple[dict, dict[s
     The milliseconds are of a training step, of an inference step, of a GFLOP of a large matrix
     product and of a GB of a large copy, taken in turn.
     """
+    make = functools.cache(make)  # one model, compiled once
     memory = training_memory(make, load)  # first: nothing ran before
-    counts = count_model(make, load)
-    model = make()
+    model, counts = make(), count_model(make, load)
     product, gflop = large_product(load.device, load.amp or torch.float32)
     copy, gb = large_copy(load.device)
     ms = take_in_turn({"training": training_step(model, load),
