@@ -19,6 +19,7 @@ MEMORY = [("row", "{row}"), ("parameters", "{parameters:,}"), ("GFLOP", "{gflop_
 PEERS = [("row", "{row}"), ("candidate", "{way}"), ("ms", MS),
          ("ours / peer, time", "{faster:.2f}"), ("MiB", "{training_mib}"),
          ("ours / peer, memory", "{memory_ratio:.2f}")]
+DATA = [("stage", "{stage}"), ("images/s", spread("images_per_s", "p20", "p80"))]
 BLOCKS = [("N, C, map, K", "{first}"), ("candidate", "{way}"), ("forward, ms", "{forward}"),
           ("", "{forward_faster:.2f}x"), ("GB/s", "{forward_gb_s}"),
           ("and backward, ms", "{backward}"), ("", "{backward_faster:.2f}x"),
@@ -38,10 +39,24 @@ def bench_text(result: dict) -> str:
                 + (", compiled" if config["compile"] else ""))
     text = [heading(result, settings), *models_text(result["models"])]
     if "peers" in result:
-        text.append(peers_text(result["peers"]))
+        text.append(section(
+            "**Peers.** Training steps, timed in turn. ours / peer below 1: ours takes less.",
+            table(result["peers"], PEERS, left=2), "", paragraph(
+                "MiB: peak over three steps in a fresh process: on CUDA of allocated tensors, on a "
+                "CPU the growth of the process. Plain fp32: the peer as users run it, with the "
+                "default allocator, against ours as train.py starts it. The linear ViTs are left "
+                "out, because they are the same network as the CNN ViTs."),
+            *failures(result["peers"], "{row}, {way}, batch {batch_size}")))
     if "data" in result:
-        text.append(data_text(result["data"], result["models"], config))
+        text.append(section(
+            f"**Data**, {config['data']}: the stages that feed a training step. Decoding and "
+            "packing happen once.", table(result["data"], DATA),
+            *failures(result["data"], "{stage}")))
     return "\n\n".join(text) + "\n"
+
+
+def section(text: str, table: str, *rest: str) -> str:
+    return "\n".join([paragraph(text), "", table, *rest])
 
 
 def heading(result: dict, settings: str) -> str:
@@ -89,53 +104,25 @@ def models_text(models: list[dict]) -> list[str]:
         *failures(lines, "{row}, batch {batch_size}")]
 
 
-def peers_text(peers: list[dict]) -> str:
-    return "\n".join([
-        "**Peers.** Training steps, timed in turn. ours / peer below 1: ours takes less.", "",
-        table(peers, PEERS, left=2), "",
-        paragraph("MiB: peak over three steps in a fresh process: on CUDA of allocated tensors, on "
-                  "a CPU the growth of the process. Plain fp32: the peer as users run it, with the "
-                  "default allocator, against ours as train.py starts it. The linear ViTs are "
-                  "left out, because they are the same network as the CNN ViTs."),
-        *failures(peers, "{row}, {way}, batch {batch_size}")])
-
-
-def data_text(stages: list[dict], models: list[dict], config: dict) -> str:
-    """Each stage, then the training steps that it must feed."""
-    batch = config["batch_size"]
-    lines = [{"ms": 1000 * batch / row["images_per_s"], **row} for row in stages
-             if "failed" not in row]
-    lines += [{"stage": f"training step, {row['row']}", "ms": row["training_ms"],
-               "images_per_s": 1000 * batch / row["training_ms"],
-               "p20": 1000 * batch / row["training_p80"], "p80": 1000 * batch / row["training_p20"]}
-              for row in models if "failed" not in row]
-    columns = [("stage", "{stage}"), ("images/s", spread("images_per_s", "p20", "p80")),
-               (f"ms for {batch} images", "{ms}")]
-    return "\n".join([
-        paragraph(f"**Data**, {config['data']}: the stages, and the training steps that they must "
-                  "feed. Decoding and packing happen once."), "",
-        table(lines, columns), *failures(stages, "{stage}")])
-
-
 def kernels_text(result: dict) -> str:
     """Everything that `python bench.py --kernels-table` measured; `result` as in kernels.json."""
     blocks, shapes, steps = (result[key] for key in ("blocks", "shapes", "steps"))
     copies = [row["copy_gb_s"] for row in blocks if "failed" not in row]
     copy = number(statistics.median_high(copies)) if copies else "-"
-    text = [heading(result, f"batch as shown, copy {copy} GB/s"), "\n".join([
-        paragraph("**The block**, with residual, in training: median [p20, p80], speed relative to "
-                  "eager, GB/s of the bytes that must be read and written, KiB per sample that "
-                  "autograd keeps."), "", table(block_lines(blocks), BLOCKS, left=2),
-        *failures(blocks, "{shape}")])]
+    text = [heading(result, f"batch as shown, copy {copy} GB/s"), section(
+        "**The block**, with residual, in training: median [p20, p80], speed relative to eager, "
+        "GB/s of the bytes that must be read and written, KiB per sample that autograd keeps.",
+        table(block_lines(blocks), BLOCKS, left=2), *failures(blocks, "{shape}"))]
     if shapes:
-        text.append("\n".join([
-            paragraph("**The block in many shapes**: fused, relative to eager. The lowest speed, "
-                      "where it is, and the median."), "", table(shape_lines(shapes), SHAPES),
-            *failures(shapes, "{shape}")]))
-    return "\n\n".join([*text, "\n".join([
+        text.append(section(
+            "**The block in many shapes**: fused, relative to eager. The lowest speed, where it "
+            "is, and the median.", table(shape_lines(shapes), SHAPES),
+            *failures(shapes, "{shape}")))
+    text.append(section(
         "**A training step**, forward, backward, Adam: median [p20, p80], speed relative to "
-        "eager, peak memory.", "", table(steps, STEPS, left=2),
-        *failures(steps, "{model}, {way}, batch {batch_size}")])]) + "\n"
+        "eager, peak memory.", table(steps, STEPS, left=2),
+        *failures(steps, "{model}, {way}, batch {batch_size}")))
+    return "\n\n".join(text) + "\n"
 
 
 def block_lines(blocks: list[dict]) -> list[dict]:
