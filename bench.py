@@ -5,8 +5,6 @@ python bench.py --rows convmixer-p24,vit_cnn-p24 --peers
 python bench.py --data dogs-vs-cats.zip --out results/here
 python bench.py --image-size 192,288,384
 python bench.py --kernels-table
-python bench.py --kernels-static
-python bench.py --kernels-tune --out results/tune
 """
 import dataclasses
 import itertools
@@ -15,33 +13,19 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels import why_not_triton
 from mixer.bench.block import measure_kernels
-from mixer.bench.rows import measure_models, measure_resolution
-from mixer.bench.static import measure_static
-from mixer.bench.tune import tune_kernels
+from mixer.bench.rows import measure_models
 from mixer.data.images import base_name, find_images
 from mixer.experiments import ROWS, Row
 from mixer.models import model_options
-from mixer.report.figures import draw_memory, draw_resolution, draw_speed
-from mixer.report.tables import (
-    bench_text,
-    csv_rows,
-    fastest_tiles,
-    kernels_text,
-    resolution_text,
-    static_text,
-    tune_text,
-)
+from mixer.report.measurements import bench_text, kernels_text
+from mixer.report.tables import csv_rows
 from mixer.runtime.cli import chosen, flag, invalid_values, option, parse, run, whole_numbers
 from mixer.runtime.device import DTYPES, environment, pick_amp, pick_device
 from mixer.runtime.distributed import rank_and_size
-from mixer.runtime.errors import InputError, UsageError
+from mixer.runtime.errors import UsageError
 from mixer.runtime.files import writable_folder, write_csv, write_json, write_text
 
-TABLES = {"bench": (measure_models, bench_text), "kernels": (measure_kernels, kernels_text),
-          "resolution": (measure_resolution, resolution_text),
-          "static": (measure_static, static_text), "tune": (tune_kernels, tune_text)}
 AMP_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -53,22 +37,18 @@ class Config:
     peers: bool = option(False, "also the torchvision and timm versions, eager and compiled")
     data: str | None = option(None, "image folder or zip: also how fast it is read and augmented")
     kernels_table: bool = option(False, "instead: the fused block against plain PyTorch")
-    kernels_static: bool = option(False, "instead: the Triton kernels' machine code, without a GPU")
-    kernels_tune: bool = option(False, "instead: time the Triton kernels' block sizes on this GPU")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: the GPU if there is one")
     batch_size: int | None = option(None, "images per step; default: 250, on a CPU 8", least=2)
-    image_size: str = option("192", "pixels square; several, as 192,288,384: how the cost grows")
+    image_size: str = option("192", "pixels square; several, as 192,288,384: each of them")
     amp: str = option("auto", "autocast dtype; auto: fp16 on CUDA, bf16 on a CPU that has it",
                       choices=("auto", "fp16", "bf16", "off"))
     compile: bool = option(False, "torch.compile the models")
-    kernels: str = option("auto", "ConvMixer's depthwise unit: fused (auto; triton: fail if Triton "
-                          "cannot run) or plain PyTorch", choices=("auto", "torch", "triton"))
+    kernels: str = option("auto", "ConvMixer's depthwise unit: fused or plain PyTorch",
+                          choices=("auto", "torch"))
     repeats: int = option(12, "how often each thing is timed, in turn with the others", least=3)
-    out: str | None = option(None, "folder for csv, json, markdown, figures; default: print only")
-    debug: bool = option(False, "print a traceback when something fails")
+    out: str | None = option(None, "folder for csv, json and markdown; default: print only")
 
 
-INSTEAD = {"kernels": "kernels_table", "static": "kernels_static", "tune": "kernels_tune"}
 # options of the models' table alone
 FOR_MODELS = {"rows", "peers", "data", "batch_size", "image_size", "compile", "kernels"}
 
@@ -78,36 +58,23 @@ def main(argv: list[str]) -> None:
     out = config.out and writable_folder(config.out, "--out")
 
     # measure
-    several = isinstance(config.image_size, list)
-    name = next((table for table, instead in INSTEAD.items() if getattr(config, instead)),
-                "resolution" if several else "bench")
-    measure, as_text = TABLES[name]
+    name, measure, as_text = (("kernels", measure_kernels, kernels_text) if config.kernels_table
+                              else ("bench", measure_models, bench_text))
     lists = measure(config, rows, device)
 
     # save what took minutes; results must not contain local paths
     settings = {**dataclasses.asdict(config), "out": None,
                 "data": config.data and base_name(config.data)}
-    result = {"environment": environment(device), "config": settings,
-              **{key: [m.as_row() for m in measured] for key, measured in lists.items()}}
+    result = {"environment": environment(device), "config": settings, **lists}
     if out:
         write_json(out / f"{name}.json", result)
-
-    # print and draw
+        for key, measured in lists.items():
+            write_csv(out / f"{key}.csv", csv_rows(measured))
     text = as_text(result)
     print(text)
     if out:
         write_text(out / f"{name}.md", text)
-        if name == "tune":
-            write_json(out / "depthwise_tiles.json", fastest_tiles(result))
-        for key in lists:
-            write_csv(out / f"{key}.csv", csv_rows(result[key]))
-        if lists.get("memory"):
-            caption = text.split("\n\n")[0]
-            draw_speed(out / "speed.png", [m for m in lists["models"] if not m.failed], caption)
-            draw_memory(out / "memory.png", lists["memory"], caption)
-        if several:
-            draw_resolution(out / "resolution.png", lists["resolution"], text.split("\n\n")[0])
-    failed = sum(m.failed is not None for measured in lists.values() for m in measured)
+    failed = sum("failed" in row for measured in lists.values() for row in measured)
     if failed:
         raise RuntimeError(f"{failed} of the measurements failed; the tables say why")
 
@@ -115,7 +82,7 @@ def main(argv: list[str]) -> None:
 def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
     """argv -> Config with all defaults filled in, the rows to measure, the device.
 
-    image_size becomes a number, or a list of several.
+    image_size becomes a list of numbers.
 
     Raises UsageError with all problems of the arguments, then InputError if this machine or the
     data cannot serve them.
@@ -137,9 +104,9 @@ def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
                             "--rows")
 
     # options that do not go together
-    tables = [name for name in INSTEAD.values() if getattr(config, name)]
-    problems += [f"{flag(name)} does not go with {flag(table)}" for table in tables[:1]
-                 for name in options if name in FOR_MODELS | {*tables[1:]}]
+    if config.kernels_table:
+        problems += [f"{flag(name)} does not go with --kernels-table"
+                     for name in options if name in FOR_MODELS]
     if len(sizes) > 1:
         problems += [f"{flag(name)} does not go with several sizes in --image-size"
                      for name in ("peers", "data") if name in options]
@@ -150,16 +117,12 @@ def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
 
     # this machine and the data
     device = pick_device(config.device)
-    if device.type == "mps":
-        raise InputError("--device mps: bench.py measures cpu and cuda")
     amp = pick_amp(config.amp, device)
-    if config.kernels == "triton" and (reason := why_not_triton(device)):
-        raise InputError(f"--kernels triton: {reason}; use --kernels auto")
     if config.data:
         find_images(config.data)  # fails now, not after the models
     batch_size = config.batch_size or (250 if device.type == "cuda" else 8)
     config = dataclasses.replace(config, amp=AMP_NAMES[amp], batch_size=batch_size,
-                                 image_size=sizes if len(sizes) > 1 else sizes[0])
+                                 image_size=sizes)
     return config, rows, device
 
 

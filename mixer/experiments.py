@@ -15,17 +15,18 @@ ORIGINAL_CLASSES = ["cat", "dog"]
 # curves; None in a run means that its model has no such option
 RECIPE = {"dim": 512, "heads": 8, "kernel_size": 9, "image_size": 192, "batch_size": 250,
           "lr": 1e-4, "weight_decay": 0.0, "schedule": "constant", "warmup": 0, "clip_grad": None,
-          "label_smoothing": 0.0, "log_every": 100, "act": "gelu", "init_from": None}
+          "label_smoothing": 0.0, "log_every": 100, "act": "gelu", "qkv_bias": False,
+          "norm_eps": 1e-5, "init_from": None}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: what to train, and its published cost."""
+    """One row of the table: what to train, and its published cost, if there is one."""
 
     title: str
     arch: str
-    published_mib: int              # GPU memory at batch 250, MiB in nvidia-smi
-    published_epoch_s: int          # seconds per epoch of 25,000 images
+    published_mib: int | None = None      # GPU memory at batch 250, MiB in nvidia-smi
+    published_epoch_s: int | None = None  # seconds per epoch of 25,000 images
     options: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -55,6 +56,7 @@ ROWS = [
     Row("ConvMixer 16/8", "convmixer", 4612, 28, {"patch": 16, "depth": 8}),
 ]
 BY_NAME = {row.name: row for row in ROWS}
+BY_TITLE = {row.title: row for row in ROWS}
 
 
 def published_curves() -> dict[str, list[tuple[int, float, float]]]:

@@ -1,5 +1,4 @@
 """The fused block against plain PyTorch: alone, in many shapes, and whole training steps."""
-import dataclasses
 import importlib.util
 import itertools
 import math
@@ -13,13 +12,12 @@ from torch import nn
 from kernels import DepthwiseGELUBN
 
 from ..experiments import Row
-from ..report.measurements import BlockMeasurement, ShapeMeasurement, StepMeasurement
 from ..runtime.device import pick_amp
 from ..runtime.processes import attempt
 from ..runtime.system import freed_memory_kept
 from .candidates import Block, block_candidates, build, build_timm
 from .measure import Load, announce, compare_training, saved_bytes
-from .timing import captured, copy_bandwidth, race, repeated
+from .timing import captured, large_copy, race
 
 Shape = tuple[int, int, int, int]  # N, C, side, K
 
@@ -36,10 +34,12 @@ GRID = [(N, 512, side, K) for K in (3, 5, 7, 9) for side in (4, 8, 12, 16, 32)
 # activations that must be read or written: x and y; in the backward pass x, dy and dx
 PASSES = {"forward": 2, "forward + backward": 5}
 COPIES = {"cuda": 4, "cpu": 1}  # of the input, in turn: more than a GPU's cache, as in training
+REPLAYS = {"cuda": 10, "cpu": 1}  # of all of them, in each repeat
+WAYS = {"eager": ("torch", False), "compile": ("torch", True), "fused": ("auto", False)}
 TIMM_MODEL = "convmixer_1024_20_ks9_p14"
 
 
-def measure_kernels(config, rows: list[Row], device: torch.device) -> dict[str, list]:
+def measure_kernels(config, rows: list[Row], device: torch.device) -> dict[str, list[dict]]:
     """The lists of kernels.json: the block, many shapes of it (CPU only), training steps."""
     blocks, shapes, steps = [], [], []
     amp, on_gpu = pick_amp(config.amp, device), device.type == "cuda"
@@ -47,113 +47,98 @@ def measure_kernels(config, rows: list[Row], device: torch.device) -> dict[str, 
     # the block alone
     for shape in SHAPES[device.type]:
         announce(f"block {shape}")
-        measured, failed = attempt(measure_block, shape, amp, config.repeats, device,
-                                   debug=config.debug)
-        blocks += measured or [BlockMeasurement(shape, shape[0], failed=failed)]
+        measured, failed = attempt(measure_block, shape, amp, config.repeats, device)
+        blocks += measured or [{"shape": shape, "batch_size": shape[0], "failed": failed}]
     for shape in [] if on_gpu else GRID:
         announce(f"block {shape}, eager and fused")
-        measured, failed = attempt(measure_shape, shape, config.repeats, debug=config.debug)
-        shapes += measured or [ShapeMeasurement(shape, failed=failed)]
+        measured, failed = attempt(measure_shape, shape, config.repeats)
+        shapes += measured or [{"shape": shape, "failed": failed}]
 
-    # training steps of our ConvMixers
+    # training steps: our ConvMixers, and one of timm's, whose compilation takes too long
     load = Load(250 if on_gpu else 32, 192, device, amp)
-    for row in rows:
-        if row.arch == "convmixer":
-            ours = partial(build, row.arch, row.options, load.image_size, device)
-            candidates = {"eager": partial(ours, kernels="torch", compile=False),
-                          "compile": partial(ours, kernels="torch", compile=True),
-                          "fused": partial(ours, kernels="auto", compile=False)}
-            steps += measure_steps(row.title, candidates, load, config.repeats, config.debug)
-
-    # training steps of timm's
+    models = [(row.title, partial(build, row), WAYS, load, config.repeats)
+              for row in rows if row.arch == "convmixer"]
     if importlib.util.find_spec("timm"):
         load = Load(64 if on_gpu else 8, 224, device, amp)
-        candidates = {"eager": partial(build_timm, TIMM_MODEL, device, kernels="torch"),
-                      "fused": partial(build_timm, TIMM_MODEL, device, kernels="auto")}
-        steps += measure_steps(f"timm {TIMM_MODEL}", candidates, load,
-                               max(3, config.repeats // 5), config.debug)
+        models.append((f"timm {TIMM_MODEL}", partial(build_timm, TIMM_MODEL), ("eager", "fused"),
+                       load, max(3, config.repeats // 5)))
     else:
         print(f"skipping {TIMM_MODEL}: it needs timm (pip install timm)", file=sys.stderr)
+    for title, make, ways, load, repeats in models:
+        announce(title)
+        candidates = {way: partial(make, load.image_size, device, *WAYS[way]) for way in ways}
+        steps += [{"model": title, "image_size": load.image_size, **step}
+                  for step in compare_training(candidates, load, repeats)]
     return {"blocks": blocks, "shapes": shapes, "steps": steps}
-
-
-def measure_steps(model: str, candidates: dict[str, Callable], load: Load, repeats: int,
-                  debug: bool) -> list[StepMeasurement]:
-    announce(model)
-    return [dataclasses.replace(m, model=model, image_size=load.image_size)
-            for m in compare_training(candidates, load, repeats, debug)]
 
 
 @freed_memory_kept()
 def measure_block(shape: Shape, amp: torch.dtype | None, repeats: int,
-                  device: torch.device) -> list[BlockMeasurement]:
-    """Each implementation of the block, in training mode: forward, and forward + backward."""
-    torch.manual_seed(0)
-    copy_gb_s = copy_bandwidth(device)
-    N, C, side, K = shape
-    activation_bytes = N * C * side * side * (amp or torch.float32).itemsize
+                  device: torch.device) -> list[dict]:
+    """Each implementation of the block, in training mode: forward, and forward + backward.
 
-    # the candidates with their inputs, and what each saves for backward
-    passes = {name: BlockPasses(model, memory_format, shape, amp, device)
+    gb_s: of the bytes that must be read and written; copy_gb_s: of a large copy.
+    """
+    torch.manual_seed(0)
+    copy, gb = large_copy(device)
+    copy_gb_s = 1000 * gb / race({"copy": copy}, 9, device, REPLAYS[device.type])["copy"]["ms"]
+    N, C, side, K = shape
+    gb = N * C * side * side * (amp or torch.float32).itemsize / 1e9  # of an activation
+    blocks = {name: block_passes(model, memory_format, shape, amp, device)
               for name, (model, memory_format) in block_candidates(C, K, device).items()}
-    saved = {name: saved_bytes(partial(p.forward, p.inputs[0])) / N for name, p in passes.items()}
+    saved = {name: saved_bytes(partial(forward, inputs[0])) / N
+             for name, (forward, _, inputs) in blocks.items()}
 
     # all candidates in turn, in one mode, then in the other
-    results = []
+    rows = []
     for mode, activations in PASSES.items():
-        ways = {name: captured(p.step(mode), p.inputs, device) for name, p in passes.items()}
-        times, ratios = race(ways, repeats, device)
-        for name in ways:
-            t = times[name].per(COPIES[device.type])
-            results.append(BlockMeasurement(
-                shape, N, mode, name, t.median, t.p20, t.p80, faster_than_eager=1 / ratios[name],
-                gb_s=activations * activation_bytes / t.median / 1e6, copy_gb_s=copy_gb_s,
-                saved_bytes_per_sample=saved[name]))
-    return results
+        times = race({name: captured(steps[mode], inputs, device)
+                      for name, (_, steps, inputs) in blocks.items()},
+                     repeats, device, REPLAYS[device.type])
+        for name, row in times.items():
+            ms, p20, p80 = (row[key] / COPIES[device.type] for key in ("ms", "p20", "p80"))
+            rows.append({"shape": shape, "batch_size": N, "mode": mode, "way": name, "ms": ms,
+                         "p20": p20, "p80": p80, "faster_than_eager": row["faster"],
+                         "gb_s": 1000 * activations * gb / ms, "copy_gb_s": copy_gb_s,
+                         "saved_bytes_per_sample": saved[name]})
+    return rows
 
 
-class BlockPasses:
-    """The passes of one block, and inputs for them: pairs (x, dy), (N, C, side, side) each."""
+def block_passes(model: nn.Module, memory_format: torch.memory_format, shape: Shape,
+                 amp: torch.dtype | None, device: torch.device) -> tuple[Callable, dict, list]:
+    """The forward pass of a block, what is timed in each mode, and inputs for both: pairs (x, dy),
+    (N, C, side, side) each."""
+    N, C, side, _ = shape
 
-    def __init__(self, model: nn.Module, memory_format: torch.memory_format, shape: Shape,
-                 amp: torch.dtype | None, device: torch.device):
-        N, C, side, _ = shape
-        self.model, self.amp, self.device = model, amp, device
+    def activation():
+        x = torch.randn(N, C, side, side, device=device, dtype=amp or torch.float32)
+        return x.to(memory_format=memory_format)
 
-        def activation():
-            x = torch.randn(N, C, side, side, device=device, dtype=amp or torch.float32)
-            return x.to(memory_format=memory_format)
-        self.inputs = [(activation().requires_grad_(), activation())
-                       for _ in range(COPIES[device.type])]
+    def forward(pair):
+        with torch.autocast(device.type, amp, enabled=amp is not None):
+            return model(pair[0])
 
-    def step(self, mode: str) -> Callable:
-        return torch.no_grad()(self.forward) if mode == "forward" else self.forward_and_backward
-
-    def forward(self, pair):
-        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None):
-            return self.model(pair[0])
-
-    def forward_and_backward(self, pair):
-        x, dy = pair
-        torch.autograd.grad(self.forward(pair), [x, *self.model.parameters()], dy)
+    def forward_and_backward(pair):
+        torch.autograd.grad(forward(pair), [pair[0], *model.parameters()], pair[1])
+    inputs = [(activation().requires_grad_(), activation()) for _ in range(COPIES[device.type])]
+    return forward, dict(zip(PASSES, (torch.no_grad()(forward), forward_and_backward),
+                             strict=True)), inputs
 
 
 @freed_memory_kept()
-def measure_shape(shape: Shape, repeats: int) -> list[ShapeMeasurement]:
+def measure_shape(shape: Shape, repeats: int) -> list[dict]:
     """How much faster the fused block is than eager on the CPU: both dtypes, both modes."""
     N, C, side, K = shape
-    measured = []
+    rows, cpu = [], torch.device("cpu")
     for dtype, mode in itertools.product(("float32", "bfloat16"), ("training", "evaluation")):
         amp = None if dtype == "float32" else torch.bfloat16
         ways = {}
         for name, model in (("eager", Block(C, K)), ("fused", DepthwiseGELUBN(C, K, True))):
-            passes = BlockPasses(model.train(mode == "training"), torch.contiguous_format, shape,
-                                 amp, torch.device("cpu"))
-            step = passes.step("forward + backward" if mode == "training" else "forward")
-            ways[name] = partial(step, passes.inputs[0])
-        times, _ = race(ways, 3, torch.device("cpu"))
-        count = math.ceil(4 / times["eager"].median)  # 4 ms or more
-        ways = {name: repeated(way, count) for name, way in ways.items()}
-        ratio = race(ways, repeats, torch.device("cpu"))[1]["fused"]
-        measured.append(ShapeMeasurement(shape, dtype, mode, 1 / ratio))
-    return measured
+            _, steps, inputs = block_passes(model.train(mode == "training"),
+                                            torch.contiguous_format, shape, amp, cpu)
+            step = steps["forward + backward" if mode == "training" else "forward"]
+            ways[name] = partial(step, inputs[0])
+        count = math.ceil(4 / race(ways, 3, cpu)["eager"]["ms"])  # 4 ms or more
+        faster = race(ways, repeats, cpu, count)["fused"]["faster"]
+        rows.append({"shape": shape, "dtype": dtype, "mode": mode, "faster": faster})
+    return rows

@@ -1,12 +1,12 @@
 """What one model takes: parameters, FLOPs, bytes saved for backward, time, memory.
 
 Each model is measured in a fresh process, so that none inherits another's allocator, caches or
-cuDNN choices.
+cuDNN choices. What is measured becomes a row: a dict, whose keys end in their unit.
 """
-import dataclasses
+import contextlib
+import functools
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,11 +14,11 @@ from torch import nn
 
 from ..experiments import EPOCH_IMAGES
 from ..models.flops import TRAINING_PASSES, forward_flops
-from ..report.measurements import Counts, Memory, Speed, StepMeasurement
+from ..runtime.device import peak_memory_mib
 from ..runtime.processes import attempt, in_one_line
-from ..runtime.system import freed_memory_kept, peak_resident_mib
+from ..runtime.system import freed_memory_kept
 from ..training.recipe import make_optimizer, train_step
-from .timing import Ceiling, race, repeated, summary, take_in_turn
+from .timing import large_copy, large_product, percentiles, race, take_in_turn
 
 MIB = 2**20
 STEPS = {"cuda": 10, "cpu": 1}  # in each repeat
@@ -37,21 +37,6 @@ class Load(NamedTuple):
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
-
-
-class Samples(NamedTuple):
-    """Milliseconds of each repeat, all four taken in turn."""
-    training: list[float]   # one step
-    inference: list[float]  # one step
-    gflop: list[float]      # one GFLOP of a large matrix product
-    gb: list[float]         # one GB read or written by a large copy
-
-
-class Visit(NamedTuple):
-    """What one fresh process measured of a model; the counts and memory only on the first visit."""
-    counts: Counts | None
-    memory: list[Memory]  # one per batch size
-    samples: Samples
 
 
 def announce(text: str) -> None:
@@ -85,16 +70,16 @@ def inference_step(model: nn.Module, load: Load) -> Callable:
     return step
 
 
-def count_model(make: MakeModel, load: Load) -> Counts:
-    """Parameters, FLOPs and saved bytes."""
+def count_model(make: MakeModel, load: Load) -> dict:
+    """Parameters; per image, the FLOPs of a forward pass and what autograd keeps for backward."""
     model, images = make(), load.images()
 
     def forward():
         with load.autocast():
             return model.train()(images)
-    return Counts(parameters=sum(p.numel() for p in model.parameters()),
-                  gflop_per_image=forward_flops(model, load.image_size) / 1e9,
-                  saved_mib_per_image=saved_bytes(forward) / load.batch_size / MIB)
+    return {"parameters": sum(p.numel() for p in model.parameters()),
+            "gflop_per_image": forward_flops(model, load.image_size) / 1e9,
+            "saved_mib_per_image": saved_bytes(forward) / load.batch_size / MIB}
 
 
 def saved_bytes(forward: Callable) -> int:
@@ -120,78 +105,50 @@ def saved_bytes(forward: Callable) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def peaks(device: torch.device) -> tuple[float | None, float | None, float]:
-    """MiB at most so far: (allocated, reserved, process).
+@freed_memory_kept()
+def training_memory(make: MakeModel, load: Load) -> dict:
+    """Peaks over three training steps of the first model of a process, MiB.
 
-    allocated, reserved: PyTorch's own, on CUDA only. process: on CUDA all memory in use on the
-    GPU, the context and other processes included; on the CPU the resident size of this process.
+    training: on CUDA of allocated tensors, on a CPU the growth of the process. process: on CUDA
+    all memory in use on the GPU, the context and other processes included; on a CPU the resident
+    size. before: the same, before the model is created.
     """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        free, total = torch.cuda.mem_get_info(device)
-        return (torch.cuda.max_memory_allocated(device) / MIB,
-                torch.cuda.max_memory_reserved(device) / MIB, (total - free) / MIB)
-    return None, None, peak_resident_mib()
+    on_gpu = load.device.type == "cuda"
+
+    def process_mib():
+        if not on_gpu:
+            return peak_memory_mib(load.device)
+        free, total = torch.cuda.mem_get_info(load.device)
+        return (total - free) / MIB
+    before, step = process_mib(), training_step(make(), load)
+    for _ in range(3):
+        step()
+    process = process_mib()
+    return {"training_mib": peak_memory_mib(load.device) if on_gpu else process - before,
+            "process_mib": process, "before_mib": before}
 
 
 @freed_memory_kept()
-def training_memory(make: MakeModel, load: Load, batches: Sequence[int]) -> list[Memory]:
-    """Peaks over three training steps at each of the batch sizes, which must rise.
+def visit_model(make: MakeModel, load: Load, repeats: int) -> tuple[dict, dict[str, list[float]]]:
+    """In a fresh process: what the model takes, and milliseconds for each repeat.
 
-    For the first model of a process, and apart from timing.
+    The milliseconds are of a training step, of an inference step, of a GFLOP of a large matrix
+    product and of a GB of a large copy, taken in turn.
     """
-    *_, before = peaks(load.device)
-    model, results = make(), []
-    for batch in batches:
-        step = training_step(model, load._replace(batch_size=batch))
-        for _ in range(3):
-            step()
-        allocated, reserved, process = peaks(load.device)
-        training = process - before if allocated is None else allocated
-        results.append(Memory(training, allocated, reserved, process, before))
-        del step
-        if load.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(load.device)
-    return results
+    make = functools.cache(make)  # one model, compiled once
+    memory = training_memory(make, load)  # first: nothing ran before
+    model, counts = make(), count_model(make, load)
+    product, gflop = large_product(load.device, load.amp or torch.float32)
+    copy, gb = large_copy(load.device)
+    ms = take_in_turn({"training": training_step(model, load),
+                       "inference": inference_step(model, load), "gflop": product, "gb": copy},
+                      repeats, load.device, STEPS[load.device.type])
+    return counts | memory, ms | {"gflop": [t / gflop for t in ms["gflop"]],
+                                  "gb": [t / gb for t in ms["gb"]]}
 
 
-@freed_memory_kept()
-def visit_model(make: MakeModel, load: Load, repeats: int, batches: Sequence[int]) -> Visit:
-    """In a fresh process: memory at `batches`, counts, time. Without batches, only the time."""
-    memory = training_memory(make, load, batches) if batches else []  # first: nothing ran before
-    counts = count_model(make, load) if batches else None
-    return Visit(counts, memory, time_model(make, load, repeats))
-
-
-def time_model(make: MakeModel, load: Load, repeats: int, clock=time.perf_counter) -> Samples:
-    """Time a training step and an inference step in turn with the machine's best rates."""
-    model, count = make(), STEPS[load.device.type]
-    ceiling = Ceiling(load.device, load.amp or torch.float32)
-    ms = take_in_turn({"training": repeated(training_step(model, load), count),
-                       "inference": repeated(inference_step(model, load), count),
-                       **ceiling.ways}, repeats, load.device, clock)
-    return Samples(training=[t / count for t in ms["training"]],
-                   inference=[t / count for t in ms["inference"]],
-                   gflop=[t / (ceiling.flops / 1e9) for t in ms["matmul"]],
-                   gb=[t / (ceiling.bytes / 1e9) for t in ms["copy"]])
-
-
-def time_training(make: MakeModel, load: Load, repeats: int) -> list[float]:
-    """Milliseconds of each training step, with the allocator as it is: glibc's in a new process."""
-    step = repeated(training_step(make(), load), STEPS[load.device.type])
-    return [ms / STEPS[load.device.type]
-            for ms in take_in_turn({"step": step}, repeats, load.device)["step"]]
-
-
-@freed_memory_kept()
-def time_training_as_train_py(make: MakeModel, load: Load, repeats: int) -> list[float]:
-    """`time_training` with the allocator of our commands."""
-    return time_training(make, load, repeats)
-
-
-def speed(counts: Counts, batch: int, samples: Samples) -> Speed:
-    """What the samples of all visits say about the time of a model.
+def speed(counts: dict, batch: int, ms: dict[str, list[float]]) -> dict:
+    """What the times of all visits say of a model.
 
     share_of_floor: a step takes at least 3x the forward FLOPs (backward counts twice) at the rate
     of a large matrix product. It also takes at least the bytes that must move at the rate of a
@@ -199,40 +156,51 @@ def speed(counts: Counts, batch: int, samples: Samples) -> Speed:
     gradient written and read, weight and two moments read and written). The longer of the two is
     divided by the step that was taken in the same turn.
     """
-    gflop = TRAINING_PASSES * counts.gflop_per_image * batch
-    gb = (2 * counts.saved_mib_per_image * MIB * batch + 32 * counts.parameters) / 1e9
-    shares = [max(gflop * ms_per_gflop, gb * ms_per_gb) / ms for ms, ms_per_gflop, ms_per_gb
-              in zip(samples.training, samples.gflop, samples.gb, strict=True)]
-    training, inference = summary(samples.training), summary(samples.inference)
-    images_per_s = 1000 * batch / training.median
-    return Speed(*training, images_per_s, *inference, 1000 * batch / inference.median,
-                 seconds_per_25000_images=EPOCH_IMAGES / images_per_s,
-                 share_of_floor=summary(shares).median,
-                 matmul_gflop_s=1000 / summary(samples.gflop).median,
-                 copy_gb_s=1000 / summary(samples.gb).median)
+    gflop = TRAINING_PASSES * counts["gflop_per_image"] * batch
+    gb = (2 * counts["saved_mib_per_image"] * MIB * batch + 32 * counts["parameters"]) / 1e9
+    shares = [max(gflop * ms_per_gflop, gb * ms_per_gb) / step for step, ms_per_gflop, ms_per_gb
+              in zip(ms["training"], ms["gflop"], ms["gb"], strict=True)]
+    row = {}
+    for mode in ("training", "inference"):
+        times = percentiles(ms[mode])
+        row |= {f"{mode}_{key}": value for key, value in times.items()}
+        row[f"{mode}_images_per_s"] = 1000 * batch / times["ms"]
+    return row | {"seconds_per_25000_images": EPOCH_IMAGES / row["training_images_per_s"],
+                  "share_of_floor": percentiles(shares)["ms"],
+                  "matmul_gflop_s": 1000 / percentiles(ms["gflop"])["ms"],
+                  "copy_gb_s": 1000 / percentiles(ms["gb"])["ms"]}
 
 
-def compare_training(candidates: dict[str, MakeModel], load: Load, repeats: int,
-                     debug: bool = False) -> list[StepMeasurement]:
-    """Time the candidates in one fresh process, then measure each one's memory in its own."""
-    results, failed = attempt(race_training, candidates, load, repeats, debug=debug)
+def time_training(make: MakeModel, load: Load, repeats: int, kept: bool) -> list[float]:
+    """Milliseconds of a training step, for each repeat, in a new process.
+
+    kept: with the allocator of our commands, else with glibc's own.
+    """
+    with freed_memory_kept() if kept else contextlib.nullcontext():
+        step = training_step(make(), load)
+        return take_in_turn({"": step}, repeats, load.device, STEPS[load.device.type])[""]
+
+
+def compare_training(candidates: dict[str, MakeModel], load: Load, repeats: int) -> list[dict]:
+    """A row for each candidate: all timed in one fresh process, then the memory of each in its own.
+
+    A row that failed has `failed`, in one line.
+    """
+    rows, failed = attempt(race_training, candidates, load, repeats)
     if failed:
-        return [StepMeasurement(way=name, batch_size=load.batch_size, failed=failed)
+        return [{"way": name, "batch_size": load.batch_size, "failed": failed}
                 for name in candidates]
-    for i, m in enumerate(results):
-        if not m.failed:
-            memory, failed = attempt(training_memory, candidates[m.way], load, [load.batch_size],
-                                     debug=debug)
-            results[i] = dataclasses.replace(m, memory=memory and memory[0], failed=failed)
-    return results
+    for row in rows:
+        if "failed" not in row:
+            memory, failed = attempt(training_memory, candidates[row["way"]], load)
+            row |= {"failed": failed} if failed else memory
+    return rows
 
 
 @freed_memory_kept()
-def race_training(candidates: dict[str, MakeModel], load: Load,
-                  repeats: int) -> list[StepMeasurement]:
+def race_training(candidates: dict[str, MakeModel], load: Load, repeats: int) -> list[dict]:
     """Time the training steps of the candidates in turn; without memory."""
     torch.compiler.reset()  # its limit of recompilations counts over all models of a process
-    count = STEPS[load.device.type]
 
     # build and compile; one that fails does not stop the others
     steps, failed = {}, {}
@@ -244,15 +212,11 @@ def race_training(candidates: dict[str, MakeModel], load: Load,
         except Exception as e:  # no C++ compiler, a model that does not compile, no memory
             failed[name] = in_one_line(e)
         else:
-            steps[name] = repeated(step, count)
+            steps[name] = step
 
-    times, ratios = race(steps, repeats, load.device) if steps else ({}, {})
-    first, results = next(iter(candidates)), []
-    for name in candidates:
-        m = StepMeasurement(way=name, batch_size=load.batch_size, failed=failed.get(name))
-        if name in times:
-            t = times[name].per(count)
-            m = dataclasses.replace(m, ms=t.median, p20=t.p20, p80=t.p80,
-                                    faster=None if first in failed else 1 / ratios[name])
-        results.append(m)
-    return results
+    times = race(steps, repeats, load.device, STEPS[load.device.type]) if steps else {}
+    if next(iter(candidates)) in failed:  # faster than what?
+        for row in times.values():
+            del row["faster"]
+    return [{"way": name, **times.get(name, {}), "batch_size": load.batch_size,
+             **({"failed": failed[name]} if name in failed else {})} for name in candidates]

@@ -1,80 +1,56 @@
-"""Time several ways to do one thing, in turn, so that a noisy machine is noisy for all of them."""
+"""Time several candidates in turn, so that a noisy machine is noisy for all of them."""
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 
-Ways = dict[str, Callable[[], object]]
+Candidates = dict[str, Callable[[], object]]
 COPY_FLOATS = 2**25  # 128 MiB
 MATMUL_SIDE = {"cuda": 8192, "cpu": 1536}
 
 
-class Times(NamedTuple):
-    """Milliseconds over the rounds of one race."""
-    median: float
-    p20: float
-    p80: float
-
-    def per(self, count: int) -> "Times":
-        """The times of one pass, if each round made `count`."""
-        return Times(*(ms / count for ms in self))
-
-
-def race(ways: Ways, rounds: int, device: torch.device,
-         clock=time.perf_counter) -> tuple[dict[str, Times], dict[str, float]]:
-    """The times of each way, and the median over the rounds of (its time / the first way's)."""
-    samples = take_in_turn(ways, rounds, device, clock)
+def race(candidates: Candidates, rounds: int, device: torch.device,
+         count: int = 1) -> dict[str, dict[str, float]]:
+    """{name: its row}: the median ms of a call, p20, p80, and how many times faster than the first
+    candidate, by the median over the rounds of the ratio.
+    """
+    samples = take_in_turn(candidates, rounds, device, count)
     first = next(iter(samples.values()))
     ratios = {name: statistics.median(b / a for a, b in zip(first, times, strict=True))
               for name, times in samples.items()}
-    return {name: summary(times) for name, times in samples.items()}, ratios
+    return {name: {**percentiles(times), "faster": 1 / ratios[name]}
+            for name, times in samples.items()}
 
 
-def take_in_turn(ways: Ways, rounds: int, device: torch.device,
-                 clock=time.perf_counter) -> dict[str, list[float]]:
-    """{name: callable} -> {name: milliseconds of each round}.
+def take_in_turn(candidates: Candidates, rounds: int, device: torch.device,
+                 count: int = 1) -> dict[str, list[float]]:
+    """{name: callable} -> {name: milliseconds of a call, for each round}.
 
-    Calls each way once to warm up, then all in turn, `rounds` times. On CUDA a callable should
-    only queue its work; the work is what is timed.
+    Calls each candidate once to warm up, then all in turn, `count` times each, `rounds` times. On
+    CUDA the launches of one call hide behind the call before it, as they do in training.
     """
-    for way in ways.values():
-        way()
-    samples = {name: [] for name in ways}
+    synchronize = partial(getattr(torch, device.type).synchronize, device)
+    for candidate in candidates.values():
+        candidate()
+    samples = {name: [] for name in candidates}
     for _ in range(rounds):
-        for name, way in ways.items():
-            samples[name].append(_one(way, device, clock))
+        for name, candidate in candidates.items():
+            synchronize()
+            start = time.perf_counter()
+            for _ in range(count):
+                candidate()
+            synchronize()
+            samples[name].append(1000 * (time.perf_counter() - start) / count)
     return samples
 
 
-def _one(way, device, clock):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        way()
-        end.record()
-        torch.cuda.synchronize(device)
-        return start.elapsed_time(end)
-    start = clock()
-    way()
-    return 1000 * (clock() - start)
-
-
-def summary(milliseconds: Sequence[float]) -> Times:
+def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
+    """Median and 20th and 80th percentile."""
     ordered = sorted(milliseconds)
-    return Times(statistics.median(ordered), ordered[int(0.2 * len(ordered))],
-                 ordered[int(0.8 * len(ordered))])
-
-
-def repeated(way: Callable, count: int) -> Callable:
-    """A callable that does `way` count times.
-
-    On a GPU the launches of one step hide behind the step before it, as they do in training.
-    """
-    return way if count == 1 else lambda: [way() for _ in range(count)]
+    return {"ms": statistics.median(ordered), "p20": ordered[int(0.2 * len(ordered))],
+            "p80": ordered[int(0.8 * len(ordered))]}
 
 
 def captured(step: Callable, inputs: Sequence, device: torch.device) -> Callable:
@@ -82,52 +58,41 @@ def captured(step: Callable, inputs: Sequence, device: torch.device) -> Callable
 
     On CUDA it replays one graph, so that launches take no time.
     """
+    def steps():
+        for x in inputs:
+            step(x)
     if device.type != "cuda":
-        return lambda: [step(x) for x in inputs]
+        return steps
 
     # warm up on a side stream, as CUDA graphs require
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
         for _ in range(3):
-            for x in inputs:
-                step(x)
+            steps()
     torch.cuda.current_stream(device).wait_stream(side)
 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for x in inputs:
-            step(x)
+        steps()
     return graph.replay
 
 
-class Ceiling:
-    """The best rates of a device: a large copy, and the fastest of its large matrix products.
-    Neither fits a cache.
-
-    Take `ways` in turn with what is compared to them. A `copy` reads and writes `bytes` in all, a
-    `matmul` does `flops` floating-point operations.
-    """
-
-    def __init__(self, device: torch.device, dtype: torch.dtype):
-        source = torch.ones(COPY_FLOATS, device=device)
-        target, side = torch.empty_like(source), MATMUL_SIDE[device.type]
-        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-        product = torch.empty_like(a)
-        products = {"mm": lambda: torch.mm(a, b, out=product)}
-        if device.type == "cpu":  # oneDNN's product, which mm (MKL) reaches on Intel's CPUs alone
-            image, kernel = a.view(1, side, side, 1), b.view(side, side, 1, 1)
-            last = (t.contiguous(memory_format=torch.channels_last) for t in (image, kernel))
-            products |= {"conv": partial(torch.conv2d, image, kernel),
-                         "conv NHWC": partial(torch.conv2d, *last)}
-        times, _ = race(products, 3, device)
-        self.bytes, self.flops = 2 * source.nbytes, 2 * side**3
-        self.ways = {"copy": lambda: target.copy_(source),
-                     "matmul": products[min(times, key=lambda name: times[name].median)]}
+def large_copy(device: torch.device) -> tuple[Callable, float]:
+    """A copy that fits no cache, and the GB that it reads and writes."""
+    source = torch.ones(COPY_FLOATS, device=device)
+    return partial(torch.empty_like(source).copy_, source), 2 * source.nbytes / 1e9
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """GB/s of a large copy, bytes read plus bytes written: the limit of a memory-bound kernel."""
-    ceiling = Ceiling(device, torch.float32)
-    times, _ = race({"copy": ceiling.ways["copy"]}, 9, device)
-    return ceiling.bytes / times["copy"].median / 1e6
+def large_product(device: torch.device, dtype: torch.dtype) -> tuple[Callable, float]:
+    """The fastest matrix product of the device that fits no cache, and its GFLOP."""
+    side = MATMUL_SIDE[device.type]
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    products = {"mm": partial(torch.mm, a, b, out=torch.empty_like(a))}
+    if device.type == "cpu":  # oneDNN's product, which mm (MKL) reaches on Intel's CPUs alone
+        image, kernel = a.view(1, side, side, 1), b.view(side, side, 1, 1)
+        last = [t.contiguous(memory_format=torch.channels_last) for t in (image, kernel)]
+        products |= {"conv": partial(torch.conv2d, image, kernel),
+                     "conv NHWC": partial(torch.conv2d, *last)}
+    times = race(products, 3, device)
+    return products[min(times, key=lambda name: times[name]["ms"])], 2 * side**3 / 1e9

@@ -2,20 +2,32 @@
 import json
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ..experiments import BY_NAME, EPOCH_IMAGES, published_curves
 from ..runtime.files import write_csv, write_text
 from .figures import draw_comparison, draw_costs
 from .intervals import Interval, accuracy_intervals, best_of, frontier
-from .reproduction import Point, judge
+from .reproduction import judge
 from .runs import Run, find_runs, on_published_images
-from .tables import aligned, number, paragraph
+from .tables import number, paragraph, table
 
 TITLES = {name: row.title for name, row in BY_NAME.items()}
-COLUMNS = ["row", "parameters", "n", "val acc", "best val acc", "train acc", "published train acc",
-           "images/s", "minutes", "s per 25,000 images", "published s/epoch", "memory MiB",
-           "published MiB"]
+# means over the seeds, and what was published if it is about equal images
+COLUMNS = [("row", "{row}"), ("parameters", "{parameters:,.0f}"), ("n", "{n}"),
+           ("val acc", "{val_acc}"), ("best val acc", "{best_val_acc}"),
+           ("train acc", "{train_acc:.3f}"), ("published train acc", "{published_acc:.3f}"),
+           ("images/s", "{images_per_s:,.0f}"), ("minutes", "{minutes}"),
+           ("s per 25,000 images", "{seconds_per_25000_images:,.1f}"),
+           ("published s/epoch", "{published_epoch_s}"), ("memory MiB", "{memory_mib:,.0f}"),
+           ("published MiB", "{published_mib:,}")]
+MEANS = ["parameters", "train_acc", "images_per_s", f"seconds_per_{EPOCH_IMAGES}_images",
+         "memory_mib"]  # of summary.json
+REPRODUCTION = [("row", "{row}"), ("n", "{seeds}"), ("last step", "{step:,}"), ("acc", "{acc:.3f}"),
+                ("published", "{published_acc:.3f}"), ("difference", "{difference:+.3f}"),
+                ("inside", "{acc_inside} of {points}"), ("loss", "{loss:.3f}"),
+                ("published", "{published_loss:.3f}"), ("inside", "{loss_inside} of {points}")]
 SLACK = 1.02  # a validation counts up to 2 % past the budget
 
 
@@ -29,7 +41,7 @@ def write_comparison(out: Path, failed: dict[str, str]) -> str:
     text = comparison_text(runs, points, expected_rows(out), failed)
     write_text(out / "table.md", text)
     if points:
-        write_csv(out / "reproduction.csv", [vars(point) for point in points])
+        write_csv(out / "reproduction.csv", points)
     draw_comparison(out, runs)
     draw_costs(out, runs)
     return text
@@ -44,7 +56,7 @@ def expected_rows(out: Path) -> list[str]:
     return config["rows"].split(",") if config.get("rows") else list(TITLES)
 
 
-def comparison_text(runs: dict[str, list[Run]], points: Sequence[Point], names: Sequence[str],
+def comparison_text(runs: dict[str, list[Run]], points: Sequence[dict], names: Sequence[str],
                     failed: dict[str, str]) -> str:
     """Markdown: the rows and what they cost, accuracy at equal cost, and the reproduction.
 
@@ -67,30 +79,25 @@ def comparison_text(runs: dict[str, list[Run]], points: Sequence[Point], names: 
 
 def main_table(runs: dict[str, list[Run]], rows: Sequence[str], reasons: dict[str, str]) -> str:
     """Ours, beside what was published about equal images; of several seeds the means."""
-    published = BY_NAME if on_published_images(runs) else {}
-    curves = published_curves()
-    val, best = (accuracy_intervals(_of_seeds(runs, key), _draws(runs))
-                 for key in ("val_acc", "best_val_acc"))
-    seconds, lines = _spent(runs, "seconds"), []
-    for name in rows:
-        seeds = runs.get(name, [])
-
-        def mean(key, form, seeds=seeds):
-            values = [s.summary[key] for s in seeds if s.summary.get(key) is not None]
-            return format(statistics.fmean(values), form) if values else ""
-        first = mean("parameters", ",.0f") if seeds else reasons.get(name, "not run")
-        theirs = published.get(name)
-        lines.append([
-            TITLES.get(name, name), first, len(seeds) or "", _cell(val.get(name)),
-            _cell(best.get(name)), mean("train_acc", ".3f"),
-            f"{curves[name][-1][2]:.3f}" if theirs else "",
-            mean("images_per_s", ",.0f"),
-            number(seconds[name] / 60) if name in seconds else "",
-            mean(f"seconds_per_{EPOCH_IMAGES}_images", ",.1f"),
-            theirs.published_epoch_s if theirs else "", mean("memory_mib", ",.0f"),
-            f"{theirs.published_mib:,}" if theirs else ""])
-    kept = [i for i, column in enumerate(COLUMNS) if published or "published" not in column]
-    return aligned([COLUMNS[i] for i in kept], [[line[i] for i in kept] for line in lines])
+    curves = published_curves() if on_published_images(runs) else {}
+    lines = {name: {"row": TITLES.get(name, name)} for name in rows}
+    for name, line in lines.items():
+        if name in runs:
+            line["n"] = len(runs[name])
+        else:
+            line["failed"] = reasons.get(name, "not run")
+        if curves.get(name):
+            line |= vars(BY_NAME[name]) | {"published_acc": curves[name][-1][2]}
+    for key in MEANS:
+        for name, mean in _means(runs, _summary(key)).items():
+            lines[name][key] = mean
+    for name, seconds in _means(runs, _spent("seconds")).items():
+        lines[name]["minutes"] = seconds / 60
+    for key in ("val_acc", "best_val_acc"):
+        intervals = _intervals(runs, _summary(key))
+        for name, line in lines.items():
+            line[key] = _interval_text(intervals.get(name))
+    return table(list(lines.values()), COLUMNS)
 
 
 def notes(runs: list[Run], published: bool) -> str:
@@ -121,23 +128,28 @@ def notes(runs: list[Run], published: bool) -> str:
 
 def cost_text(runs: dict[str, list[Run]]) -> str:
     """Validation accuracy after equal images, seconds and FLOPs, and who is on the frontier."""
-    budgets = _budgets(runs)
-    draws, lines = _draws(runs), {name: [TITLES.get(name, name)] for name in runs}
-    for cost, budget in budgets.values():
-        at = {name: [acc for run in seeds if (acc := accuracy_at(run, cost, budget)) is not None]
-              for name, seeds in runs.items()}
-        intervals = accuracy_intervals(at, draws)
+    lines = {name: {"row": TITLES.get(name, name)} for name in runs}
+    columns = ["row"]
+
+    # the accuracy within each budget; a star beside the best
+    for heading, (cost, budget) in _budgets(runs).items():
+        intervals = _intervals(runs, partial(accuracy_at, cost=cost, budget=budget))
         best = best_of(intervals)
+        columns.append(heading)
         for name, line in lines.items():
-            line.append(_cell(intervals.get(name)) + (" *" if name in best else ""))
-    final = accuracy_intervals(_of_seeds(runs, "val_acc"), draws)
-    for cost in ("seconds", "flops"):
-        spent = _spent(runs, cost)
-        verdicts = frontier(spent, {name: final[name] for name in final if name in spent})
-        for name, line in lines.items():
-            line.append(verdicts.get(name, ""))
-    table = aligned(["row", *budgets, "frontier, s", "frontier, FLOPs"], list(lines.values()))
-    return "\n".join(["**Validation accuracy at equal cost.**", "", table, "", paragraph(
+            line[heading] = _interval_text(intervals.get(name)) + (" *" if name in best else "")
+
+    # the frontier of the final accuracy
+    final = _intervals(runs, _summary("val_acc"))
+    for heading, cost in (("frontier, s", "seconds"), ("frontier, FLOPs", "flops")):
+        spent = _means(runs, _spent(cost))
+        columns.append(heading)
+        for name, verdict in frontier(spent, {name: final[name] for name in final
+                                              if name in spent}).items():
+            lines[name][heading] = verdict
+    cells = [(heading, lambda line, heading=heading: line[heading]) for heading in columns]
+    return "\n".join(["**Validation accuracy at equal cost.**", "", table(
+        list(lines.values()), cells), "", paragraph(
         "The last validation within the budget, of each seed; - where there is none. The seconds "
         "are those of the slowest run and a tenth of them; images and FLOPs are those of the run "
         "with the fewest. FLOPs: three times a counted forward pass of each training image. *: the "
@@ -154,70 +166,67 @@ def accuracy_at(run: Run, cost: str, budget: float) -> float | None:
     return within[-1] if within else None
 
 
-def reproduction_text(points: Sequence[Point]) -> str:
+def reproduction_text(points: Sequence[dict]) -> str:
     """At how many of the published points our training curves are where the original's are."""
+    def inside(points):
+        return {key: sum(point[key] for point in points) for key in ("acc_inside", "loss_inside")}
     lines = []
-    for name in dict.fromkeys(point.row for point in points):
-        of_row = [point for point in points if point.row == name]
-        n, last = len(of_row), of_row[-1]
-        difference = statistics.fmean(point.acc - point.published_acc for point in of_row)
-        lines.append([TITLES[name], last.seeds, f"{last.step:,}", f"{last.acc:.3f}",
-                      f"{last.published_acc:.3f}", f"{difference:+.3f}",
-                      f"{_count(of_row, 'acc')} of {n}",
-                      f"{last.loss:.3f}", f"{last.published_loss:.3f}",
-                      f"{_count(of_row, 'loss')} of {n}"])
-    n = len(points)
+    for name in dict.fromkeys(point["row"] for point in points):
+        of_row = [point for point in points if point["row"] == name]
+        difference = statistics.fmean(point["acc"] - point["published_acc"] for point in of_row)
+        lines.append({**of_row[-1], **inside(of_row), "row": TITLES[name], "points": len(of_row),
+                      "difference": difference})
     return "\n".join([
         "**The reproduction**: runs with the original's recipe, training accuracy and loss beside "
-        "the published ones.", "",
-        aligned(["row", "n", "last step", "acc", "published", "difference", "inside", "loss",
-                 "published", "inside"], lines), "",
-        f"The published accuracy is inside at {_count(points, 'acc')} of {n} points, the published "
-        f"loss at {_count(points, 'loss')} of {n}.", paragraph(
+        "the published ones.", "", table(lines, REPRODUCTION), "",
+        "The published accuracy is inside at {acc_inside} of {n} points, the published loss at "
+        "{loss_inside} of {n}.".format(n=len(points), **inside(points)), paragraph(
             "A point covers 100 steps. It is inside if it lies in the range of our seeds, widened "
             "on both sides by 1.96 standard errors of 25,000 draws. difference: of the accuracies, "
             "mean of all points. reproduction.csv has all points.")])
 
 
-def _count(points, metric):
-    return sum(getattr(point, f"{metric}_inside") for point in points)
-
-
-def _cell(interval: Interval | None) -> str:
+def _interval_text(interval: Interval | None) -> str:
     return f"{interval.mean:.3f} ± {interval.half:.3f}" if interval else "-"
 
 
-def _of_seeds(runs, key):
-    return {name: [run.summary[key] for run in seeds if run.summary[key] is not None]
+def _summary(key):
+    return lambda run: run.summary.get(key)
+
+
+def _spent(cost):
+    return lambda run: run.log[-1][cost]
+
+
+def _of_seeds(runs, value):
+    """{row: value(run) of its seeds}, without None."""
+    return {name: [v for run in seeds if (v := value(run)) is not None]
             for name, seeds in runs.items()}
 
 
-def _draws(runs):
-    """Validation images of a run, the fewest of all."""
-    return min((run.val_images for seeds in runs.values() for run in seeds if run.val_images),
-               default=0)
+def _means(runs, value):
+    return {name: statistics.fmean(values) for name, values in _of_seeds(runs, value).items()
+            if values}
 
 
-def _spent(runs, cost):
-    """{row: what its runs cost, the mean of the seeds}, where the log has it."""
-    spent = {name: [run.log[-1][cost] for run in seeds if run.log[-1][cost] is not None]
-             for name, seeds in runs.items()}
-    return {name: statistics.fmean(values) for name, values in spent.items() if values}
+def _intervals(runs, accuracy):
+    """{row: Interval} of accuracies over as many images as the smallest validation has."""
+    images = [run.val_images for seeds in runs.values() for run in seeds if run.val_images]
+    return accuracy_intervals(_of_seeds(runs, accuracy), min(images, default=0))
 
 
 def _budgets(runs):
     """{column: (cost, budget)} of the table at equal cost."""
-    ends = {cost: [run.log[-1][cost] for seeds in runs.values() for run in seeds
-                   if run.log[-1][cost] is not None] for cost in ("images", "seconds", "flops")}
-    def short(value):
-        return number(value) if value >= 1 else f"{value:.2g}"
-    images = min(ends["images"])
-    budgets = {f"{images:,.0f} images": ("images", images)}
-    if ends["seconds"]:
-        slowest = max(ends["seconds"])
-        budgets |= {f"{short(seconds)} s": ("seconds", seconds)
-                    for seconds in (slowest, slowest / 10)}
-    if ends["flops"]:
-        fewest = min(ends["flops"])
-        budgets[f"{short(fewest / 1e12)} TFLOP"] = "flops", fewest
+    images, seconds, flops = (
+        sum(_of_seeds(runs, _spent(cost)).values(), [])
+        for cost in ("images", "seconds", "flops"))
+    budgets = {f"{min(images):,.0f} images": ("images", min(images))}
+    for budget in (max(seconds), max(seconds) / 10) if seconds else ():
+        budgets[f"{_short(budget)} s"] = "seconds", budget
+    if flops:
+        budgets[f"{_short(min(flops) / 1e12)} TFLOP"] = "flops", min(flops)
     return budgets
+
+
+def _short(value):
+    return number(value) if value >= 1 else f"{value:.2g}"

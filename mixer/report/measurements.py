@@ -1,222 +1,161 @@
-"""What bench.py measures: a dataclass per kind of table row, and the flat rows of json and csv."""
-import dataclasses
-import typing
-from dataclasses import dataclass
+"""What bench.py measured, as in its json files -> markdown."""
+import statistics
+
+from ..experiments import BY_TITLE, EPOCH_IMAGES, RECIPE
+from .tables import failures, filled, number, paragraph, shape_text, spread, table
+
+DTYPES = {"off": "float32", "fp16": "float16 autocast", "bf16": "bfloat16 autocast"}
+MS = spread("ms", "p20", "p80")
+TIME = [("row", "{row}"), ("train, ms", spread("training_ms", "training_p20", "training_p80")),
+        ("images/s", "{training_images_per_s}"), ("s/epoch", "{seconds_per_25000_images}"),
+        ("floor", "{share_of_floor:.0%}"),
+        ("infer, ms", spread("inference_ms", "inference_p20", "inference_p80")),
+        ("images/s", "{inference_images_per_s}"),
+        ("2080 s", "{published_epoch_s}")]
+MEMORY = [("row", "{row}"), ("parameters", "{parameters:,}"), ("GFLOP", "{gflop_per_image}"),
+          ("batch", "{batch_size}"), ("saved/image", "{saved_mib_per_image}"),
+          ("training", "{training_mib}"), ("process", "{process_mib}"), ("before", "{before_mib}"),
+          ("2080 MiB", "{published_mib:,}")]
+PEERS = [("row", "{row}"), ("candidate", "{way}"), ("ms", MS),
+         ("ours / peer, time", "{faster:.2f}"), ("MiB", "{training_mib}"),
+         ("ours / peer, memory", "{memory_ratio:.2f}")]
+DATA = [("stage", "{stage}"), ("images/s", spread("images_per_s", "p20", "p80"))]
+BLOCKS = [("N, C, map, K", "{first}"), ("candidate", "{way}"), ("forward, ms", "{forward}"),
+          ("", "{forward_faster:.2f}x"), ("GB/s", "{forward_gb_s}"),
+          ("and backward, ms", "{backward}"), ("", "{backward_faster:.2f}x"),
+          ("GB/s", "{backward_gb_s}"), ("KiB", "{kib:.0f}")]
+SHAPES = [("K, dtype", "{K}, {dtype}"), *(
+    (heading, f"{{{mode}_{key}}}") for mode in ("training", "evaluation")
+    for heading, key in ((mode, "lowest"), ("at", "shape"), ("median", "median")))]
+STEPS = [("model", "{model}, batch {batch_size}, {image_size} px"), ("candidate", "{way}"),
+         ("ms", MS), ("", "{faster:.2f}x"), ("MiB", "{training_mib}")]
 
 
-class Measurement:
-    """One row of a table. `failed` says in one line why there are no numbers."""
-    failed: str | None = None
-
-    def as_row(self) -> dict[str, object]:
-        """A flat dict: a group is replaced by its fields, and what was not measured is absent."""
-        row = {}
-        for name, value in vars(self).items():
-            if dataclasses.is_dataclass(value):
-                row |= vars(value)
-            elif value is not None:
-                row[name] = value
-        return row
-
-    @classmethod
-    def from_row(cls, row: dict[str, object]):
-        """The opposite of `as_row`. Raises TypeError if the row has an unknown key."""
-        values = dict(row)
-        for field in dataclasses.fields(cls):
-            group = (typing.get_args(field.type) or (field.type,))[0]  # `Memory | None` -> Memory
-            if dataclasses.is_dataclass(group):
-                names = [f.name for f in dataclasses.fields(group)]
-                if names[0] in values:
-                    values[field.name] = group(**{name: values.pop(name) for name in names})
-        return cls(**values)
+def bench_text(result: dict) -> str:
+    """Everything that `python bench.py` measured; `result` as in bench.json."""
+    config = result["config"]
+    sizes = " and ".join(f"{side}x{side}" for side in config["image_size"])
+    settings = (f"batch {config['batch_size']}, {sizes} pixels, --kernels {config['kernels']}"
+                + (", compiled" if config["compile"] else ""))
+    text = [heading(result, settings), *models_text(result["models"])]
+    if "peers" in result:
+        text.append(section(
+            "**Peers.** Training steps, timed in turn. ours / peer below 1: ours takes less.",
+            table(result["peers"], PEERS, left=2), "", paragraph(
+                "MiB: peak over three steps in a fresh process: on CUDA of allocated tensors, on a "
+                "CPU the growth of the process. Plain fp32: the peer as users run it, with the "
+                "default allocator, against ours as train.py starts it. The linear ViTs are left "
+                "out, because they are the same network as the CNN ViTs."),
+            *failures(result["peers"], "{row}, {way}, batch {batch_size}")))
+    if "data" in result:
+        text.append(section(
+            f"**Data**, {config['data']}: the stages that feed a training step. Decoding and "
+            "packing happen once.", table(result["data"], DATA),
+            *failures(result["data"], "{stage}")))
+    return "\n\n".join(text) + "\n"
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Deterministic properties of a model."""
-    parameters: int
-    gflop_per_image: float      # forward pass
-    saved_mib_per_image: float  # what autograd keeps for the backward pass
+def section(text: str, table: str, *rest: str) -> str:
+    return "\n".join([paragraph(text), "", table, *rest])
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Peaks over three training steps in a fresh process, MiB."""
-    training_mib: float          # CUDA: allocated tensors; CPU: growth of the process
-    allocated_mib: float | None  # PyTorch's own count, CUDA only
-    reserved_mib: float | None
-    process_mib: float           # CUDA: all memory in use on the GPU; CPU: peak resident size
-    before_mib: float            # process_mib before the model is created
+def heading(result: dict, settings: str) -> str:
+    """Machine, versions, dtype and settings: everything needed to interpret a number."""
+    env, dtype = result["environment"], DTYPES[result["config"]["amp"]]
+    versions = ", ".join(f"{name} {env[name]}" for name in ("python", "torch", "triton", "cuda")
+                         if env[name])
+    text = paragraph(f"{env['device']}; {versions}; {dtype}, {settings}; {env['date']}.")
+    if env["cuda"] is None:
+        text += "\n" + paragraph("Measured on a CPU, with sizes that suit a CPU: these numbers say "
+                                 "nothing about GPUs.")
+    return text
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Milliseconds of a step (median, 20th and 80th percentile) and what follows from them."""
-    training_ms: float
-    training_p20: float
-    training_p80: float
-    training_images_per_s: float
-    inference_ms: float
-    inference_p20: float
-    inference_p80: float
-    inference_images_per_s: float
-    seconds_per_25000_images: float  # one epoch, computed
-    share_of_floor: float            # least possible time of a training step / its time
-    matmul_gflop_s: float            # of a large matrix product
-    copy_gb_s: float                 # of a large copy, bytes read and written
+def models_text(models: list[dict]) -> list[str]:
+    """The rows of the original table, at each image size: time, then memory."""
+    done = [row for row in models if "failed" not in row]
+    matmul, copy = (statistics.median_high([row[key] for row in done] or [0])
+                    for key in ("matmul_gflop_s", "copy_gb_s"))
+
+    # of several sizes, those of a row one below the other; published was one size
+    titles, several = [row["row"] for row in models], len({row["image_size"] for row in models}) > 1
+    lines = []
+    for row in sorted(models, key=lambda row: titles.index(row["row"])):
+        original = BY_TITLE.get(row["row"]) if row["image_size"] == RECIPE["image_size"] else None
+        size = f", {row['image_size']} px" if several else ""
+        lines.append({**(vars(original) if original else {}), **row, "row": row["row"] + size})
+    return [
+        "**Time.** Median [p20, p80] of a training step (forward, backward, Adam) and of "
+        "inference.", table(lines, TIME), "**Memory**, MiB, training.", table(lines, MEMORY),
+        paragraph(
+            f"s/epoch: seconds for {EPOCH_IMAGES:,} images, computed from images/s. floor: the "
+            "least possible time of a training step, as a share of its measured time. The least "
+            "time is the longer of two: 3x the forward FLOPs at the rate of a large matrix product "
+            f"({matmul / 1000:,.2f} TFLOP/s), or writing and reading once the tensors saved for "
+            "backward, the gradients, the weights and Adam's moments at the rate of a large copy "
+            f"({copy:,.0f} GB/s). Both rates are measured in turn with the step. GFLOP: forward "
+            "pass of one image, counted. saved/image: what autograd keeps for the backward pass. "
+            "training: peak over three steps, on CUDA of allocated tensors, on a CPU the growth of "
+            "the process. process: on CUDA the total GPU memory in use (mem_get_info), on a CPU "
+            "the peak resident size. before: the same, before the model is created.") + "\n"
+        + paragraph(
+            "2080: as published in 2021 for one RTX 2080 (8 GB): s/epoch and MiB, batch 250, fp16, "
+            "JPEG decoding included, memory as nvidia-smi shows it."),
+        *failures(lines, "{row}, batch {batch_size}")]
 
 
-@dataclass(frozen=True)
-class ModelMeasurement(Measurement):
-    """What the model of one of the nine rows takes."""
-    row: str
-    batch_size: int
-    counts: Counts | None = None
-    memory: Memory | None = None
-    speed: Speed | None = None
-    failed: str | None = None
+def kernels_text(result: dict) -> str:
+    """Everything that `python bench.py --kernels-table` measured; `result` as in kernels.json."""
+    blocks, shapes, steps = (result[key] for key in ("blocks", "shapes", "steps"))
+    copies = [row["copy_gb_s"] for row in blocks if "failed" not in row]
+    copy = number(statistics.median_high(copies)) if copies else "-"
+    text = [heading(result, f"batch as shown, copy {copy} GB/s"), section(
+        "**The block**, with residual, in training: median [p20, p80], speed relative to eager, "
+        "GB/s of the bytes that must be read and written, KiB per sample that autograd keeps.",
+        table(block_lines(blocks), BLOCKS, left=2), *failures(blocks, "{shape}"))]
+    if shapes:
+        text.append(section(
+            "**The block in many shapes**: fused, relative to eager. The lowest speed, where it "
+            "is, and the median.", table(shape_lines(shapes), SHAPES),
+            *failures(shapes, "{shape}")))
+    text.append(section(
+        "**A training step**, forward, backward, Adam: median [p20, p80], speed relative to "
+        "eager, peak memory.", table(steps, STEPS, left=2),
+        *failures(steps, "{model}, {way}, batch {batch_size}")))
+    return "\n\n".join(text) + "\n"
 
 
-@dataclass(frozen=True)
-class ResolutionMeasurement(ModelMeasurement):
-    """What the model of one of the nine rows takes at one image size."""
-    image_size: int = 0  # pixels square
+def block_lines(blocks: list[dict]) -> list[dict]:
+    """A line per shape and candidate, forward beside forward + backward."""
+    lines = {}
+    for row in blocks:
+        shape, way = shape_text(row["shape"]), row.get("way", "")
+        first = "" if any(shape == other for other, _ in lines) else shape
+        line = lines.setdefault((shape, way), {"first": first, "way": way})
+        if "failed" in row:
+            line["failed"] = row["failed"]
+            continue
+        mode = row["mode"].split()[-1]
+        line |= {mode: filled(MS, row), f"{mode}_faster": row["faster_than_eager"],
+                 f"{mode}_gb_s": f"{row['gb_s']:.{1 if row['gb_s'] < 100 else 0}f}",
+                 "kib": row["saved_bytes_per_sample"] / 1024}
+    return list(lines.values())
 
 
-@dataclass(frozen=True)
-class MemoryMeasurement(Measurement):
-    """One of the nine rows at one batch size."""
-    row: str
-    batch_size: int
-    memory: Memory
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepMeasurement(Measurement):
-    """The training step of one candidate, timed in turn with others."""
-    row: str | None = None         # in the peers' table: one of the nine
-    model: str | None = None       # in the kernels' table
-    image_size: int | None = None  # in the kernels' table, pixels square
-    way: str                       # the candidate: "ours", "timm", "fused", ...
-    ms: float | None = None        # median
-    p20: float | None = None
-    p80: float | None = None
-    faster: float | None = None    # how many times faster than the first candidate
-    batch_size: int
-    memory: Memory | None = None
-    time_ratio: float | None = None    # in the peers' table: ours / peer
-    memory_ratio: float | None = None
-    failed: str | None = None
-
-
-@dataclass(frozen=True)
-class BlockMeasurement(Measurement):
-    """One implementation of the fused block at one shape: one pass over one input."""
-    shape: tuple[int, int, int, int]  # N, C, side, K
-    batch_size: int
-    mode: str | None = None           # "forward" or "forward + backward"
-    way: str | None = None            # the candidate: "eager", "fused", ...
-    ms: float | None = None           # median
-    p20: float | None = None
-    p80: float | None = None
-    faster_than_eager: float | None = None  # times
-    gb_s: float | None = None         # of the bytes that must be read and written
-    copy_gb_s: float | None = None    # of a large copy
-    saved_bytes_per_sample: float | None = None  # what autograd keeps
-    failed: str | None = None
-
-
-@dataclass(frozen=True)
-class ShapeMeasurement(Measurement):
-    """The fused block beside eager PyTorch at one shape on the CPU."""
-    shape: tuple[int, int, int, int]  # N, C, side, K
-    dtype: str | None = None
-    mode: str | None = None           # "training": forward + backward; "evaluation": forward
-    faster: float | None = None       # times
-    failed: str | None = None
-
-    @property
-    def batch_size(self) -> int:
-        return self.shape[0]
-
-
-@dataclass(frozen=True)
-class Instructions:
-    """Of machine code, per element of the activation and in all, then by class."""
-    instructions: float
-    float: float
-    special: float   # exp2, reciprocal
-    convert: float   # between float types
-    integer: float   # addresses, masks, moves
-    shuffle: float
-    memory: float
-    tensor: float
-    sync: float      # barriers and jumps
-
-
-@dataclass(frozen=True)
-class LaunchEstimate(Measurement):
-    """One launch of a Triton kernel, from its machine code: nothing of it was timed."""
-    shape: tuple[int, int, int, int]  # N, C, side, K
-    capability: int                   # 90 for sm_90
-    gpu: str | None = None
-    kernel: str | None = None
-    registers: int | None = None      # per thread
-    spilled_bytes: int | None = None  # per thread
-    shared_bytes: int | None = None   # per program
-    warps: int | None = None          # per program
-    programs_per_sm: int | None = None
-    rounds: int | None = None         # of programs on the fullest SM
-    instructions: Instructions | None = None
-    l2_bytes: float | None = None     # per element
-    dram_bytes: float | None = None   # per element
-    estimate_us: float | None = None
-    binds: str | None = None          # the resource that takes this time
-    floor_us: float | None = None     # bytes that must pass DRAM, or the matrix products
-    failed: str | None = None
-
-    @property
-    def batch_size(self) -> int:
-        return self.shape[0]
-
-
-@dataclass(frozen=True)
-class TileMeasurement(Measurement):
-    """One pass of the fused block with some of the launcher's choices replaced, on a GPU."""
-    shape: tuple[int, int, int, int]  # N, C, side, K
-    mode: str | None = None           # "forward" or "backward"
-    knobs: dict | None = None         # empty: what the launcher chooses
-    estimate_ms: float | None = None  # of that, from its machine code
-    ms: float | None = None           # median
-    p20: float | None = None
-    p80: float | None = None
-    faster: float | None = None       # times, than what the launcher chooses
-    failed: str | None = None
-
-    @property
-    def batch_size(self) -> int:
-        return self.shape[0]
-
-
-@dataclass(frozen=True)
-class StageMeasurement(Measurement):
-    """One stage of the data pipeline."""
-    stage: str
-    images_per_s: float | None = None  # median
-    p20: float | None = None
-    p80: float | None = None
-    batch_size: int | None = None      # of a failed one
-    failed: str | None = None
-
-
-# the lists of bench.json, kernels.json, resolution.json, static.json and tune.json
-LISTS = {"models": ModelMeasurement, "memory": MemoryMeasurement, "peers": StepMeasurement,
-         "data": StageMeasurement, "blocks": BlockMeasurement, "shapes": ShapeMeasurement,
-         "steps": StepMeasurement, "resolution": ResolutionMeasurement,
-         "launches": LaunchEstimate, "tiles": TileMeasurement}
-
-
-def from_json(result: dict) -> dict[str, list[Measurement]]:
-    """{list: measurements} of the contents of one of these files."""
-    return {name: [LISTS[name].from_row(row) for row in rows]
-            for name, rows in result.items() if name in LISTS}
+def shape_lines(shapes: list[dict]) -> list[dict]:
+    """A line per kernel size and dtype: the lowest speed, where it is, and the median."""
+    groups = {}  # {(K, dtype): {mode: rows}}
+    for row in shapes:
+        if "failed" not in row:
+            modes = groups.setdefault((row["shape"][3], row["dtype"]), {})
+            modes.setdefault(row["mode"], []).append(row)
+    lines = []
+    for (K, dtype), modes in groups.items():
+        line = {"K": K, "dtype": dtype}
+        for mode, rows in modes.items():
+            rows.sort(key=lambda row: row["faster"])
+            line |= {f"{mode}_lowest": f"{rows[0]['faster']:.2f}x",
+                     f"{mode}_shape": rows[0]["shape"],
+                     f"{mode}_median": f"{rows[len(rows) // 2]['faster']:.2f}x"}
+        lines.append(line)
+    return lines

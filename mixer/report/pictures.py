@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..runtime.errors import printable
-from .figures import new_figure, save_figure
+from .figures import drawing, new_figure, save_figure
 
 COLUMNS = 8       # of tiles
 FILTERS = 64      # of the first layer; more are shown by their principal components
@@ -26,6 +26,7 @@ class Answer(NamedTuple):
     probability: float  # of the answer
 
 
+@drawing
 def draw_mistakes(path: Path, title: str, groups: dict[str, Sequence[Answer]]) -> None:
     """Groups of answers under their headings, each image with its file, the truth, the answer."""
     groups = {heading: answers for heading, answers in groups.items() if answers}
@@ -56,6 +57,7 @@ def shortened(name: str) -> str:
     return name if len(name) <= NAME_LENGTH else f"{name[:half - 1]}…{name[-half:]}"
 
 
+@drawing
 def draw_filters(path: Path, title: str, filters: np.ndarray, kernels: Sequence[np.ndarray],
                  similarities: np.ndarray | None) -> None:
     """filters (D, P, P, 3); beside them depthwise kernels (C, K, K) of each layer, or the
@@ -128,6 +130,7 @@ def _mosaic(tiles, columns):
     return mosaic
 
 
+@drawing
 def draw_attention(path: Path, title: str, images: np.ndarray, files: Sequence[str],
                    maps: np.ndarray) -> None:
     """uint8 images (n, S, S, 3) beside themselves, lit by the attention of each block, `maps`

@@ -1,32 +1,11 @@
 """Do our training curves reproduce the published ones? Judged point by point."""
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ..experiments import EPOCH_IMAGES, ORIGINAL_CLASSES, RECIPE, published_curves
 from .runs import Run
 
 POINT_IMAGES = 25_000  # a published point is a mean over 100 steps of 250 images
-
-
-@dataclass(frozen=True)
-class Point:
-    """One published point beside the runs of its row: means over the 100 steps before `step`."""
-
-    row: str
-    step: int
-    seeds: int
-    acc: float
-    acc_low: float        # range of the seeds, widened
-    acc_high: float
-    published_acc: float
-    acc_inside: bool
-    loss: float
-    loss_low: float
-    loss_high: float
-    published_loss: float
-    loss_inside: bool
 
 
 def is_original(run: Run) -> bool:
@@ -39,13 +18,14 @@ def is_original(run: Run) -> bool:
             and all(run.config.get(name, value) in (value, None) for name, value in RECIPE.items()))
 
 
-def judge(runs: dict[str, list[Run]]) -> list[Point]:
+def judge(runs: dict[str, list[Run]]) -> list[dict]:
     """The published points that our runs reached, of the rows with runs of the original's recipe.
 
-    A point is inside if it lies in the range of our seeds, widened on both sides by 1.96 standard
-    errors of 25,000 draws. For an accuracy p the error is sqrt(p (1 - p) / 25,000). For a loss it
-    is that error times log(p / (1 - p)): what one more right answer changes in the loss of a
-    classifier that is as sure as it is right.
+    Each has our means over the 100 steps before `step`, and their range: a point is inside if it
+    lies in the range of our seeds, widened on both sides by 1.96 standard errors of 25,000 draws.
+    For an accuracy p the error is sqrt(p (1 - p) / 25,000). For a loss it is that error times
+    log(p / (1 - p)): what one more right answer changes in the loss of a classifier that is as
+    sure as it is right.
     """
     points = []
     for name, published in published_curves().items():
@@ -56,14 +36,15 @@ def judge(runs: dict[str, list[Run]]) -> list[Point]:
             if not rows:
                 continue
             error = 1.96 * math.sqrt(published_acc * (1 - published_acc) / POINT_IMAGES)
-            acc = _beside([row["train_acc"] for row in rows], published_acc, error)
-            error *= abs(math.log(published_acc / (1 - published_acc)))
-            loss = _beside([row["train_loss"] for row in rows], published_loss, error)
-            points.append(Point(name, step, len(rows), *acc, *loss))
+            loss_error = error * abs(math.log(published_acc / (1 - published_acc)))
+            points.append({"row": name, "step": step, "seeds": len(rows),
+                           **_beside("acc", rows, published_acc, error),
+                           **_beside("loss", rows, published_loss, loss_error)})
     return points
 
 
-def _beside(ours: Sequence[float], published: float, error: float) -> tuple:
-    """Mean, widened range, published value, and whether it is inside."""
+def _beside(metric, rows, published, error):
+    ours = [row[f"train_{metric}"] for row in rows]
     low, high = min(ours) - error, max(ours) + error
-    return statistics.fmean(ours), low, high, published, low <= published <= high
+    return {metric: statistics.fmean(ours), f"{metric}_low": low, f"{metric}_high": high,
+            f"published_{metric}": published, f"{metric}_inside": low <= published <= high}

@@ -41,7 +41,7 @@ def summarise(name: str, config, state, *, steps: int, parameters: int, dtype: s
         "images_per_s": rate,
         f"seconds_per_{EPOCH_IMAGES}_images": EPOCH_IMAGES / rate if rate else None,
         "memory_mib": last["memory_mib"], "skipped": last["skipped"],
-        "seconds": last["seconds"], "flops": last["flops"],
+        "flops": last["flops"],
     }
 
 
@@ -58,17 +58,14 @@ class Run:
     def val_images(self) -> int:
         return sum(map(sum, self.summary["confusion"] or []))
 
-    @property
-    def images(self) -> int:
-        """Training images seen, repetitions included."""
-        return self.summary["steps"] * self.summary["batch_size"]
-
 
 def find_runs(out: Path, failed: set[str] | frozenset[str] = frozenset()) -> dict[str, list[Run]]:
     """{row name: its runs by seed} of the finished runs in the folders of `out`.
 
     The nine rows come first, in their order. Folders with other names than train.py gives, and
-    those in `failed`, are passed over.
+    those in `failed`, are passed over. The rows of a log have the training `images` and `seconds`
+    up to their step, the seconds by the median images/s of the run's lines: a pause, or another job
+    beside some of the lines, does not count. They are None if no line has images/s.
     """
     found = {row.name: {} for row in ROWS}
     for path in sorted(out.glob("*/summary.json")):
@@ -76,22 +73,15 @@ def find_runs(out: Path, failed: set[str] | frozenset[str] = frozenset()) -> dic
         name, seed = summary["name"], summary["seed"]
         if folder.name in failed or folder.name not in (name, seed_folder(name, seed)):
             continue
-        log = [{"flops": None, **row, **costs(row["step"], summary)}
-               for row in read_csv(folder / "log.csv") if row["step"] <= summary["steps"]]
+        log, rate = read_csv(folder / "log.csv"), summary["images_per_s"]
+        log = [{"flops": None, **row} for row in log if row["step"] <= summary["steps"]]
+        for row in log:  # an old log has other seconds, with what disturbed the run
+            row["images"] = row["step"] * summary["batch_size"]
+            row["seconds"] = row["images"] / rate if rate else None
         config, environment = (json.loads((folder / f"{name}.json").read_text())
                                for name in ("config", "environment"))
         found.setdefault(name, {})[seed] = Run(summary, config, environment, log)
     return {name: [runs[seed] for seed in sorted(runs)] for name, runs in found.items() if runs}
-
-
-def costs(step: int, summary: dict) -> dict:
-    """The training images and seconds up to a step.
-
-    The seconds are computed from the median images/s of the run's lines, so a pause, or another job
-    beside some of the lines, does not count. None if no line has images/s.
-    """
-    images, rate = step * summary["batch_size"], summary["images_per_s"]
-    return {"images": images, "seconds": images / rate if rate else None}
 
 
 def on_published_images(runs: dict[str, list[Run]]) -> bool:

@@ -14,9 +14,9 @@ def test_data_stages(tmp_path):
     for i in range(6):
         Image.new("RGB", (40, 30)).save(tmp_path / f"{'cat' if i % 2 else 'dog'}.{i}.jpg")
     stages = measure_data(tmp_path, LOAD, 3, most=4)
-    assert [m.stage for m in stages] == ["decoding, one process", "packing, all cores",
+    assert [row["stage"] for row in stages] == ["decoding, one process", "packing, all cores",
                                          "reading a batch", "augmenting it"]
-    assert all(0 < m.p20 <= m.images_per_s <= m.p80 for m in stages)
+    assert all(0 < row["p20"] <= row["images_per_s"] <= row["p80"] for row in stages)
     for path in tmp_path.iterdir():
         path.write_bytes(b"no image")
     assert find_images(tmp_path)

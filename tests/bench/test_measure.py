@@ -8,18 +8,17 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels import fuse
-from mixer.bench import measure
+from mixer.bench import measure, timing
 from mixer.bench.measure import (
     Load,
     compare_training,
-    count_model,
     inference_step,
     race_training,
     saved_bytes,
     speed,
-    time_model,
     training_memory,
     training_step,
+    visit_model,
 )
 from mixer.experiments import ROWS
 from mixer.models import create_model, vit
@@ -75,8 +74,11 @@ def test_saved_bytes_are_whole_storages_once_without_parameters_and_their_casts(
 
 def test_a_slower_model_is_seen_as_slower(monkeypatch):
     """On a clock of our own, in seconds: a forward pass in training takes 1 or 3, in eval mode half
-    of it, a copy 0.1, a matrix product 0.2."""
+    of it, a copy of 1 GB 0.1, a matrix product of 1 GFLOP 0.2."""
     now = [0.0]
+
+    def take(seconds):
+        now[0] += seconds
 
     class Slowed(nn.Module):
         def __init__(self, seconds):
@@ -84,35 +86,27 @@ def test_a_slower_model_is_seen_as_slower(monkeypatch):
             self.seconds, self.layer = seconds, nn.Linear(12, 2)
 
         def forward(self, x):
-            now[0] += self.seconds * (1.0 if self.training else 0.5)
+            take(self.seconds * (1.0 if self.training else 0.5))
             return self.layer(x.mean((2, 3)).repeat(1, 4))
-
-    class Best:
-        def __init__(self, device, dtype):
-            self.bytes, self.flops = 10**6, 10**6
-            self.ways = {"copy": partial(self.take, 0.1), "matmul": partial(self.take, 0.2)}
-
-        def take(self, seconds):
-            now[0] += seconds
-    monkeypatch.setattr(measure, "Ceiling", Best)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(measure, "large_copy", lambda device: (partial(take, 0.1), 1.0))
+    monkeypatch.setattr(measure, "large_product", lambda device, dtype: (partial(take, 0.2), 1.0))
     for seconds in (1.0, 3.0):
-        make = partial(Slowed, seconds)
-        counts = count_model(make, LOAD)
-        assert counts.parameters == 26
-        assert counts.gflop_per_image == pytest.approx(2 * 12 * 2 / 1e9)
-        samples = time_model(make, LOAD, 3, clock=lambda: now[0])
-        assert [len(milliseconds) for milliseconds in samples] == [3, 3, 3, 3]
-        s = speed(counts, 2, samples)
-        assert s.training_ms == s.training_p20 == pytest.approx(1000 * seconds)
-        assert s.inference_ms == pytest.approx(500 * seconds)
-        assert s.inference_images_per_s == pytest.approx(4 / seconds)
-        assert s.training_images_per_s == pytest.approx(2 / seconds)
-        assert s.seconds_per_25000_images == pytest.approx(12_500 * seconds)
+        takes, ms = visit_model(partial(Slowed, seconds), LOAD, 3)
+        assert takes["parameters"] == 26
+        assert takes["gflop_per_image"] == pytest.approx(2 * 12 * 2 / 1e9)
+        assert [len(samples) for samples in ms.values()] == [3, 3, 3, 3]
+        row = speed(takes, 2, ms)
+        assert row["training_ms"] == row["training_p20"] == pytest.approx(1000 * seconds)
+        assert row["inference_ms"] == pytest.approx(500 * seconds)
+        assert row["inference_images_per_s"] == pytest.approx(4 / seconds)
+        assert row["training_images_per_s"] == pytest.approx(2 / seconds)
+        assert row["seconds_per_25000_images"] == pytest.approx(12_500 * seconds)
         flops = 3 * 2 * 12 * 2 * 2
-        moved = 2 * counts.saved_mib_per_image * 2 * 2**20 + 32 * 26
-        assert s.share_of_floor == pytest.approx(
-            max(flops * 0.2, moved * 0.1) / 10**6 / seconds)
-        assert s.matmul_gflop_s == pytest.approx(0.005) and s.copy_gb_s == pytest.approx(0.01)
+        moved = 2 * takes["saved_mib_per_image"] * 2 * 2**20 + 32 * 26
+        assert row["share_of_floor"] == pytest.approx(
+            max(flops * 0.2, moved * 0.1) / 10**9 / seconds)
+        assert row["matmul_gflop_s"] == pytest.approx(5) and row["copy_gb_s"] == pytest.approx(10)
 
 
 def test_steps_train_and_infer():
@@ -138,7 +132,7 @@ def big(megabytes):
 
 
 def two_sizes():
-    return [training_memory(partial(big, megabytes), LOAD, [2])[0].process_mib
+    return [training_memory(partial(big, megabytes), LOAD)["process_mib"]
             for megabytes in (1, 200)]
 
 
@@ -155,11 +149,10 @@ def test_memory_counts_weights_gradients_and_both_moments():
 def test_a_failing_candidate_is_reported_and_the_others_are_measured(monkeypatch):
     ours, failing, again = race_training(
         {"ours": tiny_convmixer, "broken": broken, "again": tiny_convmixer}, LOAD, 3)
-    assert ours.failed is again.failed is failing.ms is None
-    assert ours.ms > 0 and again.ms > 0 and again.faster > 0
-    assert ours.faster == 1 and failing.failed == "ValueError: no such model"
+    assert failing == {"way": "broken", "batch_size": 2, "failed": "ValueError: no such model"}
+    assert ours["ms"] > 0 and ours["faster"] == 1 and again["ms"] > 0 and again["faster"] > 0
     _, ours = race_training({"broken": broken, "ours": tiny_convmixer}, LOAD, 3)
-    assert ours.ms > 0 and ours.faster is None  # than what?
+    assert ours["ms"] > 0 and "faster" not in ours  # than what?
 
     def in_this_process(f, *args):
         if f is training_memory:
@@ -167,5 +160,6 @@ def test_a_failing_candidate_is_reported_and_the_others_are_measured(monkeypatch
         return f(*args)
     monkeypatch.setattr(processes, "in_fresh_process", in_this_process)
     measured = compare_training({"ours": tiny_convmixer, "broken": broken}, LOAD, 3)
-    assert [m.failed for m in measured] == ["out of memory: all of it", "ValueError: no such model"]
-    assert measured[0].ms > 0 and measured[0].batch_size == 2
+    assert [row["failed"] for row in measured] == [
+        "out of memory: all of it", "ValueError: no such model"]
+    assert measured[0]["ms"] > 0 and measured[0]["batch_size"] == 2

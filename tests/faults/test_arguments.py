@@ -6,7 +6,7 @@ import pytest
 
 import bench
 from mixer.runtime.cli import option_types
-from mixer.runtime.errors import UsageError
+from mixer.runtime.errors import InputError, UsageError
 from mixer.training.config import Config, read_config
 from tests.helpers.commands import TINY
 
@@ -52,7 +52,7 @@ def test_any_arguments_give_a_config_or_a_readable_refusal(argv):
     for read in (lambda: read_config(argv, ""), lambda: bench.read_config(argv)):
         try:
             assert read() is not None
-        except bench.InputError as e:
+        except InputError as e:
             message = str(e) if isinstance(e, UsageError) else repr(str(e))
             assert e.exit_code == 2 and readable(message)
 

@@ -1,4 +1,8 @@
-"""Figures show something; draw_speed and draw_memory are drawn in tests/test_bench.py."""
+"""Figures show something, the same on every machine."""
+import os
+import subprocess
+import sys
+
 import pytest
 from PIL import Image
 
@@ -21,13 +25,16 @@ def test_figures_are_drawn(tmp_path):
     out = tmp_path / "figures"
     out.mkdir()
     draw_curves(out / "curves.png", LOG, "a run")
+    draw_curves(out / "no validation.png",
+                [{**row, "val_loss": None, "val_acc": None} for row in LOG], "a run")
     for seed in (0, 1):
         finished_run(tmp_path, "convmixer-p24", seed, shift=0.1 * seed)
     finished_run(tmp_path, "resnet18", steps=100)
     runs = find_runs(tmp_path)
     draw_comparison(out, runs)
     draw_costs(out, runs)
-    names = {"curves.png", "loss.png", "acc.png", "val_acc_seconds.png", "val_acc_flops.png"}
+    names = {"curves.png", "no validation.png", "loss.png", "acc.png", "val_acc_seconds.png",
+             "val_acc_flops.png"}
     assert {p.name for p in out.iterdir()} == names
     assert all(is_drawn(out / name) for name in names)
 
@@ -46,23 +53,43 @@ def test_rows_that_are_not_among_the_nine_and_other_classes_are_drawn(tmp_path):
     assert is_drawn(many / "loss.png") and widths[0] > widths[1]
 
 
-def test_a_run_without_validation_is_drawn(tmp_path):
-    draw_curves(tmp_path / "curves.png",
-                [{**row, "val_loss": None, "val_acc": None} for row in LOG], "no validation")
+def test_live_curves_are_drawn_at_each_tenth_row(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "draw_curves", lambda path, rows, title: drawn.append(len(rows)))
+    curves = figures.LiveCurves(tmp_path / "curves.png", "a run")
+    for count in range(1, 25):
+        curves.draw([{}] * count)
+    assert drawn == [10, 20]
 
 
-def test_live_curves_take_two_percent_of_the_time(tmp_path, monkeypatch):
-    now, drawn = [100.0], []
+SETTINGS = """
+from pathlib import Path
+import sys
+from mixer.report.figures import draw_curves
+draw_curves(Path(sys.argv[1]), [{"step": 1, "train_loss": 0.7, "train_acc": 0.5, "val_loss": None,
+                                 "val_acc": None}], "a run")
+"""
 
-    def draw(path, rows, title):
-        drawn.append((now[0], len(rows)))
-        now[0] += 0.5
-    monkeypatch.setattr(figures, "draw_curves", draw)
-    monkeypatch.setattr(figures.time, "perf_counter", lambda: now[0])
-    curves, start = figures.LiveCurves(tmp_path / "curves.png", "a run"), now[0]
-    for rows in range(1, 2000):
-        now[0] += 0.1
-        curves.draw([{}] * rows)
-        assert 0.5 * len(drawn) <= 0.02 * (now[0] - start) + 0.5, "one drawing ahead at most"
-    assert len(drawn) == pytest.approx(0.02 * (now[0] - start) / 0.5, abs=1.5), "nor much less"
-    assert drawn[-1][1] > 1500, "the newest rows"
+
+@pytest.mark.faults
+def test_the_settings_of_a_machine_change_no_figure(tmp_path):
+    """A backend that is not installed, TeX for all texts, another size of lines."""
+    settings = tmp_path / "matplotlibrc"
+    settings.write_text("text.usetex: True\nlines.linewidth: 9\nbackend: module://nowhere\n")
+    pictures = []
+    for name, changes in (("plain", {}), ("changed", {"MPLBACKEND": "module://nowhere.inline",
+                                                      "MATPLOTLIBRC": str(settings)})):
+        path = tmp_path / f"{name}.png"
+        result = subprocess.run([sys.executable, "-c", SETTINGS, path], capture_output=True,
+                                text=True, env={**os.environ, **changes})
+        assert result.returncode == 0 and path.exists(), result.stderr
+        pictures.append(path.read_bytes())
+    assert pictures[0] == pictures[1]
+
+
+def test_a_drawing_that_fails_is_one_line_and_a_full_disk_an_error(tmp_path, capsys, monkeypatch):
+    draw_curves(tmp_path / "curves.png", [{"step": "none"}], "a run")
+    assert capsys.readouterr().err == "draw_curves failed: KeyError: 'train_loss'\n"
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match="cannot write"):
+        draw_curves(tmp_path / "nowhere" / "curves.png", LOG, "a run")

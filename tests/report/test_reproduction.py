@@ -18,10 +18,10 @@ def judged(out):
 def test_the_published_curve_itself_is_inside_at_every_point(tmp_path):
     finished_run(tmp_path, NAME)
     points = judged(tmp_path)
-    assert [point.step for point in points] == [100, 200, 300, 400, 500]
-    assert all(point.acc_inside and point.loss_inside for point in points)
-    assert {(point.row, point.seeds) for point in points} == {(NAME, 1)}
-    assert [point.published_acc for point in points] == [
+    assert [point["step"] for point in points] == [100, 200, 300, 400, 500]
+    assert all(point["acc_inside"] and point["loss_inside"] for point in points)
+    assert {(point["row"], point["seeds"]) for point in points} == {(NAME, 1)}
+    assert [point["published_acc"] for point in points] == [
         acc for _, _, acc in published_curves()[NAME][:5]]
 
 
@@ -32,9 +32,9 @@ def test_the_range_of_one_seed_is_the_binomial_error(tmp_path):
     finished_run(tmp_path / "near", NAME, shift=0.9 * error)
     finished_run(tmp_path / "far", NAME, shift=1.1 * error)
     near, far = judged(tmp_path / "near")[0], judged(tmp_path / "far")[0]
-    assert near.acc_inside and not far.acc_inside
-    assert (near.acc_high - near.acc_low) / 2 == pytest.approx(error)
-    assert (near.loss_high - near.loss_low) / 2 == pytest.approx(
+    assert near["acc_inside"] and not far["acc_inside"]
+    assert (near["acc_high"] - near["acc_low"]) / 2 == pytest.approx(error)
+    assert (near["loss_high"] - near["loss_low"]) / 2 == pytest.approx(
         error * math.log(acc / (1 - acc)))
 
 
@@ -42,8 +42,9 @@ def test_a_point_between_two_seeds_is_inside(tmp_path):
     for seed, shift in enumerate((-0.05, 0.05)):
         finished_run(tmp_path, NAME, seed, shift=shift)
     points = judged(tmp_path)
-    assert all(point.acc_inside and point.loss_inside and point.seeds == 2 for point in points)
-    assert points[0].acc == pytest.approx(points[0].published_acc)
+    assert all(point["acc_inside"] and point["loss_inside"] for point in points)
+    assert {point["seeds"] for point in points} == {2}
+    assert points[0]["acc"] == pytest.approx(points[0]["published_acc"])
 
 
 @pytest.mark.parametrize("change", [

@@ -23,8 +23,7 @@ def test_runs_are_found_by_row_and_seed(tmp_path):
     assert {name: [run.summary["seed"] for run in seeds] for name, seeds in runs.items()} == {
         "resnet18": [0], "convmixer-p24": [0, 10]}
     run = runs["resnet18"][0]
-    assert (run.val_images, run.images) == (2500, 125_000)
-    assert [row["images"] for row in run.log][-1] == 125_000
+    assert (run.val_images, run.log[-1]["images"]) == (2500, 125_000)
 
 
 def test_a_single_seed_given_by_seed_keeps_its_folder(tmp_path):
