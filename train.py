@@ -17,8 +17,8 @@ import torch
 
 from kernels import fuse, sync_batch_norm, why_not_triton
 from mixer.data.batches import Subset, fits_on, split
-from mixer.data.demo import Demo
-from mixer.data.images import find_images
+from mixer.data.demo import drawn_images
+from mixer.data.images import describe, find_images
 from mixer.data.packed import cache_folder, pack, usable
 from mixer.experiments import row_name, seed_folder
 from mixer.models import create_model
@@ -36,13 +36,14 @@ from mixer.runtime.processes import exit_code_of
 from mixer.training.config import (
     DEMO,
     MODEL_OPTIONS,
+    Config,
     as_arguments,
     has_several_runs,
     planned_runs,
     read_config,
 )
 from mixer.training.recipe import predict
-from mixer.training.resume import check_identity, open_checkpoint, resume_identity
+from mixer.training.resume import open_checkpoint, resume_identity
 from mixer.training.saved import start_from
 from mixer.training.trainer import Trainer, try_one_batch
 
@@ -104,8 +105,10 @@ def train_one(config, name, out, device, world):
 
     # cheap checks first: a bad run fails before the images are decoded
     cache_folder(config.cache)
-    images = Demo() if config.data is None else find_images(config.data)
-    identity = resume_identity(config, images.identity)
+    images = drawn_images() if config.data is None else find_images(config.data)
+    if "val" in images.splits and config.val_fraction != Config.val_fraction:
+        raise InputError(f"--val-fraction: {images.path} comes with a validation set; leave it out")
+    identity = resume_identity(config, images.run_key)
     checkpoint = open_checkpoint(config.resume, out, identity, world)
 
     # a model that fits this device
@@ -123,9 +126,6 @@ def train_one(config, name, out, device, world):
 
     # the decoded images, and where the run starts
     train_set, val_set, splits = load_data(config, images, out, device, world)
-    identity["contents"] = images.contents
-    if checkpoint:
-        check_identity(checkpoint, identity)
     print(f"kernels: {kernels}")
     trainer = Trainer(model, train_set, val_set, config, out, device=device,
                       classes=images.classes, identity=identity, world=world)
@@ -178,16 +178,16 @@ def pick_kernels(choice, model, device, synced):
 
 def load_data(config, images, out, device, world):
     """Decode the images: (training Subset, validation Subset, the contents of split.json)."""
-    array, faults = pack(images, config.image_size, config.cache, config.workers)
-    print(images, flush=True)  # now it is known which are copies of others
+    print(describe(images), flush=True)
+    array, faults, digests = pack(images, config.image_size, config.cache)
     report = out / "bad_images.csv" if world.rank == 0 else None
     indices = usable(images, faults, config.bad_images, report)
-    train, val = split(images, indices, config.val_fraction, config.seed)
+    train, val = split(images, indices, digests, config.val_fraction, config.seed)
     splits = {"seed": config.seed, "val_fraction": config.val_fraction, "classes": images.classes,
               "train": [images.names[i] for i in train], "val": [images.names[i] for i in val]}
 
     # the same images on all machines
-    digest = hashlib.sha256(json.dumps([splits, images.contents]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([splits, digests]).encode()).hexdigest()
     if world.broadcast(digest) != digest:
         raise InputError(f"--data: rank {world.rank} finds other images in {images.path} "
                          "than rank 0")
@@ -209,7 +209,7 @@ def write_results(trainer, name, images, parameters, minutes):
     """Write the pictures and summary.json. Raises RuntimeError if --require-acc is missed."""
     config, out, state, val_set = trainer.config, trainer.out, trainer.state, trainer.val_set
     summary = summarise(name, config, state, parameters=parameters, steps=trainer.steps,
-                        classes=images.classes, data=str(images),
+                        classes=images.classes, data=describe(images),
                         dtype=str(trainer.amp or torch.float32).removeprefix("torch."))
     draw_curves(out / "curves.png", state.rows, name)
     probabilities = None

@@ -27,10 +27,10 @@ def measure_data(path: Path | str, load: Load, repeats: int, most: int = 2000) -
     chosen = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
     images = dataclasses.replace(images, **{
         name: [getattr(images, name)[i] for i in chosen]
-        for name in ("files", "names", "labels", "splits", "sizes", "crcs")})
+        for name in ("files", "names", "labels", "splits", "sizes")})
     with tempfile.TemporaryDirectory() as folder:
         # decode all of them, to leave out the damaged ones
-        array, faults = pack(images, load.image_size, folder)
+        array, faults, _ = pack(images, load.image_size, folder)
         indices = np.setdiff1d(np.arange(len(images)), list(faults))
         if not len(indices):
             raise InputError(f"--data: none of {len(images):,} images in {path} decodes: "

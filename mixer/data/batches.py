@@ -15,37 +15,47 @@ from ..runtime.errors import InputError, listed, printable
 from .images import ImageSet
 
 
-def split(images: ImageSet, indices: np.ndarray, val_fraction: float,
+def split(images: ImageSet, indices: np.ndarray, digests: list[str | None], val_fraction: float,
           seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Divide the images `indices` into training and validation: two sorted int64 arrays.
 
-    Where the source has train and val, they decide. Otherwise validation takes from each class
-    round(val_fraction * its images), at least one, by a hash of (seed, name). So the split depends
-    on names and seed only, and new images move few of the old ones. Byte-identical images are
-    never on both sides: they move together, and where the source decides, training goes without
-    its copies of validation images. Raises InputError when a class has too few images.
+    If the data set comes with train and val folders, they are used. Otherwise a hash of (seed,
+    name) picks round(val_fraction * n), at least one, of the n images of each class. So the split
+    depends on names and seed only, and adding images moves few of the others. Images with equal
+    `digests` are never on both sides: they move together, and where the source decides, training
+    goes without its copies of validation images. Raises InputError when a class has too few images.
     """
-    splits, originals = np.array(images.splits)[indices], np.array(images.originals())
-    if "val" in splits:
-        val = indices[splits == "val"]
-        train = indices[(splits != "val") & ~np.isin(originals[indices], originals[val])]
-        kept = {images.labels[index] for index in train}
-        if lost := [name for label, name in enumerate(images.classes) if label not in kept]:
-            raise InputError(f"--data: no training image of class {listed(lost)} is left: they are "
+    # images that are equal: one group, in the order of its first name
+    groups = defaultdict(list)
+    for index in indices:
+        groups[digests[index]].append(index)
+    copies = [group for group in groups.values() if len(group) > 1]
+    labels, splits = np.array(images.labels), np.array(images.splits)
+    if copies:
+        mixed = sum(len(group) for group in copies if len(set(labels[group])) > 1)
+        print(f"{sum(map(len, copies)):,} images are byte-identical to another, and stay together"
+              f"{f'; {mixed:,} of them have copies of another class' if mixed else ''}", flush=True)
+
+    # by the source
+    if "val" in images.splits:
+        val = indices[splits[indices] == "val"]
+        in_val = {digests[index] for index in val}
+        train = np.array([index for index in indices if digests[index] not in in_val], dtype=int)
+        if left_out := len(indices) - len(train) - len(val):
+            print(f"{left_out:,} training images left out, which are validation images, too")
+        lost = set(images.labels) - set(labels[train])
+        if lost:
+            raise InputError("--data: no training image is left of class "
+                             f"{listed(images.classes[label] for label in sorted(lost))}: they are "
                              "copies of validation images")
         return train, val
     if val_fraction == 0:
         return indices, np.array([], dtype=np.int64)
 
-    # images that are equal: one group, in the order of its first name
-    groups = defaultdict(list)
-    for index in indices:
-        groups[originals[index]].append(index)
-
+    # by a hash
     def key(group):
         text = f"{seed}/{images.names[group[0]]}"
         return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
-    labels = np.array(images.labels)
     val = []
     for label, name in enumerate(images.classes):
         # what is equal to an image of another class stays in training

@@ -2,131 +2,139 @@
 import io
 import os
 import re
-import stat
+import threading
 import zipfile
-from collections.abc import Sequence
-from fnmatch import translate
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..runtime.errors import InputError, first_line
+from ..runtime.errors import InputError, first_line, listed, printable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
-UNREAD = tuple("." + ending for ending in (  # pictures, too: they are counted, never decoded
-    "3fr ai apng arw avif bpg cr2 cr3 crw cur dcm dcr dds dib djvu dng emf eps erf exr fit fits "
-    "hdr heic heif hif icns ico iiq j2k jfi jfif jif jp2 jpe jpf jpx jxl jxr kdc mef mos mpo mrw "
-    "nef nrw orf pbm pcx pef pfm pgm pjp pjpeg pnm ppm psb psd qoi raf ras raw rw2 rwl sgi sr2 "
-    "srf srw svg svgz tga tif tiff wdp wmf x3f xbm xcf xpm").split())
-SYSTEM = re.compile("|".join(map(translate, (  # what systems leave among a user's files
-    ".*", "__MACOSX", "@eaDir", "@Recycle*", "@Recently-Snapshot", "@__thumb", "@tmp", "@sharebin",
-    "@Syno*", "#recycle", "#snapshot", "$RECYCLE.BIN", "$Extend", "RECYCLER", "lost+found",
-    "System Volume Information", "FOUND.[0-9][0-9][0-9]", "Network Trash Folder",
-    "Temporary Items", "TheVolumeSettingsFolder", "Thumbs.db", "ehthumbs*.db", "desktop.ini"))),
-    re.IGNORECASE)
-MAX_NESTED_BYTES = 2 * 2**30  # of a zip inside a zip, kept in memory; Kaggle's has 0.57e9
+UNREAD = tuple("." + ending for ending in (  # of pictures that are counted, never decoded
+    "arw avif cr2 dcm dng exr heic heif jfif jp2 jpe jxl nef pgm ppm psd raw tga tif tiff".split()))
+SYSTEM = re.compile(  # what systems leave, and what is hidden, but not a run's .lock
+    r"\.(?!lock$)|@(eaDir|Recycle|Recently-Snapshot|tmp|__thumb)|#(recycle|snapshot)$|__MACOSX$|"
+    r"\$RECYCLE\.BIN$|RECYCLER$|lost\+found$|System Volume Information$|(eh)?thumbs.*\.db$|"
+    r"desktop\.ini$", re.IGNORECASE)
+FIGURES = re.compile(  # of our own commands, which write tables beside them
+    r"(acc|attention|curves|filters|loss|memory|mistakes|resolution|speed|val_acc_\w+)\.png")
+MASK = re.compile(r"(.+)[_-](mask|seg|segmentation|gt|label)(_?\d+)?", re.IGNORECASE)
+
+Parts = tuple[str, ...]  # of a path; the last one of a folder's path is ""
+Files = dict[str, tuple[int, int]]  # {name with slashes: (bytes, time in ns; in a zip the CRC-32)}
 
 
-def ending(parts: Sequence[str]) -> str:
-    """Of the last of the parts of a path, in lower case: ".jpg"."""
-    return os.path.splitext(parts[-1])[1].lower()
+def ending(name: str) -> str:
+    """The extension of a file's name, in lower case: ".jpg"."""
+    return os.path.splitext(name)[1].lower()
 
 
-def is_image(name: str) -> bool:
-    """Whether a file has an image's ending, and neither it nor a folder of it is a system's."""
-    parts = name.split("/")
-    return ending(parts) in EXTENSIONS and not system_part(parts)
+def open_source(path: Path, nested: Sequence[str] = ("train.zip",)
+                ) -> tuple[Files, Callable[[str], bytes]]:
+    """The files of a folder or a zip, without hidden ones and those of systems, and a function that
+    reads one by its name. Names of folders end with a slash.
+
+    If a zip holds a zip with one of the names `nested`, and no images (Kaggle's nesting), the files
+    are those of the inner one. Raises InputError if it cannot be read.
+    """
+    if path.is_dir():
+        return _list_folder(path), lambda name: (path / name).read_bytes()
+    members, archive = _open_zip(path, nested)
+    lock = threading.Lock()
+
+    def read(name):
+        with lock:  # the zip has one file position
+            return archive.read(members[name])
+    return {name: (info.file_size, info.CRC) for name, info in members.items()
+            if not any(map(SYSTEM.match, name.split("/")))}, read
 
 
-def system_part(parts: Sequence[str]) -> str | None:
-    """The first of the parts of a path that is hidden, or that a system made for itself."""
-    return next((part for part in parts if SYSTEM.match(part)), None)
+def _list_folder(root):
+    files, seen = {}, set()
+
+    def refuse(e):
+        raise InputError(f"--data: {e.filename} cannot be read: {e.strerror}") from e
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=refuse):
+        if (real := os.path.realpath(folder)) in seen:
+            raise InputError(f"--data: {folder} links to a folder that was already found: "
+                             "its images would count twice")
+        seen.add(real)
+        folders[:] = [name for name in folders if not SYSTEM.match(name)]
+        base = Path(folder).relative_to(root)
+        files |= {f"{(base / name).as_posix()}/": (0, 0) for name in folders}
+        for name in names:
+            path, stamp = Path(folder, name), (0, 0)
+            if path.is_file():
+                stamp = path.stat().st_size, path.stat().st_mtime_ns
+            elif path.exists():  # a named pipe; `read` reports a dangling link
+                continue
+            if not SYSTEM.match(name):
+                files[(base / name).as_posix()] = stamp
+    return files
 
 
-class Folder:
-    """The files and folders below a directory."""
+def _open_zip(path, nested):
+    """{name: ZipInfo}, and the ZipFile."""
+    try:
+        archive = zipfile.ZipFile(path)
+        names = archive.namelist()
+        inner = [name for name in names if os.path.basename(name).lower() in nested]
+        if inner and not any(ending(name) in EXTENSIONS for name in names):
+            archive = zipfile.ZipFile(io.BytesIO(archive.read(inner[0])))
+    except OSError as e:
+        raise InputError(f"--data: {path} cannot be read: {e.strerror or e}") from None
+    except Exception as e:  # on hostile bytes, zipfile raises nearly every exception type
+        raise InputError(f"--data: {path} is not a zip file, or is damaged ({first_line(e)}); "
+                         "unpack a tar, 7z or rar and give the folder") from e
+    members = {info.filename: info for info in archive.infolist()}
+    for name, info in members.items():
+        if info.flag_bits & 1 or info.compress_type == 9:
+            how = "encrypted" if info.flag_bits & 1 else "compressed by Deflate64"
+            raise InputError(f"--data: {name} in {path} is {how}, which Python does not read: "
+                             "unpack the zip and give the folder")
 
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
-
-    def list_files(self) -> dict[str, tuple[int, int]]:
-        """{name relative to the folder, with forward slashes: (bytes, mtime in ns)}
-
-        The name of a folder ends with a slash.
-        """
-        files, seen = {}, set()
-
-        def is_system(folder):
-            return system_part(Path(folder).relative_to(self.path).parts)
-
-        def refuse(e):
-            if not is_system(e.filename):
-                raise InputError(f"--data: {e.filename} cannot be read: {e.strerror}") from e
-        for folder, folders, names in os.walk(self.path, followlinks=True, onerror=refuse):
-            for name in folders[:]:
-                path = Path(folder, name)
-                files[path.relative_to(self.path).as_posix() + "/"] = (0, 0)
-                if path.is_symlink() and is_system(path):  # it may lead anywhere
-                    folders.remove(name)
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:
-                raise InputError(f"--data: {folder} links to a folder that was already found: "
-                                 "its images would count twice")
-            seen.add((status.st_dev, status.st_ino))
-            for name in names:
-                path = Path(folder, name)
-                relative = path.relative_to(self.path).as_posix()
-                try:
-                    status = path.stat()
-                    if stat.S_ISREG(status.st_mode):
-                        files[relative] = (status.st_size, status.st_mtime_ns)
-                except OSError:  # a dangling link: `load` reports it
-                    files[relative] = (0, 0)
-        return files
-
-    def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+    # some programs write \\ or ./; but \\ may be the second byte of a letter (code page 932, Big5)
+    if not any("/" in name for name in members):
+        members = {re.sub(r"(?<=[\x00-\x7f])\\", "/", name): members[name] for name in members}
+    return {re.sub(r"(?<![^/])\.?/+", "", name): members[name] for name in members}, archive
 
 
-class Zip:
-    """The members of a zip file, or of the zip inside it that has one of the names `nested`, if
-    there are no images beside it (Kaggle's nesting)."""
+def sort_files(path: Path, files: Files) -> tuple[list[Parts], list[Parts], Counter]:
+    """The images; pictures that are not read, and empty folders; {kind: files} of what is left out.
 
-    def __init__(self, path: Path | str, nested: Sequence[str] = ("train.zip",)):
-        self.path, self.inner = Path(path), None  # inner: the bytes of the nested zip
-        self._open()
-        nested = [name for name in self.members if name.lower().split("/")[-1] in nested]
-        if nested and not any(map(is_image, self.members)):
-            info = self.members[nested[0]]
-            if info.file_size > MAX_NESTED_BYTES:
-                raise InputError(f"--data: {info.filename} in {path} has {info.file_size:,} bytes, "
-                                 "too many to keep in memory: unpack it and give its own path")
-            try:
-                self.inner = self.zip.read(info)
-            except Exception as e:
-                raise InputError(f"--data: {info.filename} in {path} is damaged: "
-                                 f"{first_line(e)}") from e
-            self._open()
+    Raises InputError, which says what is there instead, where there is no image.
+    """
+    images, lost, left_out, names = [], [], Counter(), sorted(files)
+    stems = {os.path.splitext(name)[0] for name in names}
+    with_tables = {os.path.dirname(name) for name in names
+                   if ending(name) in (".csv", ".json", ".md")}
+    for name, following in zip(names, [*names, ""][1:], strict=True):
+        folder, base = os.path.split(name)
+        mask = MASK.fullmatch(os.path.splitext(name)[0])
+        if ending(base) in UNREAD:
+            lost.append(tuple(name.split("/")))
+            left_out[ending(base)] += 1
+        elif name.endswith("/") and not following.startswith(name):
+            lost.append(tuple(name.split("/")))
+        elif FIGURES.fullmatch(base) and folder in with_tables:
+            left_out["figures of results"] += 1
+        elif ending(base) in EXTENSIONS and (
+                mask and mask[1] in stems or "trimaps" in folder.split("/")):
+            left_out["masks"] += 1
+        elif ending(base) in EXTENSIONS:
+            images.append(tuple(name.split("/")))
+    if not images:
+        hint = f"it contains {len(names):,} other files, {left_out_note(left_out)}".rstrip(", ")
+        if zips := [name for name in names if ending(name) == ".zip"]:
+            where = path / zips[0] if path.is_dir() else zips[0]
+            hint = f"to use the zip in it, give its own path (unpacked): {where}"
+        raise InputError(f"--data: no images in {path} (looked for {', '.join(EXTENSIONS)}); "
+                         f"{printable(hint)}")
+    return images, lost, left_out
 
-    def _open(self):
-        try:
-            self.zip = zipfile.ZipFile(self.path if self.inner is None else io.BytesIO(self.inner))
-        except OSError as e:
-            raise InputError(f"--data: {self.path} cannot be read: {e.strerror or e}") from None
-        except Exception as e:  # on hostile bytes, zipfile raises nearly every exception type
-            raise InputError(f"--data: {self.path} is not a zip file, or is truncated "
-                             f"({first_line(e)})") from e
-        self.opened_by = os.getpid()
-        if any(info.flag_bits & 1 for info in self.zip.infolist()):
-            raise InputError(f"--data: {self.path} is encrypted: unpack it with its password and "
-                             "give the folder")
-        # some write \\ or ./; the parts of a name stay what they are
-        self.members = {re.sub(r"(?<![^/])\.?/+", "", info.filename.replace("\\", "/")): info
-                        for info in self.zip.infolist()}
 
-    def list_files(self) -> dict[str, tuple[int, int]]:
-        """{member name: (bytes, CRC-32)}; the name of a folder ends with a slash."""
-        return {name: (info.file_size, info.CRC) for name, info in self.members.items()}
-
-    def read(self, name: str) -> bytes:
-        if self.opened_by != os.getpid():  # a forked process must not share its file position
-            self._open()
-        return self.zip.read(self.members[name])
+def left_out_note(counts: Counter) -> str:
+    """{".tif": 2, "masks": 1} -> "left out: .tif 2, masks 1"; "" for nothing."""
+    counts = [f"{name} {count:,}" for name, count in counts.most_common() if count]
+    return f"left out: {listed(counts)}" if counts else ""

@@ -23,10 +23,9 @@ import torch
 from torch.nn import functional as F
 
 from ..data.batches import Subset
-from ..data.demo import Demo
-from ..data.images import ImageSet, find_images
+from ..data.demo import drawn_images
+from ..data.images import ImageSet, find_images, find_unlabelled
 from ..data.packed import cache_folder, pack, usable
-from ..data.unlabelled import find_unlabelled
 from ..experiments import ORIGINAL_CLASSES, row_name
 from ..report.evaluation import evaluation, evaluation_text
 from ..runtime.checkpoint import load_checkpoint
@@ -92,8 +91,8 @@ def main(argv: list[str]) -> None:
     ids = kaggle_ids(images.files, model.classes) if config.submission else None
     beside = path.parent / time.strftime("predictions-%Y%m%d-%H%M%S")
     out = writable_folder(config.out or beside, "--out")
-    array, faults = pack(images, model.image_size, config.cache)
-    print("; ".join([f"{len(chosen):,} images", *images.notes]), flush=True)
+    array, faults, _ = pack(images, model.image_size, config.cache)
+    print("; ".join(filter(None, [f"{len(chosen):,} images", images.note])), flush=True)
     faults = {index: faults[index] for index in chosen.tolist() if index in faults}
     good = np.intersect1d(chosen, usable(images, faults, "skip", out / "bad_images.csv"))
     if len(good) == 0:
@@ -185,7 +184,7 @@ def find(config: Config, folder: Path, trained: dict,
         elif len(config.paths) > 1:
             images = find_images(config.paths[1])
         else:
-            images = find_images(trained["data"]) if trained.get("data") else Demo()
+            images = find_images(trained["data"]) if trained.get("data") else drawn_images()
     except InputError as e:
         raise InputError(str(e).removeprefix("--data: ")) from None
     if not config.split:
@@ -195,7 +194,7 @@ def find(config: Config, folder: Path, trained: dict,
     names = json_of_run(folder / "split.json").get(config.split, [])
     if not names:
         raise InputError(f"--split {config.split}: split.json in {folder} names no such images")
-    if images.identity != contents.get("identity", {}).get("images"):
+    if images.run_key != contents.get("identity", {}).get("images"):
         raise InputError(f"--split {config.split}: {images.path} does not hold the images of the "
                          "run; name their place behind it")
     names = set(names)

@@ -36,7 +36,6 @@ class Config:
     val_fraction: float = option(0.1, "for validation, per class; original: 0", least=0, below=1)
     bad_images: str = option("report", "damaged images: report all and stop, or skip them",
                              choices=("report", "skip"))
-    workers: int | None = option(None, "processes that decode; default: one per core", least=1)
     data_on_device: str = option("auto", "keep all images in GPU memory; auto: if they take less "
                                  "than half of what is free", choices=("auto", "yes", "no"))
     # machine

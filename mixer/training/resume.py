@@ -9,7 +9,7 @@ from ..runtime.errors import InputError
 from .config import Config
 
 # options that change no weight: they may differ between a run and its continuation
-FREE_ON_RESUME = {"data", "log_every", "cache", "workers", "bad_images", "data_on_device", "device",
+FREE_ON_RESUME = {"data", "log_every", "cache", "bad_images", "data_on_device", "device",
                   "kernels", "require_acc", "out", "resume", "debug", "init_from", "rows", "seeds"}
 
 

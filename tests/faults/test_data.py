@@ -21,7 +21,6 @@ from mixer.data.images import find_images
 from mixer.runtime.errors import InputError
 from tests.helpers.commands import TINY, forked
 from tests.helpers.pictures import make_unreadable, zipped
-from tests.helpers.plants import Plant
 
 RUN = [*TINY, "--steps", 1, "--lr", 1e-9]
 
@@ -32,7 +31,7 @@ def jpegs(count):
     if path := os.environ.get("DOGS_VS_CATS"):
         images = find_images(path)
         indices = random.Random(0).sample(range(len(images)), count // 2)
-        found = [images.source.read(images.files[i]) for i in indices]
+        found = [images.read(i) for i in indices]
     for i in range(count - len(found)):
         file = io.BytesIO()
         picture = Image.fromarray(draw(i, 40 + 9 * i)).convert(("RGB", "L", "CMYK")[i % 3])
@@ -85,16 +84,14 @@ def test_damaged_jpegs_are_skipped_and_counted(train, tmp_path, tally, count):
         data = damaged(rng, originals[i % 12], originals)
         (folder / f"{('cat', 'dog')[i % 2]}.{i}.jpg").write_bytes(data)
     for i in range(40):
-        (folder / f"{('cat', 'dog')[i % 2]}.good{i}.jpg").write_bytes(originals[i % 12])
+        (folder / f"{('cat', 'dog')[i % 2]}.{count + i}.jpg").write_bytes(originals[i % 12])
     result = train(*RUN, "--data", folder, "--out", tmp_path / "run", "--bad-images", "skip")
     assert result.returncode == 0 and result.stderr == "", result.stderr
     faults = faults_of(tmp_path / "run")
     split = json.loads((tmp_path / "run" / "split.json").read_text())
     decoded = {*split["train"], *split["val"]}
     assert decoded.isdisjoint(faults) and len(decoded) + len(faults) == count + 40
-    assert not any("good" in name for name in faults)
-    # none of these files kills its decoder or takes a minute
-    assert not any("decoder" in fault for fault in faults.values())
+    assert all(int(name.split(".")[1]) < count for name in faults)
     assert count * 0.2 < len(faults) < count * 0.9
     stopped = train(*RUN, "--data", folder, "--out", tmp_path / "other")
     assert stopped.returncode == 2
@@ -183,9 +180,9 @@ def test_hostile_files_are_skipped_one_by_one(train, tmp_path, pictures):
     tiff = io.BytesIO()
     Image.new("RGB", (8, 8)).save(tiff, "TIFF")
     bomb = zlib.compress(bytes(100_000_000), 9)
-    text, pixels = (b"zTXt", b"a\0\0" + bomb), (b"IDAT", zlib.compress(bytes(8 * 25)))
     hostile = {
         "empty": (b"", "empty file"),
+        "text": (png(8, 8, (b"zTXt", b"a\0\0" + bomb)), "too large"),  # not unpacked
         "html": (b"<html>429 Too Many Requests</html>", "not a JPEG"),
         "tiff": (tiff.getvalue(), "not a JPEG"),
         "random": (random.Random(0).randbytes(5000), "not a JPEG"),
@@ -195,33 +192,19 @@ def test_hostile_files_are_skipped_one_by_one(train, tmp_path, pictures):
         "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
                        b"(%pipe%touch hacked) (w) file\n", "not a JPEG"),
     }
-    # a bomb in a text is not unpacked, and its picture is whole
-    (data / "cat.text.jpg").write_bytes(png(8, 8, text, pixels))
-    for name, (content, _) in hostile.items():
-        (data / f"cat.{name}.jpg").write_bytes(content)
-    (data / "dog.dangling.jpg").symlink_to("nowhere")
-    with open(data / "dog.sparse.jpg", "wb") as f:
+    for i, (content, _) in enumerate(hostile.values(), 100):
+        (data / f"cat.{i}.jpg").write_bytes(content)
+    (data / "dog.100.jpg").symlink_to("nowhere")
+    with open(data / "dog.101.jpg", "wb") as f:
         f.truncate(10**11)  # a hundred gigabytes, declared
-    os.mkfifo(data / "dog.pipe.jpg")  # not a file, so not read
+    os.mkfifo(data / "dog.102.jpg")  # not a file, so not read
     result = train(*RUN, "--data", data, "--out", tmp_path / "run", "--bad-images", "skip")
     assert result.returncode == 0 and result.stderr == "", result.stderr
     faults = faults_of(tmp_path / "run")
-    for name, (_, fault) in hostile.items():
-        assert fault.lower() in faults.pop(f"cat.{name}.jpg").lower(), name
-    assert "cannot be read" in faults.pop("dog.dangling.jpg")
-    assert "over the limit" in faults.pop("dog.sparse.jpg") and not faults
-
-
-def test_decoders_that_die_cost_no_image(train, tmp_path, pictures):
-    """Each decoder is killed at its third image, as by a system short of memory.
-
-    Each such image is tried again, and the run goes on.
-    """
-    plant = Plant("mixer.data.images.decode", signal.SIGKILL, 3)
-    result = train(*RUN, "--data", pictures, "--out", tmp_path / "run", "--workers", 2,
-                   plants=[plant])
-    assert result.returncode == 0, result.stderr
-    assert "36 training and 4 validation images" in result.stdout
+    for i, (_, fault) in enumerate(hostile.values(), 100):
+        assert fault.lower() in faults.pop(f"cat.{i}.jpg").lower()
+    assert "cannot be read" in faults.pop("dog.100.jpg")
+    assert "over the limit" in faults.pop("dog.101.jpg") and not faults
 
 
 def test_hostile_zips(train, tmp_path, pictures):
@@ -231,28 +214,17 @@ def test_hostile_zips(train, tmp_path, pictures):
     def write(names):
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
             for name in names:
-                z.writestr(name, bytes(200_000_000) if "bomb" in name else member)
+                z.writestr(name, bytes(200_000_000) if "99" in name else member)
     write(["../../escaped/cat.1.png", "/up/dog.1.png", "cat.2.png", "C:\\dog.2.png", "dog.3.png"])
     result = train(*RUN, "--data", path, "--out", out)
-    assert result.returncode == 2 and "class folders and" in result.stderr
+    assert result.returncode == 2 and "not sure which folders" in result.stderr
     names = [f"/up/{kind}.{i}.png" for kind in ("cat", "dog") for i in range(9)]
-    write([*names, "/up/dog.bomb.png", "/up/../cat.8.png", ".cat.3.png"])
+    write([*names, "/up/dog.99.png", ".cat.3.png"])
     result = train(*RUN, "--data", path, "--out", out, "--bad-images", "skip")
     assert result.returncode == 0, result
-    assert ("skipped 1 of 19 images that do not decode: up/dog.bomb.png (200,000,000 bytes"
+    assert ("skipped 1 of 19 images that do not decode: up/dog.99.png (200,000,000 bytes"
             in result.stdout)
     assert not any(Path(folder, "up").exists() for folder in (tmp_path, tmp_path.parent, "/", "."))
-
-    # a train.zip inside that claims to have 4 GB
-    with zipfile.ZipFile(path, "w") as z:
-        z.writestr("train.zip", b"x" * 100)
-    content = bytearray(path.read_bytes())
-    at = content.index(b"PK\x01\x02")
-    content[at + 24:at + 28] = struct.pack("<I", 0xFFFFFFF0)
-    path.write_bytes(content)
-    result = train(*RUN, "--data", path, "--out", out, "--resume", "auto")
-    assert result.returncode == 2
-    assert "train.zip in" in result.stderr and "unpack it" in result.stderr
 
 
 def test_strange_folders(train, tmp_path, pictures):
@@ -279,28 +251,8 @@ def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, pictures, monkey
         find_images(data)
 
 
-@pytest.mark.parametrize("names, message", [
-    (["1.jpg", "2.jpg", "3.jpg"], "only one class found"),
-    (["all/1.jpg", "all/2.jpg"], "only one class found"),
-    (["cat.0.jpg"], "only one class found"),
-    (["cat.0.jpg", "dog.0.jpg", "dog.1.jpg"], "class cat has a single image"),
-    (["cat.0.jpg", "cat.1.jpg", "wolf.1.jpg", "dog.1.jpg"], "neither cat.* nor dog.*: wolf.1.jpg"),
-    (["train/cat/0.jpg", "train/dog/0.jpg", "val/cat/0.jpg"], "differ: dog"),
-    ([], "no images in"),
-])
-def test_what_would_train_on_the_wrong_labels_is_refused(train, tmp_path, pictures, names,
-                                                         message):
-    (tmp_path / "data").mkdir()
-    for name in names:
-        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(pictures / "cat.1.png", tmp_path / "data" / name)
-    result = train(*RUN, "--data", tmp_path / "data", "--out", tmp_path / "run")
-    assert result.returncode == 2 and message in result.stderr
-    assert result.stderr.count("\n") == 1
-
-
 def test_a_run_goes_on_after_its_images_were_copied(train, tmp_path, pictures):
-    """With other times, or in a zip; but not where a byte of one differs."""
+    """With other times, or in a zip; but not where the size or the name of one differs."""
     copy, archive = tmp_path / "copy", tmp_path / "archive.zip"
     shutil.copytree(pictures, copy, copy_function=shutil.copyfile)
     archive.write_bytes(zipped({path.name: path.read_bytes() for path in copy.iterdir()}))
@@ -309,13 +261,12 @@ def test_a_run_goes_on_after_its_images_were_copied(train, tmp_path, pictures):
         result = train(*TINY, "--steps", steps, "--data", data, *out)
         assert result.returncode == 0, result.stderr
         assert steps == 1 or f"resumed at step {steps - 1}" in result.stdout
-    path = copy / "cat.1.png"
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
-    result = train(*TINY, "--steps", 4, "--data", copy, *out, "--bad-images", "skip")
-    assert result.returncode == 2 and "another run: contents was" in result.stderr
-    (copy / "cat.1.png").rename(copy / "cat.2.png")
-    result = train(*TINY, "--steps", 4, "--data", copy, *out)
-    assert result.returncode == 2 and "another run: images was" in result.stderr
+    with open(copy / "cat.1.png", "ab") as f:
+        f.write(b"?")
+    for change in (lambda: None, lambda: (copy / "cat.1.png").rename(copy / "cat.101.png")):
+        change()
+        result = train(*TINY, "--steps", 4, "--data", copy, *out)
+        assert result.returncode == 2 and "another run: images was" in result.stderr
 
 
 def test_names_of_any_bytes(train, tmp_path, pictures, tally):
@@ -331,19 +282,15 @@ def test_names_of_any_bytes(train, tmp_path, pictures, tally):
     @hypothesis.settings(max_examples=15, deadline=None, derandomize=True, database=None,
                          suppress_health_check=[hypothesis.HealthCheck.too_slow])
     @hypothesis.given(st.lists(names, min_size=2, max_size=2, unique=True),
-                      st.lists(names, min_size=4, max_size=8, unique=True),
-                      st.booleans(), st.booleans())
-    def run(classes, files, flat, spoilt):
+                      st.lists(names, min_size=4, max_size=8, unique=True), st.booleans())
+    def run(classes, files, spoilt):
         nonlocal tried
         tried += 1
         root = os.fsencode(tmp_path / f"data{tried}")
         for label, kind in enumerate(classes):
-            os.makedirs(root if flat else os.path.join(root, kind), exist_ok=True)
+            os.makedirs(os.path.join(root, kind))
             for file in files:
-                if flat:
-                    path = os.path.join(root, (b"cat.", b"dog.")[label] + file + b".png")
-                else:
-                    path = os.path.join(root, kind, file + b".png")
+                path = os.path.join(root, kind, file + b".png")
                 shutil.copy(pictures / f"{('dog', 'cat')[label]}.{label}.png", path)
         if spoilt:
             with open(path, "wb"):

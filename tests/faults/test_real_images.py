@@ -23,7 +23,7 @@ def test_real_images_are_found_decoded_and_balanced(tmp_path):
     images = find_images(PATH)
     assert [name.lower() for name in images.classes] == ["cat", "dog"]
     start = time.perf_counter()
-    array, faults = pack(images, 192, tmp_path)
+    array, faults, _ = pack(images, 192, tmp_path)
     print(f"{len(images) / (time.perf_counter() - start):,.0f} images/s decoded")
     good = usable(images, faults, "skip", tmp_path / "bad.csv")
     assert len(good) > 0.99 * len(images)
@@ -49,7 +49,7 @@ def test_killed_and_resumed_on_real_images(train, tmp_path, record_property, siz
     for kill in range(6):
         # first while decoding, into an empty cache; each later one gets to a save more, or two
         cache = [] if kill else ["--cache", tmp_path / "other"]
-        where = TRAIN_STEP if kill else "mixer.data.packed.wait"
+        where = TRAIN_STEP if kill else "os.pwrite"
         plant = Plant(where, signal.SIGKILL, rng.randrange(6, 9), delay=rng.uniform(0, 0.01))
         killed = train(*arguments, *cache, "--out", cut, plants=[plant])
         assert killed.returncode == -signal.SIGKILL, killed

@@ -95,7 +95,7 @@ def test_memory_that_runs_out_is_told_of(run):
 
 def test_the_same_command_gives_the_same_bits(run, out, tmp_path):
     assert run().returncode == 0
-    assert run("--out", tmp_path / "again", "--workers", 1).returncode == 0
+    assert run("--out", tmp_path / "again").returncode == 0
     assert_same_run(out, tmp_path / "again")
 
 

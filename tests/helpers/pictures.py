@@ -24,6 +24,23 @@ def zipped(members: Mapping[str, bytes]) -> bytes:
     return data.getvalue()
 
 
+def folder_and_zip(root: Path, members: Mapping[str, bytes] | list[str]) -> tuple[Path, Path]:
+    """Both with the same files: {name: content}, or names of equal pictures. A name that ends with
+    a slash is an empty folder, and not in the zip."""
+    if not isinstance(members, Mapping):
+        members = dict.fromkeys(members, encoded())
+    for name, content in members.items():
+        path = root / "folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("/"):
+            path.mkdir()
+        else:
+            path.write_bytes(content)
+    (root / "archive.zip").write_bytes(zipped({name: members[name] for name in members
+                                               if not name.endswith("/")}))
+    return root / "folder", root / "archive.zip"
+
+
 def make_unreadable(monkeypatch, folder: str):
     """Folders of this name cannot be listed. By a patch, because root can read every folder."""
     scandir = os.scandir
