@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels import depthwise_gelu_bn, depthwise_op, reference, why_not_triton
+from kernels import depthwise_cpu, depthwise_gelu_bn, depthwise_op, reference, why_not_triton
 from tests.helpers.blocks import DEVICE, make_block, run, too_far
 
 
@@ -25,11 +25,11 @@ def through(request, monkeypatch):
     """The implementation of this device, the reference, and Triton's, which is interpreted without
     a GPU."""
     if request.param == "reference":
-        monkeypatch.setattr(depthwise_op, "implementation", lambda x, kernel_size: reference)
+        monkeypatch.setattr(depthwise_op, "implementation", lambda *args: reference)
     if request.param == "triton":
         pytest.importorskip("triton", reason="Triton is not installed")
         from kernels import depthwise_launch
-        monkeypatch.setattr(depthwise_op, "implementation", lambda x, kernel_size: depthwise_launch)
+        monkeypatch.setattr(depthwise_op, "implementation", lambda *args: depthwise_launch)
 
 
 @pytest.mark.parametrize("options", [{}, dict(fixed_stats=True), dict(bare=True, residual=False)],
@@ -105,7 +105,7 @@ def test_two_backwards_and_no_second_derivative():
     first, second = (torch.autograd.grad(y, leaves, block.dy, retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     gradient, = torch.autograd.grad(y.square().sum(), leaves[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative"):
+    with pytest.raises(RuntimeError, match="no autograd formula"):
         gradient.sum().backward()
 
 
@@ -167,11 +167,9 @@ def test_layout_is_kept(through, memory_format):
 def test_wrong_calls():
     x, weight, c = torch.ones(2, 3, 4, 4), torch.ones(3, 1, 3, 3), torch.ones(3)
     for arguments, message in [
+        *(((x, wrong), "are not") for wrong in (
+            weight[:2], weight.expand(3, 3, 3, 3), weight[..., :2], torch.ones(3, 1, 4, 4))),
         ((x[0], weight), "are not"),
-        ((x, weight[:2]), "are not"),
-        ((x, weight.expand(3, 3, 3, 3)), "are not"),
-        ((x, weight[..., :2]), "are not"),
-        ((x, torch.ones(3, 1, 4, 4)), "kernel size 4 is even"),
         ((x, weight, c[:2]), r"bias \(2,\) is not \(3,\)"),
         ((x, weight, c, c, c, c), "both mean and var"),
         ((x[:1, :, :1, :1], weight), "more than one value per channel"),
@@ -185,23 +183,27 @@ def test_without_a_gpu_there_is_a_reason():
     assert why_not_triton(torch.device("cpu")) == reason
 
 
-def test_a_shape_without_a_kernel_falls_back_and_warns_once(monkeypatch, recwarn):
-    """From a stand-in for a CUDA tensor, since there may be no GPU."""
+def test_the_implementation_is_chosen_once_per_shape(monkeypatch, recwarn):
+    """As for a GPU, which may be absent. What no kernel takes falls back, and a warning says so."""
     pytest.importorskip("triton", reason="Triton is not installed")
+    from kernels import depthwise_launch
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(depthwise_launch, "target_of", lambda device: depthwise_launch.Target())
     monkeypatch.setattr(depthwise_op, "why_not_triton", lambda device: None)
-    depthwise_op.warn_once.cache_clear()
+    depthwise_op.implementation.cache_clear()
 
-    class OnCuda:
-        device, dtype, shape = torch.device("cuda"), torch.float32, torch.Size((2, 3, 200, 200))
+    def choose(*args):
+        return depthwise_op.implementation(*args)
+    small, wide = torch.Size((2, 3, 8, 8)), torch.Size((2, 3, 200, 200))
+    assert choose(gpu, small, 9, torch.float16) is depthwise_launch
+    assert choose(cpu, wide, 9, torch.float16) is depthwise_cpu and not recwarn.list
     for _ in range(2):
-        assert depthwise_op.implementation(OnCuda(), 9) is reference
-    assert ["too wide" in str(warning.message) for warning in recwarn.list] == [True]
-    OnCuda.shape = torch.Size((2, 3, 8, 8))
-    from kernels import depthwise_check, depthwise_launch
-    monkeypatch.setattr(depthwise_check, "fails_here", lambda x, kernel_size: None)
-    assert depthwise_op.implementation(OnCuda(), 9) is depthwise_launch
-    monkeypatch.setattr(depthwise_check, "fails_here", lambda x, kernel_size: "no compiler")
-    assert depthwise_op.implementation(OnCuda(), 9) is reference
+        assert choose(gpu, wide, 9, torch.float32) is reference
+    assert ["no Triton kernel takes" in str(w.message) for w in recwarn.list] == [True]
+    monkeypatch.setattr(depthwise_op, "why_not_triton", lambda device: "it is wrong here")
+    assert choose(gpu, small, 5, torch.float16) is reference
+    assert "it is wrong here" in str(recwarn.list[-1].message)
+    depthwise_op.implementation.cache_clear()
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
