@@ -24,15 +24,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-from .reference import (
-    as_conv_inputs,
-    gelu_bn,
-    gelu_bn_backward,
-    laid_out_like,
-    only_needed,
-    stats_dtype,
-)
-from .reference import conv as plain_conv
+from . import reference
+from .reference import laid_out_like, stats_dtype
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # ATEN_CPU_CAPABILITY can say less
 NATIVE_BF16 = any(torch.cpu.get_capabilities().get(name) and (AVX512 or name == "bf16")
@@ -82,9 +75,7 @@ def plan(dtype: torch.dtype, N: int, H: int, W: int) -> tuple[torch.dtype, bool]
 def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
     """As reference.forward, without a gradient."""
     original, conv, (x, bias) = x, *arranged(x, weight, x, bias)
-    z = conv(x, bias)
-    y, mean, var = gelu_bn(rows(z), gamma, beta, mean, var, eps)
-    y = maps(y, z)
+    y, mean, var = gelu_bn(conv(x, bias), gamma, beta, mean, var, eps)
     if residual:
         y += x
     return laid_out_like(original, y), mean, var
@@ -93,13 +84,11 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
 def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     """As reference.backward."""
     original, conv, (dy, x, bias) = x, *arranged(x, weight, dy, x, bias)
-    z = conv(x, bias)
-    dz, dgamma, dbeta = gelu_bn_backward(rows(dy), rows(z), gamma, mean, var, eps, batch_stats)
-    dbias = dz.sum((0, 2)).to(mean.dtype)  # summed in float32
-    dx, dweight = conv.backward(maps(dz, z), x)
+    dz, *others = gelu_bn_backward(dy, conv(x, bias), gamma, mean, var, eps, batch_stats)
+    dx, dweight = conv.backward(dz, x)
     if residual:
         dx += dy
-    return laid_out_like(original, dx), dweight, dbias, dgamma, dbeta
+    return laid_out_like(original, dx), dweight, *others
 
 
 def arranged(x, weight, *tensors):
@@ -120,13 +109,13 @@ class ByConvs:
         self.weight = weight
 
     def __call__(self, x, bias):
-        return plain_conv(x, self.weight, bias)
+        return reference.conv(x, self.weight, bias)
 
     def backward(self, dz: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """dx and dweight."""
         N, C, H, W = x.shape
         K = self.weight.shape[-1]
-        dx = plain_conv(dz, self.weight.flip(2, 3), None)
+        dx = reference.conv(dz, self.weight.flip(2, 3), None)
         x, dz = x.view(1, N * C, H, W), dz.view(N * C, 1, H, W)
         dweight = F.conv2d(x, dz, padding=K // 2, groups=N * C)  # (1, N * C, K, K)
         return dx, dweight.view(N, C, 1, K, K).sum(0)
@@ -191,7 +180,7 @@ def dense_gelu_bn(x, weight, bias, gamma, beta, mean, var, *, eps):
     weight (D, C, P, P), stride P; the rest as in `depthwise_gelu_bn`, and autocast casts as it does
     there. There is no second derivative.
     """
-    x, weight, bias = as_conv_inputs(x, weight, bias, gamma, beta, mean, var)
+    x, weight, bias = reference.as_conv_inputs(x, weight, bias, gamma, beta, mean, var)
     return _DenseGELUBN.apply(x, weight, bias, gamma, beta, mean, var, eps)
 
 
@@ -201,17 +190,17 @@ class _DenseGELUBN(torch.autograd.Function):
         ctx.batch_stats, ctx.eps = mean is None, eps
         with torch.autocast("cpu", enabled=False):
             z = _dense(x, weight, bias)
-            y, mean, var = gelu_bn(rows(z), gamma, beta, mean, var, eps)
+            y, mean, var = gelu_bn(z, gamma, beta, mean, var, eps)
         ctx.save_for_backward(x, weight, gamma, z, mean, var)
         ctx.mark_non_differentiable(mean, var)
-        return maps(y, z).to(x.dtype), mean, var
+        return y.to(x.dtype), mean, var
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, *_):
         gradients = torch.ops.vit_convmixer.dense_gelu_bn_backward(
             dy, *ctx.saved_tensors, ctx.eps, ctx.batch_stats, ctx.needs_input_grad[0])
-        return *only_needed(ctx, gradients), None, None, None
+        return *reference.only_needed(ctx, gradients), None, None, None
 
 
 @torch.library.custom_op("vit_convmixer::dense_gelu_bn_backward", mutates_args=())
@@ -221,10 +210,9 @@ def _dense_backward(dy: Tensor, x: Tensor, weight: Tensor, gamma: Tensor | None,
     """dx, empty unless needed, dweight, dbias, dgamma, dbeta. An operator can be batched."""
     with torch.autocast("cpu", enabled=False):
         dy = laid_out(dy.to(z.dtype), is_channel_major(z))
-        dz, dgamma, dbeta = gelu_bn_backward(rows(dy), rows(z), gamma, mean, var, eps, batch_stats)
-        dbias = dz.sum((0, 2)).to(mean.dtype)  # summed in float32
-        dx, dweight = _dense_conv_backward(maps(dz, z), x, weight, needs_dx)
-    return x.new_empty(0) if dx is None else dx, dweight, dbias, dgamma, dbeta
+        dz, *others = gelu_bn_backward(dy, z, gamma, mean, var, eps, batch_stats)
+        dx, dweight = _dense_conv_backward(dz, x, weight, needs_dx)
+    return x.new_empty(0) if dx is None else dx, dweight, *others
 
 
 @register_flop_formula(torch.ops.vit_convmixer.dense_gelu_bn_backward)
@@ -299,7 +287,7 @@ def weight_gradient(dz, x):
     return dz @ x.t()
 
 
-# Layouts
+# Layouts, and what follows a conv in both halves
 
 def laid_out(t, channel_major):
     """An activation, channel-major or contiguous; everything else contiguous."""
@@ -322,3 +310,16 @@ def maps(t, like):
     if is_channel_major(like):
         return t.view(like.transpose(0, 1).shape).transpose(0, 1)
     return t.view(like.shape)
+
+
+def gelu_bn(z, gamma, beta, mean, var, eps):
+    """As reference.gelu_bn."""
+    y, mean, var = reference.gelu_bn(rows(z), gamma, beta, mean, var, eps)
+    return maps(y, z), mean, var
+
+
+def gelu_bn_backward(dy, z, gamma, mean, var, eps, batch_stats):
+    """dz, and the gradients of bias, gamma and beta."""
+    dz, dgamma, dbeta = reference.gelu_bn_backward(rows(dy), rows(z), gamma, mean, var, eps,
+                                                   batch_stats)
+    return maps(dz, z), dz.sum((0, 2)).to(mean.dtype), dgamma, dbeta  # summed in float32

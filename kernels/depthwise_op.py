@@ -64,8 +64,8 @@ def runs_whole(x: Tensor, results: int, kernel_size: int) -> bool:
         raise RuntimeError("torch.fx cannot trace a fused model; call kernels.unfuse(model) first")
     if x.device.type == "cpu" and not depthwise_cpu.fusing_pays(x, results, kernel_size):
         return False
-    return x.numel() > 0 and not (torch.compiler.is_exporting() or torch.jit.is_tracing()
-                                  or is_transformed())
+    return not (torch.compiler.is_exporting() or torch.jit.is_tracing() or is_transformed()
+                or x.numel() == 0)
 
 
 def is_transformed() -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels import depthwise_cpu, depthwise_gelu_bn, depthwise_op, reference, why_not_triton
-from tests.helpers.blocks import DEVICE, make_block, run, too_far
+from tests.helpers.blocks import DEVICE, make_block, run
 
 
 def as_op(block, wrt=("x", "weight", "bias", "gamma", "beta")):
@@ -155,15 +155,6 @@ def test_nothing_in_nothing_out():
     assert y.shape == x.grad.shape == (0, 3, 8, 8) and not weight.grad.any()
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_layout_is_kept(through, memory_format):
-    x = torch.randn(2, 3, 4, 5, device=DEVICE).to(memory_format=memory_format).requires_grad_()
-    y = depthwise_gelu_bn(x, torch.randn(3, 1, 3, 3, device=DEVICE))[0]
-    y.square().sum().backward()
-    for t in (y, x.grad):
-        assert t.is_contiguous(memory_format=memory_format)
-
-
 def test_wrong_calls():
     x, weight, c = torch.ones(2, 3, 4, 4), torch.ones(3, 1, 3, 3), torch.ones(3)
     for arguments, message in [
@@ -178,32 +169,24 @@ def test_wrong_calls():
             depthwise_gelu_bn(*arguments)
 
 
-def test_without_a_gpu_there_is_a_reason():
-    reason = "Triton kernels need a CUDA device, and this is cpu"
-    assert why_not_triton(torch.device("cpu")) == reason
-
-
-def test_the_implementation_is_chosen_once_per_shape(monkeypatch, recwarn):
+def test_the_implementation_follows_device_and_shape(monkeypatch, recwarn):
     """As for a GPU, which may be absent. What no kernel takes falls back, and a warning says so."""
     pytest.importorskip("triton", reason="Triton is not installed")
     from kernels import depthwise_launch
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.setattr(depthwise_launch, "target_of", lambda device: depthwise_launch.Target())
     monkeypatch.setattr(depthwise_op, "why_not_triton", lambda device: None)
-    depthwise_op.implementation.cache_clear()
 
-    def choose(*args):
-        return depthwise_op.implementation(*args)
+    choose = depthwise_op.implementation.__wrapped__  # without its cache
     small, wide = torch.Size((2, 3, 8, 8)), torch.Size((2, 3, 200, 200))
     assert choose(gpu, small, 9, torch.float16) is depthwise_launch
     assert choose(cpu, wide, 9, torch.float16) is depthwise_cpu and not recwarn.list
-    for _ in range(2):
-        assert choose(gpu, wide, 9, torch.float32) is reference
+    assert why_not_triton(cpu) == "Triton kernels need a CUDA device, and this is cpu"
+    assert choose(gpu, wide, 9, torch.float32) is reference
     assert ["no Triton kernel takes" in str(w.message) for w in recwarn.list] == [True]
     monkeypatch.setattr(depthwise_op, "why_not_triton", lambda device: "it is wrong here")
     assert choose(gpu, small, 5, torch.float16) is reference
     assert "it is wrong here" in str(recwarn.list[-1].message)
-    depthwise_op.implementation.cache_clear()
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
@@ -225,16 +208,6 @@ def test_cuda_graph_and_grad_scaler():
     torch.cuda.synchronize()
     for a, b in zip((got[0], *got[1]), (want[0], *want[1]), strict=True):
         assert torch.equal(a, b)
-
-
-def test_the_measure_sees_a_wrong_variance():
-    """Of n - 1 where BatchNorm divides by n."""
-    block = make_block(3, 2, 8, 8, 5)
-    n = block.x.numel() // block.x.shape[1]
-    results = run(reference, block)
-    assert not too_far(results, block)
-    results["var"] *= n / (n - 1)
-    assert too_far(results, block)
 
 
 def test_devices_and_dtypes_are_those_of_a_conv():
@@ -260,6 +233,7 @@ def test_every_memory_format_of_every_tensor(through, fixed_stats):
         other = block._replace(x=block.x.to(memory_format=x), dy=block.dy.to(memory_format=dy),
                                weight=block.weight.to(memory_format=weight))
         y, got = as_op(other)
+        assert y.is_contiguous(memory_format=x) and got["x"].is_contiguous(memory_format=x)
         torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
         for name, gradient in got.items():
             torch.testing.assert_close(gradient, gradients[name], rtol=1e-4, atol=1e-4, msg=name)
