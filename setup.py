@@ -10,7 +10,7 @@ setup(
     # PyPI has another project called kernels, so kernels/ is installed as mixer.kernels.
     packages=[*find_packages(include=["mixer", "mixer.*"]), "mixer.kernels"],
     package_dir={"mixer.kernels": "kernels"},
-    package_data={"mixer": ["published_curves.csv"], "mixer.kernels": ["depthwise_tiles.json"]},
+    package_data={"mixer": ["published_curves.csv"]},
     install_requires=[
         "torch>=2.11",
         "triton>=3.6; platform_system == 'Linux'",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from kernels import fuse, sync_batch_norm, why_not_triton
+from kernels import fuse, why_not_triton
 from mixer.data.batches import Subset, fits_on, split
 from mixer.data.demo import drawn_images
 from mixer.data.images import describe, find_images
@@ -120,7 +120,9 @@ def train_one(config, name, out, device, world):
         print("--init-from is not read: the run goes on from its checkpoint" if checkpoint else
               start_from(config, model, images.classes, world))
     if synced := config.sync_bn and world.size > 1:
-        sync_batch_norm(model)
+        if device.type != "cuda":
+            raise InputError("--sync-bn needs CUDA devices: PyTorch has it for no other")
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     kernels = pick_kernels(config.kernels, model, device, synced)
     try_one_batch(model, config, device, world)
 
@@ -164,7 +166,7 @@ def pick_kernels(choice, model, device, synced):
         return "plain PyTorch (--kernels torch)"
     if synced and choice == "triton":
         raise InputError("--kernels triton: --sync-bn runs in plain PyTorch; use --kernels auto")
-    if synced:  # a fused block would compute the same, and warn
+    if synced:  # a fused block would call its parts, and warn
         return "plain PyTorch (--sync-bn)"
     try:
         count = fuse(model)

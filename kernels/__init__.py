@@ -1,7 +1,5 @@
 """Fused kernels: ConvMixer's depthwise conv + GELU + BatchNorm as one operation."""
 from .depthwise_op import depthwise_gelu_bn, why_not_triton
 from .module import DepthwiseGELUBN, fuse, unfuse
-from .sync import sync_batch_norm
 
-__all__ = ["DepthwiseGELUBN", "depthwise_gelu_bn", "fuse", "sync_batch_norm", "unfuse",
-           "why_not_triton"]
+__all__ = ["DepthwiseGELUBN", "depthwise_gelu_bn", "fuse", "unfuse", "why_not_triton"]

@@ -1,5 +1,6 @@
-"""The fused block on the CPU, made of PyTorch's fast operators.
+"""Both halves of a ConvMixer layer on the CPU, made of PyTorch's fast operators.
 
+The depthwise half:
 - Small maps: the conv of a channel is a product, z (N, HW) = x (N, HW) @ T.mT, T being Toeplitz.
   The gradients are products, too. Activations are then channel-major, in memory (C, N, H, W), and
   stay so from one block to the next.
@@ -9,13 +10,22 @@
 - What the CPU has no products for (float16, on most CPUs bfloat16) is computed in float32 and
   rounded once at the end. A depthwise conv in bfloat16 is thirty times slower than in float32.
 
+The dense half has a conv over all channels whose stride is its kernel: pointwise (1 x 1), or a
+patch embedding (P x P). Channel-major, it is one product. Autograd saves x and z, the result of the
+conv, where three operations would save GELU(z), too.
+
 Measured against plain PyTorch: results/kernels-cpu/kernels.json.
 """
-import torch
-from torch.nn import functional as F
+import math
 
-from .reference import conv as plain_conv
-from .reference import gelu_bn, gelu_bn_backward, laid_out_like, stats_dtype
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+
+from . import reference
+from .reference import laid_out_like, stats_dtype
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # ATEN_CPU_CAPABILITY can say less
 NATIVE_BF16 = any(torch.cpu.get_capabilities().get(name) and (AVX512 or name == "bf16")
@@ -34,25 +44,38 @@ IMAGES_PER_ELEMENT = {torch.float32: 1 / 128, torch.bfloat16: 1 / 900}
 FEWEST_IMAGES = 16
 
 
-def fusing_pays(dtype: torch.dtype, elements: int, kernel_size: int) -> bool:
-    """Whether a fused block is faster than its parts: a conv in `dtype` with so many results.
+# What runs
+
+def fusing_pays(x: Tensor, results: int, kernel_size: int) -> bool:
+    """Whether a fused block is faster than its parts: a conv of x with so many results.
 
     It gains by the backward pass of its depthwise conv: PyTorch's own is fast for 3x3 kernels
     alone. Without a gradient the parts are as fast. Where PyTorch's conv of 16 bits is a slow one,
     the fused block, in float32, is always faster.
     """
-    if dtype.itemsize == 2 and not AVX512:
+    if (torch.is_grad_enabled() and kernel_size >= 5
+            and results * kernel_size ** 2 >= FEWEST_MULTIPLICATIONS):
         return True
-    return (torch.is_grad_enabled() and kernel_size >= 5
-            and elements * kernel_size ** 2 >= FEWEST_MULTIPLICATIONS)
+    autocast = x.dtype != torch.float64 and torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    return dtype.itemsize == 2 and not AVX512
 
+
+def plan(dtype: torch.dtype, N: int, H: int, W: int) -> tuple[torch.dtype, bool]:
+    """The dtype of the products on activations (N, C, H, W), and whether they are channel-major."""
+    if dtype == torch.float16 or (dtype == torch.bfloat16 and not NATIVE_BF16):
+        dtype = torch.float32
+    fewest = max(FEWEST_IMAGES, (H * W) ** 2 * IMAGES_PER_ELEMENT.get(dtype, 0))
+    small = H * W <= LARGEST_MAP.get(dtype, 0) and N >= fewest
+    return dtype, small
+
+
+# The depthwise half
 
 def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
     """As reference.forward, without a gradient."""
-    original, (x, weight, bias) = x, arranged(x, x, weight, bias)
-    z = depthwise(x, weight)(x, bias)
-    y, mean, var = gelu_bn(rows(z), gamma, beta, mean, var, eps)
-    y = maps(y, z)
+    original, conv, (x, bias) = x, *arranged(x, weight, x, bias)
+    y, mean, var = gelu_bn(conv(x, bias), gamma, beta, mean, var, eps)
     if residual:
         y += x
     return laid_out_like(original, y), mean, var
@@ -60,35 +83,39 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
 
 def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     """As reference.backward."""
-    original, (dy, x, weight, bias) = x, arranged(x, dy, x, weight, bias)
-    conv = depthwise(x, weight)
-    z = conv(x, bias)
-    dz, dgamma, dbeta = gelu_bn_backward(rows(dy), rows(z), gamma, mean, var, eps, batch_stats)
-    dbias = dz.sum((0, 2)).to(mean.dtype)  # summed in float32
-    dx, dweight = conv.backward(maps(dz, z), x)
+    original, conv, (dy, x, bias) = x, *arranged(x, weight, dy, x, bias)
+    dz, *others = gelu_bn_backward(dy, conv(x, bias), gamma, mean, var, eps, batch_stats)
+    dx, dweight = conv.backward(dz, x)
     if residual:
         dx += dy
-    return laid_out_like(original, dx), dweight, dbias, dgamma, dbeta
+    return laid_out_like(original, dx), dweight, *others
 
 
-def depthwise(x, weight):
-    return ByProducts(weight, *x.shape[2:]) if is_channel_major(x) else ByConvs(weight)
+def arranged(x, weight, *tensors):
+    """The conv of a block of input x, and the tensors in its dtype and layout."""
+    dtype, channel_major = plan(x.dtype, len(x), *x.shape[2:])
+    if not channel_major:
+        dtype = stats_dtype(x)
+    weight, *tensors = (None if t is None else laid_out(t.to(dtype), channel_major)
+                        for t in (weight, *tensors))
+    x = tensors[-2]
+    return ByProducts(weight, *x.shape[2:]) if is_channel_major(x) else ByConvs(weight), tensors
 
 
 class ByConvs:
     """A depthwise conv of contiguous tensors, and its gradients, by depthwise convs."""
 
-    def __init__(self, weight: torch.Tensor):
+    def __init__(self, weight: Tensor):
         self.weight = weight
 
     def __call__(self, x, bias):
-        return plain_conv(x, self.weight, bias)
+        return reference.conv(x, self.weight, bias)
 
-    def backward(self, dz: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def backward(self, dz: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """dx and dweight."""
         N, C, H, W = x.shape
         K = self.weight.shape[-1]
-        dx = plain_conv(dz, self.weight.flip(2, 3), None)
+        dx = reference.conv(dz, self.weight.flip(2, 3), None)
         x, dz = x.view(1, N * C, H, W), dz.view(N * C, 1, H, W)
         dweight = F.conv2d(x, dz, padding=K // 2, groups=N * C)  # (1, N * C, K, K)
         return dx, dweight.view(N, C, 1, K, K).sum(0)
@@ -100,7 +127,7 @@ class ByProducts:
     Row (i, j) of T (C, HW, HW) holds the weights that output (i, j) gives to each input.
     """
 
-    def __init__(self, weight: torch.Tensor, H: int, W: int):
+    def __init__(self, weight: Tensor, H: int, W: int):
         self.weight, self.sides = weight, (H, W)
         K = weight.shape[-1]
         # one weight for each distance between two positions: (C, 2H - 1, 2W - 1)
@@ -120,17 +147,12 @@ class ByProducts:
              torch.baddbmm(bias.view(-1, 1, 1), x.flatten(2), T))
         return z.view_as(x).transpose(0, 1)                     # (N, C, H, W)
 
-    def backward(self, dz: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """dx and dweight."""
+    def backward(self, dz: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """dx and dweight, the sum of those elements of dT that are the same weight."""
+        (H, W), (C, _, K, _) = self.sides, self.weight.shape
         x, dz = x.transpose(0, 1).flatten(2), dz.transpose(0, 1)
         dx = torch.bmm(dz.flatten(2), self.T)
-        dT = torch.bmm(dz.flatten(2).transpose(1, 2), x)
-        return dx.view_as(dz).transpose(0, 1), self.weight_gradient(dT)
-
-    def weight_gradient(self, dT):
-        """The sum of those elements of dT that are the same weight: (C, HW, HW) -> (C, 1, K, K)."""
-        (H, W), (C, _, K, _) = self.sides, self.weight.shape
-        dT = dT.view(C, H, W, H, W)
+        dT = torch.bmm(dz.flatten(2).transpose(1, 2), x).view(C, H, W, H, W)
         of_columns = dT.new_zeros(C, W, K, W, dtype=stats_dtype(dT))
         for i in range(H):
             inputs, taps = seen_by(i, H, K)
@@ -139,32 +161,133 @@ class ByProducts:
         for j in range(W):
             inputs, taps = seen_by(j, W, K)
             dweight[:, 0, :, taps].add_(of_columns[:, j, :, inputs])
-        return dweight
+        return dx.view_as(dz).transpose(0, 1), dweight
 
 
 def seen_by(i: int, n: int, K: int) -> tuple[slice, slice]:
-    """The inputs, of n in a row, that output i sees, and the taps, of K, that it sees them by."""
+    """For output i of n in a row: the inputs within its window, and the taps of K that meet them.
+    """
     first = i - K // 2
     inputs = slice(max(first, 0), min(first + K, n))
     return inputs, slice(inputs.start - first, inputs.stop - first)
 
 
-def arranged(x, *tensors):
-    """The tensors for a block of input x: in the dtype and the layout of its depthwise conv."""
-    dtype, channel_major = plan(x.dtype, len(x), *x.shape[2:])
-    if not channel_major:
-        dtype = stats_dtype(x)
-    return [None if t is None else laid_out(t.to(dtype), channel_major) for t in tensors]
+# The dense half
+
+def dense_gelu_bn(x, weight, bias, gamma, beta, mean, var, *, eps):
+    """(N, C, H, W) -> y (N, D, H/P, W/P), and the mean and biased variance used, (D,).
+
+    weight (D, C, P, P), stride P; the rest as in `depthwise_gelu_bn`, and autocast casts as it does
+    there. There is no second derivative.
+    """
+    x, weight, bias = reference.as_conv_inputs(x, weight, bias, gamma, beta, mean, var)
+    return _DenseGELUBN.apply(x, weight, bias, gamma, beta, mean, var, eps)
 
 
-def plan(dtype: torch.dtype, N: int, H: int, W: int) -> tuple[torch.dtype, bool]:
-    """The dtype of the products on activations (N, C, H, W), and whether they are channel-major."""
-    if dtype == torch.float16 or (dtype == torch.bfloat16 and not NATIVE_BF16):
-        dtype = torch.float32
-    fewest = max(FEWEST_IMAGES, (H * W) ** 2 * IMAGES_PER_ELEMENT.get(dtype, 0))
-    small = H * W <= LARGEST_MAP.get(dtype, 0) and N >= fewest
-    return dtype, small
+class _DenseGELUBN(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, gamma, beta, mean, var, eps):
+        ctx.batch_stats, ctx.eps = mean is None, eps
+        with torch.autocast("cpu", enabled=False):
+            z = _dense(x, weight, bias)
+            y, mean, var = gelu_bn(z, gamma, beta, mean, var, eps)
+        ctx.save_for_backward(x, weight, gamma, z, mean, var)
+        ctx.mark_non_differentiable(mean, var)
+        return y.to(x.dtype), mean, var
 
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, *_):
+        gradients = torch.ops.vit_convmixer.dense_gelu_bn_backward(
+            dy, *ctx.saved_tensors, ctx.eps, ctx.batch_stats, ctx.needs_input_grad[0])
+        return *reference.only_needed(ctx, gradients), None, None, None
+
+
+@torch.library.custom_op("vit_convmixer::dense_gelu_bn_backward", mutates_args=())
+def _dense_backward(dy: Tensor, x: Tensor, weight: Tensor, gamma: Tensor | None, z: Tensor,
+                    mean: Tensor, var: Tensor, eps: float, batch_stats: bool, needs_dx: bool,
+                    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dx, empty unless needed, dweight, dbias, dgamma, dbeta. An operator can be batched."""
+    with torch.autocast("cpu", enabled=False):
+        dy = laid_out(dy.to(z.dtype), is_channel_major(z))
+        dz, *others = gelu_bn_backward(dy, z, gamma, mean, var, eps, batch_stats)
+        dx, dweight = _dense_conv_backward(dz, x, weight, needs_dx)
+    return x.new_empty(0) if dx is None else dx, dweight, *others
+
+
+@register_flop_formula(torch.ops.vit_convmixer.dense_gelu_bn_backward)
+def _dense_backward_flops(dy_shape, x_shape, weight_shape, *args, **__):
+    one_product = 2 * dy_shape[0] * math.prod(dy_shape[2:]) * math.prod(weight_shape)
+    return 2 * one_product if args[-1] else one_product  # with dx, or dweight alone
+
+
+def _dense(x, weight, bias):
+    """z (N, D, h, w), in the layout of the depthwise conv that follows it."""
+    D, P = len(weight), weight.shape[-1]
+    N, h, w = len(x), x.shape[2] // P, x.shape[3] // P
+    dtype, channel_major = plan(x.dtype, N, h, w)
+    x, weight, bias = (None if t is None else t.to(dtype) for t in (x, weight, bias))
+    weight = weight.contiguous()  # else z might be in channels_last
+    if not by_product(P, dtype, channel_major):
+        return laid_out(F.conv2d(x, weight, bias, stride=P), channel_major)
+    z = product(weight.flatten(1), patches(x, P), bias)         # (D, Nhw)
+    return z.view(D, N, h, w).transpose(0, 1)
+
+
+def _dense_conv_backward(dz, x, weight, needs_dx):
+    """dx, or None, and dweight."""
+    original, x, weight = x, x.to(dz.dtype), weight.to(dz.dtype)
+    P = weight.shape[-1]
+    if not by_product(P, dz.dtype, is_channel_major(dz)) or (P > 1 and needs_dx):
+        dx, dweight, _ = torch.ops.aten.convolution_backward(
+            dz.contiguous(), x.contiguous(), weight.contiguous(), bias_sizes=None, stride=[P, P],
+            padding=[0, 0], dilation=[1, 1], transposed=False, output_padding=[0, 0], groups=1,
+            output_mask=[needs_dx, True, False])
+        return laid_out_like(original, dx) if needs_dx else None, dweight
+    N, C, h, w = x.shape
+    dz = dz.transpose(0, 1).flatten(1)                          # (D, Nhw)
+    dweight = weight_gradient(dz, patches(x, P)).view_as(weight)
+    if not needs_dx:
+        return None, dweight
+    dx = product(weight.flatten(1).t().contiguous(), dz)        # (C, Nhw)
+    return laid_out_like(original, dx.view(C, N, h, w).transpose(0, 1)), dweight
+
+
+def by_product(P, dtype, channel_major):
+    """Whether a conv is one product. The weight gradient of a patch embedding (32 images, P = 24,
+    two cores with AMX) takes 85 ms by oneDNN's conv in bfloat16, and 2 ms by a product. In float32
+    it takes 11 ms either way.
+    """
+    return channel_major and (P == 1 or dtype == torch.bfloat16)
+
+
+def patches(x, P):
+    """(N, C, H, W) -> (CPP, Nhw): a column for each patch."""
+    if P == 1:
+        return laid_out(x, True).transpose(0, 1).flatten(1)
+    N, C, H, W = x.shape
+    h, w = H // P, W // P
+    x = x[:, :, :h * P, :w * P].reshape(N, C, h, P, w, P)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(N * h * w, C * P * P).t()
+
+
+def product(a, b, bias=None):
+    """a @ b, plus a bias for each row."""
+    if a.dtype == torch.float32:  # by oneDNN, which on AMD's CPUs is twice as fast as MKL
+        return F.conv2d(b.view(1, len(b), 1, -1), a[:, :, None, None], bias)[0, :, 0].contiguous()
+    return a @ b if bias is None else torch.addmm(bias[:, None], a, b)
+
+
+def weight_gradient(dz, x):
+    """(D, Nhw), (C, Nhw) -> (D, C). For 512 x 512 results in bfloat16 oneDNN uses a single thread:
+    9 ms with 16,000 columns. Two halves take 5 ms on two threads.
+    """
+    if dz.dtype == torch.bfloat16 and len(x) == 512 and torch.get_num_threads() > 1:
+        return torch.cat([dz @ half.t() for half in x.chunk(2)], 1)
+    return dz @ x.t()
+
+
+# Layouts, and what follows a conv in both halves
 
 def laid_out(t, channel_major):
     """An activation, channel-major or contiguous; everything else contiguous."""
@@ -187,3 +310,16 @@ def maps(t, like):
     if is_channel_major(like):
         return t.view(like.transpose(0, 1).shape).transpose(0, 1)
     return t.view(like.shape)
+
+
+def gelu_bn(z, gamma, beta, mean, var, eps):
+    """As reference.gelu_bn."""
+    y, mean, var = reference.gelu_bn(rows(z), gamma, beta, mean, var, eps)
+    return maps(y, z), mean, var
+
+
+def gelu_bn_backward(dy, z, gamma, mean, var, eps, batch_stats):
+    """dz, and the gradients of bias, gamma and beta."""
+    dz, dgamma, dbeta = reference.gelu_bn_backward(rows(dy), rows(z), gamma, mean, var, eps,
+                                                   batch_stats)
+    return maps(dz, z), dz.sum((0, 2)).to(mean.dtype), dgamma, dbeta  # summed in float32

@@ -1,18 +1,20 @@
-"""The block as one differentiable PyTorch operator on any device.
+"""The block as one differentiable PyTorch operator, and the choice of what runs it.
 
 Two custom ops, forward and backward, have registered shapes (fake), gradients and FLOPs. They are
 opaque to torch.compile and save one activation, x. The first CUDA tensor imports Triton.
 """
 import functools
 import importlib.util
+import math
 import warnings
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from . import depthwise_cpu, reference
-from .reference import stats_dtype
+from .reference import as_conv_inputs, only_needed, stats_dtype
 
 
 def depthwise_gelu_bn(
@@ -29,54 +31,64 @@ def depthwise_gelu_bn(
     statistics of a single value; RuntimeError, as a conv does, for tensors on several devices and
     for x, weight and bias that are not of one floating-point type.
     """
-    K = weight.shape[-1]
-    if x.ndim != 4 or weight.shape[0] != x.shape[1] or weight.shape[1:] != (1, K, K):
+    # a kernel would read past the end of what does not fit
+    C, K = len(weight), weight.shape[-1]
+    if x.ndim != 4 or x.shape[1] != C or weight.shape != (C, 1, K, K) or K % 2 == 0:
         raise ValueError(f"x {tuple(x.shape)} and weight {tuple(weight.shape)} are not "
-                         "(N, C, H, W) and (C, 1, K, K)")
-    N, C, H, W = x.shape
-    if K % 2 == 0:
-        raise ValueError(f"kernel size {K} is even: 'same' padding needs a centre")
+                         "(N, C, H, W) and (C, 1, K, K), K odd")
     if (mean is None) != (var is None):
         raise ValueError("pass both mean and var, or neither")
     for name, t in dict(bias=bias, gamma=gamma, beta=beta, mean=mean, var=var).items():
         if t is not None and t.shape != (C,):
             raise ValueError(f"{name} {tuple(t.shape)} is not ({C},)")
-    if mean is None and N * H * W == 1:
+    if mean is None and x.numel() == C:
         raise ValueError("batch statistics need more than one value per channel: "
                          f"x is {tuple(x.shape)}")
+
     x_as_conv, weight, bias = as_conv_inputs(x, weight, bias, gamma, beta, mean, var)
     if x.numel() == 0 or is_transformed():
         return reference.forward(x, weight, bias, gamma, beta, mean, var, eps, residual)
-
     fused_residual = residual and x_as_conv.dtype == x.dtype
     y, mean, var = torch.ops.vit_convmixer.depthwise_gelu_bn(
         x_as_conv, weight, bias, gamma, beta, mean, var, eps, fused_residual)
     return (y + x if residual and not fused_residual else y), mean, var
 
 
-def as_conv_inputs(x, weight, bias, *others):
-    """x, weight and bias as autocast casts them for a conv. Raises RuntimeError as a conv does."""
-    tensors = [t for t in (weight, bias, *others) if t is not None]
-    if devices := {str(t.device) for t in tensors if t.device != x.device}:
-        raise RuntimeError(f"x is on {x.device}, and parameters are on {', '.join(devices)}")
-    if not x.is_meta and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = (t.to(dtype) if t is not None and t.is_floating_point() else t
-                           for t in (x, weight, bias))
-    dtypes = {str(t.dtype) for t in (x, weight, bias) if t is not None}
-    if len(dtypes) > 1 or not x.is_floating_point():
-        raise RuntimeError("x, weight and bias must be of one floating-point type, not "
-                           + ", ".join(sorted(dtypes)))
-    return x, weight, bias
+def runs_whole(x: Tensor, results: int, kernel_size: int) -> bool:
+    """Whether a block with so many results runs as one operation for x, and not as its parts.
+
+    On a CPU it runs where that is faster: asked first, because a whole evaluation may take a
+    millisecond. Exporters and torch.func look into the parts. Raises RuntimeError for torch.fx.
+    """
+    if isinstance(x, fx.Proxy):
+        raise RuntimeError("torch.fx cannot trace a fused model; call kernels.unfuse(model) first")
+    if x.device.type == "cpu" and not depthwise_cpu.fusing_pays(x, results, kernel_size):
+        return False
+    return not (torch.compiler.is_exporting() or torch.jit.is_tracing() or is_transformed()
+                or x.numel() == 0)
 
 
 def is_transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work: an operator has no rules for
-    them, and the reference needs none."""
-    if torch.compiler.is_compiling():
-        return False
-    return (torch._C._functorch.peek_interpreter_stack() is not None
-            or torch.autograd.forward_ad._current_level >= 0)
+    """Whether torch.func or forward-mode AD is active: custom ops have no rules for them."""
+    # Nothing public tells it, and forward-mode derivatives would be 0 in silence.
+    return not torch.compiler.is_compiling() and (
+        torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0)
+
+
+@functools.cache
+def implementation(device: torch.device, shape: torch.Size, kernel_size: int, dtype: torch.dtype):
+    """The module whose forward and backward run for x (N, C, H, W), chosen once per shape.
+
+    Warns if it is the slow reference.
+    """
+    if device.type == "cpu":
+        return depthwise_cpu
+    if not (why_not := why_not_triton(device)):
+        from . import depthwise_launch
+        if not (why_not := depthwise_launch.why_not_launched(device, shape, kernel_size, dtype)):
+            return depthwise_launch
+    warnings.warn(f"depthwise_gelu_bn runs as plain PyTorch: {why_not}", stacklevel=2)
+    return reference
 
 
 @functools.cache
@@ -84,47 +96,26 @@ def why_not_triton(device: torch.device) -> str | None:
     """Why the Triton kernels cannot run on a device, or None. The first call per GPU tests them."""
     if device.type != "cuda":
         return f"Triton kernels need a CUDA device, and this is {device.type}"
-    if torch.version.hip:
-        return "the Triton kernels were written for NVIDIA GPUs"
+    if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return "the Triton kernels need an NVIDIA GPU of compute capability 8.0 or newer"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        name = torch.cuda.get_device_name(device)
-        return f"Triton needs compute capability 8.0, and {name} has less"
-    from .depthwise_check import self_check
-    return self_check(device)
+    from .depthwise_launch import why_not_as_reference
+    return why_not_as_reference(device)
 
 
-def implementation(x, kernel_size):
-    """The module whose forward and backward run for x. Warns once if it is the slow reference."""
-    if x.device.type == "cpu":
-        return depthwise_cpu
-    if not (why_not := why_not_triton(x.device)):
-        from . import depthwise_check, depthwise_launch
-        why_not = (depthwise_launch.unsupported(x.shape, kernel_size, x.dtype)
-                   or depthwise_check.fails_here(x, kernel_size))
-        if not why_not:
-            return depthwise_launch
-    warn_once(f"depthwise_gelu_bn runs as plain PyTorch: {why_not}")
-    return reference
-
-
-@functools.cache
-def warn_once(message):
-    warnings.warn(message, stacklevel=2)
-
+# The operators
 
 @torch.library.custom_op("vit_convmixer::depthwise_gelu_bn", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None,
              beta: Tensor | None, mean: Tensor | None, var: Tensor | None, eps: float,
              residual: bool) -> tuple[Tensor, Tensor, Tensor]:
+    run = implementation(x.device, x.shape, weight.shape[-1], x.dtype).forward
     with torch.autocast(x.device.type, enabled=False):
-        y, batch_mean, batch_var = implementation(x, weight.shape[-1]).forward(
-            x, weight, bias, gamma, beta, mean, var, eps, residual)
-    if mean is None:
-        return y, batch_mean, batch_var
-    # An op may not return its inputs.
-    return y, *(x.new_empty(0, dtype=stats_dtype(x)) for _ in range(2))
+        y, *batch_stats = run(x, weight, bias, gamma, beta, mean, var, eps, residual)
+    if mean is not None:  # an op may not return its inputs
+        batch_stats = (x.new_empty(0, dtype=stats_dtype(x)) for _ in range(2))
+    return y, *batch_stats
 
 
 @_forward.register_fake
@@ -137,10 +128,10 @@ def _(x, weight, bias, gamma, beta, mean, var, eps, residual):
 def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None,
               mean: Tensor, var: Tensor, eps: float, residual: bool, batch_stats: bool,
               ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    run = implementation(x.device, x.shape, weight.shape[-1], x.dtype).backward
     mean, var = mean.to(stats_dtype(x)), var.to(stats_dtype(x))
     with torch.autocast(x.device.type, enabled=False):
-        return implementation(x, weight.shape[-1]).backward(
-            dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats)
+        return run(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats)
 
 
 @_backward.register_fake
@@ -153,7 +144,6 @@ def _(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
 def _save(ctx, inputs, output):
     x, weight, bias, gamma, _, mean, var, ctx.eps, ctx.residual = inputs
     ctx.batch_stats = mean is None
-    ctx.dtypes = [None if t is None else t.dtype for t in inputs[:5]]
     stats = output[1:] if mean is None else (mean, var)
     ctx.save_for_backward(x, weight, bias, gamma, *stats)
     ctx.mark_non_differentiable(*output[1:])
@@ -162,24 +152,15 @@ def _save(ctx, inputs, output):
 def _differentiate(ctx, dy, *_):
     gradients = torch.ops.vit_convmixer.depthwise_gelu_bn_backward(
         dy, *ctx.saved_tensors, ctx.eps, ctx.residual, ctx.batch_stats)
-    gradients = [None if dtype is None else gradient.to(dtype)
-                 for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)]
-    return *gradients, None, None, None, None
-
-
-def _differentiate_twice(ctx, *_):
-    raise RuntimeError("depthwise_gelu_bn has no second derivative; call kernels.unfuse(model), "
-                       "or use kernels.reference.forward")
+    return *only_needed(ctx, gradients), None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(_differentiate_twice)
 
 
 @register_flop_formula(torch.ops.vit_convmixer.depthwise_gelu_bn)
 def _forward_flops(x_shape, weight_shape, *_, **__):
-    N, C, H, W = x_shape
-    return 2 * N * C * H * W * weight_shape[-1] ** 2
+    return 2 * math.prod(x_shape) * weight_shape[-1] ** 2
 
 
 @register_flop_formula(torch.ops.vit_convmixer.depthwise_gelu_bn_backward)

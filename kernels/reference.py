@@ -3,8 +3,7 @@
 y = BatchNorm(GELU(depthwise_conv(x, weight) + bias)) (+ x)
 
 This is the token mixer of ConvMixer, Trockman & Kolter 2023, eq. 2. depthwise_cpu.py and
-depthwise_launch.py have the same two functions, forward and backward. Where those cannot run, these
-do.
+depthwise_launch.py have the same two functions. Where those cannot run, these do.
 """
 import torch
 from torch.nn import functional as F
@@ -69,6 +68,28 @@ def conv(x, weight, bias):
 def stats_dtype(x):
     """Statistics are float32, or float64 in a float64 network."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def as_conv_inputs(x, weight, bias, *others):
+    """x, weight and bias as autocast casts them for a conv. Raises RuntimeError as a conv does."""
+    tensors = [t for t in (weight, bias, *others) if t is not None]
+    if devices := {str(t.device) for t in tensors if t.device != x.device}:
+        raise RuntimeError(f"x is on {x.device}, and parameters are on {', '.join(devices)}")
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = (t.to(dtype) if t is not None and t.is_floating_point() else t
+                           for t in (x, weight, bias))
+    dtypes = {str(t.dtype) for t in (x, weight, bias) if t is not None}
+    if len(dtypes) > 1 or not x.is_floating_point():
+        raise RuntimeError("x, weight and bias must be of one floating-point type, not "
+                           + ", ".join(sorted(dtypes)))
+    return x, weight, bias
+
+
+def only_needed(ctx, gradients):
+    """None for inputs without a gradient. Autograd casts the others to the dtype of their input."""
+    return [gradient if needed else None
+            for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=False)]
 
 
 def laid_out_like(x, t):

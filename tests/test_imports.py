@@ -71,10 +71,10 @@ def test_the_files_of_a_folder_import_in_one_direction(folder):
         files = {file: names for file, names in files.items() if file not in free}
 
 
-def test_triton_is_imported_in_three_files():
+def test_triton_is_imported_in_two_files():
     files = {path.stem for path in ROOT.glob("kernels/*.py")
              if "triton" in {name.split(".")[0] for name in imported(path)}}
-    assert files == {"depthwise_triton", "depthwise_launch", "depthwise_check"}
+    assert files == {"depthwise_triton", "depthwise_launch"}
 
 
 def run_python(code, **options):

@@ -9,14 +9,23 @@ own, since a compiler may die: then its line holds the exit code.
 import itertools
 import json
 import os
+import re
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from kernels import depthwise_check
-from kernels.depthwise_check import Case
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
 
+from kernels import depthwise_launch, depthwise_triton
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MAPS = [(8, 8), (12, 12), (16, 16), (32, 32), (1, 1), (1, 6), (2, 2), (3, 3), (5, 5), (5, 9),
         (6, 6), (7, 5), (7, 7), (9, 9), (10, 10), (11, 11), (13, 13), (14, 14), (15, 16), (28, 28),
         (31, 17)]
@@ -27,9 +36,21 @@ DTYPES = "float16", "bfloat16", "float32"
 DEVICES = (80, 163 * 1024), (90, 227 * 1024), (100, 227 * 1024)
 A100, H100, B200 = DEVICES
 RTX = 89, 99 * 1024
-
-
 TURNS = list(itertools.product(DEVICES, (1, 2), (512, 511)))
+
+
+class Case(NamedTuple):
+    """What decides which code is compiled."""
+    shape: tuple[int, int, int, int]  # of x, (N, C, H, W)
+    kernel_size: int
+    dtype: str
+    device: tuple[int, int]
+    programs: int | None = None       # per channel; None: the launcher chooses
+
+
+TABLE = [Case(shape, K, "float16", H100)  # the shapes of `bench.py --kernels-table`
+         for shape, K in (((250, 512, 8, 8), 9), ((250, 512, 12, 12), 9), ((64, 1024, 16, 16), 9),
+                          ((64, 768, 32, 32), 7), ((64, 1536, 32, 32), 9))]
 
 
 def all_cases():
@@ -38,52 +59,122 @@ def all_cases():
     One launch or two, and strides that 16 divides, as far as the map allows it, take turns, and so
     meet every kernel size, dtype and GPU.
     """
+    yield from TABLE
     for (m, (H, W)), (k, K), (d, dtype) in itertools.product(
             enumerate(MAPS), enumerate(KERNEL_SIZES), enumerate(DTYPES)):
         device, programs, C = TURNS[(7 * m + k + 4 * d) % len(TURNS)]
-        yield Case((250, C, H, W), K, dtype, device, programs=programs)
+        yield Case((250, C, H, W), K, dtype, device, programs)
     for side, dtype, device in itertools.product((8, 12, 16, 32), DTYPES, (*DEVICES, RTX)):
-        yield Case((250, 512, side, side), 9, dtype, device, programs=1)  # some of them again
+        yield Case((250, 512, side, side), 9, dtype, device, 1)  # some of them again
 
 
 def sampled_cases():
     """The design's maps, and those that once killed the compiler or spilled."""
-    yield Case((250, 512, 12, 12), 9, "float16", H100)
-    yield Case((250, 512, 5, 5), 9, "float16", H100, programs=1)
-    yield Case((250, 511, 7, 7), 3, "float32", H100, programs=2)
+    yield from TABLE
+    yield Case((250, 512, 5, 5), 9, "float16", H100, 1)
+    yield Case((250, 511, 7, 7), 3, "float32", H100, 2)
     yield Case((250, 512, 8, 8), 9, "bfloat16", B200)
     yield Case((64, 768, 32, 32), 7, "float16", A100)
     yield Case((64, 1536, 32, 32), 9, "float16", RTX)
-    yield Case((250, 511, 5, 9), 5, "float32", A100, programs=1)
-    yield Case((250, 511, 8, 8), 7, "bfloat16", H100, programs=2)
-    yield Case((250, 511, 11, 11), 7, "float16", H100, programs=1)
+    yield Case((250, 511, 5, 9), 5, "float32", A100, 1)
+    yield Case((250, 511, 8, 8), 7, "bfloat16", H100, 2)
+    yield Case((250, 511, 11, 11), 7, "float16", H100, 1)
 
 
-def describe(started):
-    """What one kernel takes."""
-    ptx = started.compiled.asm["ptx"]
-    tensor_cores = [name for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma") if name in ptx]
-    return {"kernel": f"{started.kernel} {started.part}".strip(), "tensor_cores": tensor_cores,
-            "windows": started.plan.BLOCK_M, **depthwise_check.resources(started.compiled)}
+class NoGPU:
+    """A driver of a GPU that is not there: Triton specialises and compiles each launch for it."""
+    def __init__(self, capability):
+        self.capability = capability
+
+    def get_current_device(self):
+        return self.capability  # Triton keeps one cache of kernels per device
+
+    def get_current_stream(self, device=None):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.capability, 32)
+
+
+class NotLaunched:
+    """A kernel that is compiled where it would be launched: {hash: (part, plan, compiled)}."""
+    def __init__(self, kernel, compiled):
+        self.kernel, self.compiled = kernel, compiled
+
+    def __getitem__(self, grid):
+        def compile(**arguments):
+            part = ""
+            if "SUMS" in arguments and arguments["dx_ptr"] is None:
+                part = " sums"
+            elif arguments.get("SUMS") is False:
+                part = " gradients"
+            elif arguments.get("y_ptr", "") is None:
+                part = " moments"
+            compiled = self.kernel.warmup(grid=grid, **arguments)
+            self.compiled[compiled.hash] = self.kernel.fn.__name__ + part, arguments["P"], compiled
+        return compile
+
+
+def compile_case(case):
+    """The kernels of a call, (name and part, plan, compiled) each: forward in training and in
+    evaluation, then backward. Changes this process for good.
+    """
+    capability, shared_bytes = case.device
+    triton.runtime.driver.set_active(NoGPU(capability))
+    depthwise_launch.target_of = lambda device: depthwise_launch.Target(capability, shared_bytes)
+    compiled = {}
+    names = ("forward_kernel", "apply_kernel", "backward_kernel")
+    depthwise_launch.kernels = SimpleNamespace(
+        Plan=depthwise_triton.Plan,
+        **{name: NotLaunched(getattr(depthwise_triton, name), compiled) for name in names})
+
+    _, C, _, _ = case.shape
+    x = torch.empty(case.shape, dtype=getattr(torch, case.dtype))
+    weight = torch.empty(C, 1, case.kernel_size, case.kernel_size, dtype=x.dtype)
+    channel = torch.empty(C)
+    for stats in ((None, None), (channel, channel)):
+        depthwise_launch.forward(x, weight, channel, channel, channel, *stats, 1e-5, True,
+                                 programs=case.programs)
+    depthwise_launch.backward(x, x, weight, channel, channel, channel, channel, 1e-5, True, True,
+                              programs=case.programs)
+    return compiled.values()
+
+
+def describe(name, plan, compiled):
+    """What one kernel takes: registers and spilled bytes of a thread, shared bytes of a program."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+
+        def report(tool, option):
+            return subprocess.run([TOOLS / tool, option, cubin.name], capture_output=True,
+                                  text=True, check=True).stdout
+        usage = report("cuobjdump", "--dump-resource-usage")
+        usage = dict(item.split(":") for item in usage.split() if item.count(":") == 1)
+        spilled = int(usage["STACK"]) + int(usage["LOCAL"])
+        if spilled and not re.search(r"\bLDL\b", report("nvdisasm", "-c")):
+            spilled = 0  # a stack that no instruction reads
+    products = "mma.sync", "wgmma.mma_async", "tcgen05.mma"
+    return {"kernel": name, "windows": plan.BLOCK_M, "registers": int(usage["REG"]),
+            "spilled": spilled, "shared": compiled.metadata.shared,
+            "warps": compiled.metadata.num_warps,
+            "tensor_cores": [name for name in products if name in compiled.asm["ptx"]]}
 
 
 def in_its_own_process(case):
     """Print a line per kernel, or one with the exit code of the process that died."""
     pid = os.fork()
     if pid == 0:
-        for started in depthwise_check.compile_case(case):
-            print(json.dumps({**case._asdict(), **describe(started)}), flush=True)
+        for compiled in compile_case(case):
+            print(json.dumps({**case._asdict(), **describe(*compiled)}), flush=True)
         os._exit(0)
     if code := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
         print(json.dumps({**case._asdict(), "died": code}), flush=True)
 
 
 def main(what, part=0, parts=1):
-    cases = []
-    for case in all_cases() if what == "all" else sampled_cases():
-        if case not in cases:
-            cases.append(case)
-    for case in cases[int(part)::int(parts)]:
+    cases = dict.fromkeys(all_cases() if what == "all" else sampled_cases())
+    for case in list(cases)[int(part)::int(parts)]:
         in_its_own_process(case)
 
 

@@ -1,15 +1,10 @@
 """Several ranks of one run on this machine, which exchange numbers over gloo."""
 import contextlib
-import datetime
-import os
 import random
 import socket
 
 import pytest
-import torch
 from torch import distributed as dist
-
-from tests.helpers.commands import HANGS, forked
 
 
 def rank_environments(count: int) -> list[dict[str, str]]:
@@ -24,19 +19,6 @@ def rank_environments(count: int) -> list[dict[str, str]]:
     return [{**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
-def results_of_ranks(function, count: int, folder) -> list:
-    """[function(rank, count) for each rank], each in a process of one process group.
-
-    The results come back through files in `folder`.
-    """
-    processes = [forked(_be_rank, env, function, folder) for env in rank_environments(count)]
-    for process in processes:
-        process.join(HANGS)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0] * count
-    return [torch.load(f"{folder}/{rank}.pt") for rank in range(count)]
-
-
 @contextlib.contextmanager
 def group_of_one(folder):
     """Inside, this process is the only rank of a process group, which meets in `folder`."""
@@ -47,11 +29,3 @@ def group_of_one(folder):
             yield
         finally:
             dist.destroy_process_group()
-
-
-def _be_rank(env, function, folder):
-    os.environ.update(env)
-    rank, count = int(env["RANK"]), int(env["WORLD_SIZE"])
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=HANGS))
-    torch.save(function(rank, count), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()

@@ -1,14 +1,13 @@
 """The pointwise half of a layer, and the patch embedding, against their parts."""
 import copy
 import math
-from collections import OrderedDict
 
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from kernels import dense_cpu, depthwise_cpu, fuse, unfuse
+from kernels import depthwise_cpu, fuse, unfuse
 from kernels import module as kernels_module
 from mixer.models import create_model
 from tests.helpers.networks import randomise
@@ -29,7 +28,7 @@ def unit(C, D, P):
 
 
 def fused_unit(*shape):
-    return kernels_module.FusedSequential(OrderedDict(unit(*shape)._modules), kernel_size=9)
+    return kernels_module._dense_for(unit(*shape), kernel_size=9)
 
 
 def results(model, x, dy, of_x=True):
@@ -42,8 +41,8 @@ def results(model, x, dy, of_x=True):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("of_x", [True, False], ids=["", "of an image"])
-@pytest.mark.parametrize("C, D, P, side", [(6, 5, 1, 8), (1, 4, 1, 4), (3, 8, 4, 16), (5, 5, 1, 9),
-                                           (512, 6, 1, 8)])
+@pytest.mark.parametrize("C, D, P, side", [(6, 5, 1, 8), (1, 4, 1, 4), (3, 8, 4, 16),
+                                           (3, 8, 4, 18), (5, 5, 1, 9), (512, 6, 1, 8)])
 def test_as_exact_as_its_parts(channel_major, C, D, P, side, dtype, of_x):
     """Each result has at most twice the error of the parts in the same dtype, against float64, and
     one rounding of its largest element."""
@@ -61,13 +60,6 @@ def test_as_exact_as_its_parts(channel_major, C, D, P, side, dtype, of_x):
             error, limit = ((t.double() - want).abs().max().item() for t in (got, eager))
             floor = torch.finfo(dtype).eps * want.abs().max().item()
             assert error <= 2 * limit + floor, (error, limit, floor)
-
-
-@pytest.mark.parametrize("side", [16, 18], ids=["whole", "with a border that no patch covers"])
-def test_patches_are_those_of_a_conv(side):
-    x = torch.rand(2, 3, side, side)
-    want = F.unfold(x, 4, stride=4).transpose(0, 1).flatten(1)
-    assert torch.equal(dense_cpu.patches(x, 4), want)
 
 
 def test_it_saves_two_activations_and_asks_no_gradient_of_an_image(channel_major):
@@ -124,10 +116,24 @@ def test_hooks_of_its_parts_are_called():
 
 
 def test_a_spoilt_gradient_would_be_seen(monkeypatch):
-    conv_backward = dense_cpu._conv_backward
-    monkeypatch.setattr(dense_cpu, "_conv_backward",
+    conv_backward = depthwise_cpu._dense_conv_backward
+    monkeypatch.setattr(depthwise_cpu, "_dense_conv_backward",
                         lambda dz, x, weight, needs_dx: conv_backward(dz, x, -weight, needs_dx))
     x, dy = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
     ours = results(fused_unit(4, 4, 1), x, dy)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(ours[1], results(unit(4, 4, 1), x, dy)[1])
+
+
+def test_batched_gradients_and_flops(channel_major):
+    """As torch.autograd.functional.jacobian(vectorize=True) asks for them."""
+    plain, fused, x = unit(3, 4, 2), fused_unit(3, 4, 2), torch.randn(5, 3, 8, 8)
+    jacobians = [torch.autograd.functional.jacobian(
+        lambda x, model=model: model(x).sum((2, 3)), x, vectorize=True) for model in (plain, fused)]
+    torch.testing.assert_close(*jacobians, rtol=1e-4, atol=1e-5)
+    flops = []
+    for model in (plain, fused):
+        with FlopCounterMode(display=False) as counter:
+            model(x.requires_grad_()).sum().backward()
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1] > 0

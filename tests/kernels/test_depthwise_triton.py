@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 import triton
 import triton.language as tl
 
-from kernels import depthwise_check, depthwise_launch, depthwise_triton
+from kernels import depthwise_launch, depthwise_triton
 
 INTERPRETED = DEVICE == "cpu"
 SWITCHED = isinstance(depthwise_triton._gelu, triton.runtime.interpreter.InterpretedFunction)
@@ -110,12 +110,13 @@ LAYOUTS = {
     "channel-major": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
     "every second column": every_second_column,
     "some channels": some_channels,
+    "turned maps": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout):
-    block = make_block(4, 3, 4, 5, 3, device=DEVICE)
+    block = make_block(4, 3, 4, 4, 3, device=DEVICE)
     other = block._replace(x=LAYOUTS[layout](block.x))
     assert other.x.stride() != block.x.stride()
     for dy in (block.dy, LAYOUTS[layout](block.dy), block.dy[:1, :1, :1, :1].expand_as(block.dy)):
@@ -138,13 +139,15 @@ def test_same_input_same_bits():
 
 
 def test_tiles_cover_what_the_design_names():
+    why_not_launched = partial(depthwise_launch.why_not_launched, torch.device("cpu"))
     for side in (8, 12, 16, 32):
         for K in (3, 5, 7, 9, 11):
             for dtype in DTYPES:
-                assert depthwise_launch.unsupported((250, 512, side, side), K, dtype) is None
-    assert "float64" in depthwise_launch.unsupported((2, 2, 8, 8), 3, torch.float64)
-    assert "up to 11" in depthwise_launch.unsupported((2, 2, 8, 8), 13, torch.float32)
-    assert "too wide" in depthwise_launch.unsupported((2, 2, 112, 112), 3, torch.float32)
+                assert why_not_launched((250, 512, side, side), K, dtype) is None
+    for shape, K, dtype in (((2, 2, 8, 8), 3, torch.float64), ((2, 2, 8, 8), 13, torch.float32),
+                            ((2, 2, 112, 112), 3, torch.float32),
+                            ((2, 2**25, 8, 8), 3, torch.float32)):
+        assert "no Triton kernel takes" in why_not_launched(shape, K, dtype)
 
 
 def test_the_originals_shapes_take_one_program_per_channel():
@@ -156,10 +159,35 @@ def test_the_originals_shapes_take_one_program_per_channel():
 
 def test_float32_products_follow_cudnns_switch(monkeypatch):
     def precision():
-        return depthwise_launch.launch((2, 2, 8, 8), 3, torch.float32, False).plan.PRECISION
+        target = depthwise_launch.target_of(torch.device("cpu"))
+        return depthwise_launch.tile(8, 8, 3, torch.float32, False, target)[0].PRECISION
     assert precision() == "tf32x3"
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     assert precision() == "tf32"
+
+
+def why_not_as_reference():
+    return depthwise_launch.why_not_as_reference(torch.device(DEVICE))
+
+
+def test_the_check_before_the_first_use(monkeypatch):
+    """It passes, and names a NaN, one wrong tensor, a kernel of two launches, and one that fails.
+    """
+    assert why_not_as_reference() is None
+    backward, merge = depthwise_launch.backward, depthwise_launch.merge_moments
+
+    def fail(*args, **options):
+        raise RuntimeError("out of resource\nsecond line")
+    for name, fault, reason in [
+            ("backward", lambda *args, **options: [
+                t * float("nan") for t in backward(*args, **options)], "error nan"),
+            ("backward", lambda *args, **options: [
+                *backward(*args, **options)[:4], torch.zeros(4, device=DEVICE)], "error 1"),
+            ("merge_moments", lambda mean, *rest: merge(mean + 1, *rest), "wrong on this GPU"),
+            ("forward", fail, "fail on this GPU: RuntimeError: out of resource")]:
+        with monkeypatch.context() as patch:
+            patch.setattr(depthwise_launch, name, fault)
+            assert why_not_as_reference().endswith(reason) or reason == "wrong on this GPU"
 
 
 @triton.jit
@@ -201,4 +229,4 @@ def test_spoilt_kernels_are_rejected(monkeypatch, name, fault):
     block = make_block(3, 1, 8, 8, 5)
     assert too_far(run(launched(1), block), block)
     if fault is not _tanh_gelu:  # 1e-3 off, which float16 hides: the float32 tests are for that
-        assert "wrong on this GPU" in depthwise_check.self_check(torch.device(DEVICE))
+        assert "wrong on this GPU" in why_not_as_reference()
