@@ -241,7 +241,7 @@ def test_what_looks_into_a_fused_model():
     torch.testing.assert_close(torch.jit.trace(model, x)(x), want, rtol=1e-4, atol=1e-5)
     for function in (torch.fx.symbolic_trace, torch.jit.script):
         with pytest.raises(RuntimeError, match=r"unfuse\(model\) first"):
-            function(model)
+            function(model.blocks)
 
 
 def test_functional_and_forward_mode_derivatives():
