@@ -22,9 +22,9 @@ from mixer.data.images import describe, find_images
 from mixer.data.packed import cache_folder, pack, usable
 from mixer.experiments import row_name, seed_folder
 from mixer.models import create_model
-from mixer.predict.pictures import write_pictures
 from mixer.report.comparison import write_comparison
 from mixer.report.figures import draw_curves
+from mixer.report.pictures import write_pictures
 from mixer.report.runs import summarise
 from mixer.runtime import signals
 from mixer.runtime.cli import run

@@ -7,19 +7,12 @@ in channels_last memory: this model trains faster there than in NCHW.
 import math
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional as F
 
 
 def batch_norm(channels):
     return nn.BatchNorm2d(channels, eps=1e-3)
-
-
-@fx.wrap  # to torch.fx one node, since it cannot trace the loop
-def pad_same(x, k, s):
-    """Zeros around (B, C, H, W) for a kernel side k and stride s."""
-    y_pad, x_pad = (max((math.ceil(n / s) - 1) * s + k - n, 0) for n in x.shape[-2:])
-    return F.pad(x, (x_pad // 2, x_pad - x_pad // 2, y_pad // 2, y_pad - y_pad // 2))
 
 
 class SameConv2d(nn.Conv2d):
@@ -35,7 +28,9 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x):
         if self.stride[0] > 1:
-            x = pad_same(x, self.kernel_size[0], self.stride[0])
+            k, s = self.kernel_size[0], self.stride[0]
+            y_pad, x_pad = (max((math.ceil(n / s) - 1) * s + k - n, 0) for n in x.shape[-2:])
+            x = F.pad(x, (x_pad // 2, x_pad - x_pad // 2, y_pad // 2, y_pad - y_pad // 2))
         return super().forward(x)
 
 
@@ -121,8 +116,9 @@ STAGES = [
 class EfficientNetV2B0(nn.Module):
     """(B, 3, H, W) -> (B, num_classes) logits; H and W at least 32 pixels."""
 
-    def __init__(self, *, num_classes=2):
+    def __init__(self, *, image_size=192, num_classes=2):
         super().__init__()
+        self.check(image_size=image_size)
         self.conv_stem = SameConv2d(3, 32, 3, stride=2)
         self.bn1 = batch_norm(32)
         self.blocks, in_channels = nn.Sequential(), 32
@@ -146,12 +142,11 @@ class EfficientNetV2B0(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     @staticmethod
-    def check(*, image_size=None) -> list[str]:
-        """The problems of these options, a sentence each. An option that is None is not checked."""
-        if image_size and image_size < 32:
-            return ["EfficientNetV2-B0 halves the image five times: image_size must be at least "
-                    f"32 pixels, not {image_size}"]
-        return []
+    def check(*, image_size):
+        """Raise ValueError for images that are too small."""
+        if image_size < 32:
+            raise ValueError("EfficientNetV2-B0 halves the image five times: image_size must be at "
+                             f"least 32 pixels, not {image_size}")
 
     def forward(self, x):
         x = x.contiguous(memory_format=torch.channels_last)

@@ -36,8 +36,9 @@ class BasicBlock(nn.Module):
 class ResNet18(nn.Module):
     """(B, 3, H, W) -> (B, num_classes) logits; H and W at least 32 pixels."""
 
-    def __init__(self, *, num_classes=2):
+    def __init__(self, *, image_size=192, num_classes=2):
         super().__init__()
+        self.check(image_size=image_size)
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
@@ -54,12 +55,11 @@ class ResNet18(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     @staticmethod
-    def check(*, image_size=None) -> list[str]:
-        """The problems of these options, a sentence each. An option that is None is not checked."""
-        if image_size and image_size < 32:
-            return ["ResNet-18 halves the image five times: image_size must be at least 32 pixels, "
-                    f"not {image_size}"]
-        return []
+    def check(*, image_size):
+        """Raise ValueError for images that are too small."""
+        if image_size < 32:
+            raise ValueError("ResNet-18 halves the image five times: image_size must be at least "
+                             f"32 pixels, not {image_size}")
 
     def forward(self, x):
         x = x.contiguous(memory_format=torch.channels_last)

@@ -2,8 +2,6 @@
 from ..runtime.errors import printable
 from .intervals import wilson
 
-LARGEST_MATRIX = 10  # classes; a larger confusion matrix is in evaluation.json alone
-
 
 def evaluation(confusion: list[list[int]], loss: float, classes: list[str]) -> dict:
     """evaluation.json: what counts [true][predicted] and the mean loss say.
@@ -26,18 +24,11 @@ def evaluation_text(e: dict) -> str:
              f"loss {e['loss']:.4f}, over {e['images']:,} images"]
     names = [printable(name) for name in e["classes"]]
     width = max(len("class"), *map(len, names))
-    found = [i for i, row in enumerate(e["confusion"]) if any(row)]
-    found.sort(key=lambda i: e["recall"][e["classes"][i]])
     lines.append(f"{'class':<{width}}  images  recall  most often taken for")
-    for i in found:
+    found = [i for i, row in enumerate(e["confusion"]) if any(row)]
+    for i in sorted(found, key=lambda i: e["recall"][e["classes"][i]]):
         row = e["confusion"][i]
         count, rival = max((n, j) for j, n in enumerate(row) if j != i)
         taken = f"{names[rival]} ({count})" if count else "-"
         lines.append(f"{names[i]:<{width}}  {sum(row):>6,}  {row[i] / sum(row):>6.3f}  {taken}")
-    if len(names) <= LARGEST_MATRIX:
-        lines.append("confusion: a row for each true class, a column for each answer")
-        columns = [max(6, len(name)) for name in names]
-        for name, row in [("", names), *zip(names, e["confusion"], strict=True)]:
-            lines.append(f"{name:<{width}}  " + "  ".join(
-                f"{cell:>{column}}" for cell, column in zip(row, columns, strict=True)))
     return "\n".join(lines)

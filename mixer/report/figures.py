@@ -19,19 +19,22 @@ MARKERS = {"resnet18": "o", "efficientnetv2_b0": "s", "vit_linear": "^", "vit_cn
 def drawing(draw: Callable) -> Callable:
     """A function that draws the same on every machine, whatever the settings of Matplotlib there.
 
-    If it fails, one line says so, and the command goes on. Raises OSError if the disk is full.
+    It returns whether it has drawn. If it fails, one line says so, and the command goes on. Raises
+    OSError if the disk is full.
     """
     @functools.wraps(draw)
-    def drawn(*args, **kwargs):
+    def drawn(*args, **kwargs) -> bool:
         os.environ["MPLBACKEND"] = "agg"  # the one that is set may not be installed
         try:
             from matplotlib import style
             with style.context("default"):
                 draw(*args, **kwargs)
+            return True
         except OSError:
             raise
         except Exception as e:
             print(f"{draw.__name__} failed: {type(e).__name__}: {first_line(e)}", file=sys.stderr)
+            return False
     return drawn
 
 

@@ -1,53 +1,74 @@
-"""What a model answers and what it has learned -> pictures for people."""
+"""Pictures of a trained model: its mistakes, its filters, and what its class token attends to."""
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
 
+from ..data.augment import to_float
+from ..data.batches import Subset
 from ..runtime.errors import printable
 from .figures import drawing, new_figure, save_figure
 
-COLUMNS = 8       # of tiles
-FILTERS = 64      # of the first layer; more are shown by their principal components
-KERNELS = 12      # of a depthwise layer, side by side
-LAYERS = 8        # of them, from the first to the last
-BLOCKS = 4        # of attention, from the first to the last
-NAME_LENGTH = 24  # characters of a file name below a tile
+COLUMNS = 8                                       # of tiles
+MOST_CONFIDENT, LEAST_SURE, ATTENTION = 16, 8, 6  # images in a picture
+FILTERS, BLOCKS = 64, 4                           # of a layer; of attention
+NAME_LENGTH = 24                                  # characters of a file name
 
 
-class Answer(NamedTuple):
-    """A model's answer for one labelled image: uint8 pixels (S, S, 3), names, a probability."""
+def write_pictures(out: Path, model: nn.Module, title: str, subset: Subset, files: Sequence[str],
+                   device: torch.device, probabilities: torch.Tensor | None = None,
+                   classes: list[str] | None = None) -> list[str]:
+    """Write filters.png, mistakes.png if the probabilities (M, classes) of labelled images are
+    given, and attention.png of a ViT, into the folder `out`. Returns the names that were written.
 
-    pixels: np.ndarray
-    file: str
-    truth: str
-    answer: str
-    probability: float  # of the answer
+    files: the name of each image of `subset`, M of them. A picture that cannot be drawn costs one
+    line on stderr, and no result.
+    """
+    pictures = [("filters.png", draw_filters, (model,))]
+    if probabilities is not None and len(subset):
+        pictures.append(("mistakes.png", draw_mistakes, (subset, files, probabilities, classes)))
+    if hasattr(model, "pos_embed") and len(subset):
+        pictures.append(("attention.png", draw_attention, (model, subset, files, device)))
+    return [name for name, draw, arguments in pictures if draw(out / name, title, *arguments)]
 
 
 @drawing
-def draw_mistakes(path: Path, title: str, groups: dict[str, Sequence[Answer]]) -> None:
-    """Groups of answers under their headings, each image with its file, the truth, the answer."""
-    groups = {heading: answers for heading, answers in groups.items() if answers}
-    rows = sum(-(-len(answers) // COLUMNS) for answers in groups.values())
-    figure, panels = new_figure(1.75 * COLUMNS, 2.25 * rows + 0.5, panels=COLUMNS, rows=rows)
-    rest = iter(np.reshape(panels, (rows, COLUMNS)))
-    for heading, answers in groups.items():
-        for start in range(0, len(answers), COLUMNS):
-            row = next(rest)
-            for panel in row:
-                panel.axis("off")
-            for panel, a in zip(row, answers[start:start + COLUMNS], strict=False):
-                panel.imshow(a.pixels)
-                right = "right" if a.answer == a.truth else f"truth: {shortened(a.truth)}"
-                panel.set_title(f"{shortened(a.file)}\n{shortened(a.answer)} {a.probability:.3f}\n"
-                                f"{right}", fontsize=7.5, parse_math=False)
-            if start == 0:
-                row[0].annotate(heading, (0, 1), (0, 38), xycoords="axes fraction", fontsize=10,
-                                textcoords="offset points", weight="bold").set_in_layout(False)
+def draw_mistakes(path: Path, title: str, subset: Subset, files: Sequence[str],
+                  probabilities: torch.Tensor, classes: list[str]) -> None:
+    """The images of `answers_to_show`, each below its file, its answer and the truth."""
+    highest, answers = probabilities.max(1)
+    truths = subset.labels.cpu()[subset.indices]
+    rows = [(heading, group[start:start + COLUMNS])
+            for heading, group in answers_to_show(highest, answers != truths).items()
+            for start in range(0, len(group), COLUMNS)]
+    figure, panels = new_figure(1.75 * COLUMNS, 2.25 * len(rows) + 0.5, COLUMNS, rows=len(rows))
+    for panel in figure.axes:
+        panel.axis("off")
+    for line, (heading, group) in zip(np.reshape(panels, (-1, COLUMNS)), rows, strict=True):
+        line[0].annotate(heading, (0, 1), (0, 38), xycoords="axes fraction", fontsize=10,
+                         textcoords="offset points", weight="bold").set_in_layout(False)
+        for panel, i in zip(line, group, strict=False):
+            panel.imshow(subset.images[subset.indices[i]].cpu().numpy())
+            answer, truth = shortened(classes[answers[i]]), shortened(classes[truths[i]])
+            panel.set_title(f"{shortened(files[i])}\n{answer} {highest[i]:.3f}\ntruth: {truth}",
+                            fontsize=7.5, parse_math=False)
     figure.suptitle(f"{title}: file, answer with its probability, truth", parse_math=False)
     save_figure(figure, path)
+
+
+def answers_to_show(highest: torch.Tensor, wrong: torch.Tensor) -> dict[str, list[int]]:
+    """{heading: images}: the mistakes of the highest probability, and the answers of the lowest.
+
+    highest: the probability of each answer, (M,); wrong: whether it is a mistake, (M,).
+    """
+    order = highest.argsort(descending=True, stable=True).tolist()
+    mistakes = [i for i in order if wrong[i]]
+    return {f"most confident of {len(mistakes):,} mistakes in {len(order):,} images":
+            mistakes[:MOST_CONFIDENT], "least sure": order[::-1][:LEAST_SURE]}
 
 
 def shortened(name: str) -> str:
@@ -58,97 +79,82 @@ def shortened(name: str) -> str:
 
 
 @drawing
-def draw_filters(path: Path, title: str, filters: np.ndarray, kernels: Sequence[np.ndarray],
-                 similarities: np.ndarray | None) -> None:
-    """filters (D, P, P, 3); beside them depthwise kernels (C, K, K) of each layer, or the
-    similarities of positions (h, w, h, w), if there are any.
-    """
-    panels = 1 + bool(kernels or similarities is not None)
-    figure, axes = new_figure(6.4 * panels, 6.9, panels=panels)
-    first, second = axes if panels == 2 else (axes, None)
-    for panel in figure.axes:
-        panel.set(xticks=[], yticks=[])
-        panel.spines[:].set_visible(False)
-
-    D, P = filters.shape[:2]
-    tiles, words = filters, f"the {D} filters of the first layer, {P}x{P} pixels:"
-    if D > FILTERS:  # as Dosovitskiy et al. 2021, figure 7 (left)
-        tiles = np.linalg.svd(filters.reshape(D, -1), full_matrices=False)[2]
-        tiles = tiles.reshape(-1, *filters.shape[1:])[:FILTERS]
-        words = f"the first {len(tiles)} principal components of {words[4:]}"
-    first.imshow(_mosaic(0.5 + 0.5 * _scaled(tiles), COLUMNS))
-    first.set_title(f"{words}\neach from its lowest to its highest value, grey is 0", fontsize=9)
-
-    if similarities is not None:
-        h, w = similarities.shape[:2]
-        shown = second.imshow(_mosaic(similarities.reshape(h * w, h, w), w), cmap="viridis",
-                              vmin=min(0, similarities.min()), vmax=1)
-        second.set_title("cosine of each position with all positions:\none map a position, in its "
-                         "place", fontsize=9)
-        figure.colorbar(shown, ax=second, shrink=0.7)
-    elif kernels:
-        layers = evenly_spaced(len(kernels), LAYERS)
-        rows = -(-LAYERS // len(layers))  # a layer
-        count = min(rows * KERNELS, *map(len, kernels))
-        mosaics = [_mosaic(_scaled(kernels[layer][:count]), KERNELS) for layer in layers]
-        K, height = kernels[0].shape[1], len(mosaics[0])
-        gap = np.full((2 * _gap(K), mosaics[0].shape[1]), np.nan)
-        second.imshow(np.concatenate([part for mosaic in mosaics for part in (mosaic, gap)]),
-                      cmap="RdBu_r", vmin=-1, vmax=1)
-        second.set_yticks((height + len(gap)) * np.arange(len(layers)) + height // 2,
-                          [f"layer {layer + 1}" for layer in layers], fontsize=8)
-        second.set_title(f"the first {count} depthwise kernels of each layer, {K}x{K}:\n"
-                         "each from blue (-1) to red (1), white is 0", fontsize=9)
+def draw_filters(path: Path, title: str, model: nn.Module) -> None:
+    """The first filters of the first layer, and beside them of the first depthwise conv, if any."""
+    layers = {"the first layer": first_filters(model)}
+    for m in model.modules():
+        if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1:
+            layers.setdefault("the first depthwise conv", m.weight.expand(-1, 3, -1, -1))
+    figure, _ = new_figure(6.4 * len(layers), 6.9, panels=len(layers))
+    for panel, (layer, filters) in zip(figure.axes, layers.items(), strict=True):
+        tiles = filters[:FILTERS].detach().float().cpu()
+        n, _, h, w = tiles.shape
+        tiles = 0.5 + 0.5 * tiles / tiles.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+        tiles = F.pad(tiles, (0, 1, 0, 1, 0, 0, 0, -n % COLUMNS), value=1)  # white lines between
+        tiles = tiles.unflatten(0, (-1, COLUMNS)).permute(0, 3, 1, 4, 2)  # (rows, h, COLUMNS, w, 3)
+        panel.imshow(tiles.flatten(2, 3).flatten(0, 1).numpy())
+        panel.set_title(f"{n} of {len(filters)} filters of {layer}, {h}x{w} pixels:\neach from "
+                        "minus to plus its largest value, grey is 0", fontsize=9)
+        panel.axis("off")
     figure.suptitle(title, parse_math=False)
     save_figure(figure, path)
 
 
-def evenly_spaced(count: int, most: int) -> np.ndarray:
-    """At most so many of 0 .. count - 1, from the first to the last."""
-    return np.unique(np.linspace(0, count - 1, most).round().astype(int))
-
-
-def _scaled(tiles):
-    """Tiles (n, ...), each divided by its largest absolute value."""
-    return tiles / np.abs(tiles).max(tuple(range(1, tiles.ndim)), keepdims=True).clip(1e-12)
-
-
-def _gap(side):
-    return max(1, side // 8)
-
-
-def _mosaic(tiles, columns):
-    """Tiles (n, h, w[, 3]) in rows, with gaps of NaN (or white) between them."""
-    n, h, w = tiles.shape[:3]
-    gap, rows = _gap(h), -(-n // columns)
-    colours = tiles.shape[3:]
-    shape = (rows * (h + gap) - gap, columns * (w + gap) - gap, *colours)
-    mosaic = np.full(shape, 1.0 if colours else np.nan)
-    for i, tile in enumerate(tiles):
-        y, x = i // columns * (h + gap), i % columns * (w + gap)
-        mosaic[y:y + h, x:x + w] = tile
-    return mosaic
+def first_filters(model: nn.Module) -> torch.Tensor:
+    """The filters of the first layer, (D, 3, P, P): of a conv, or of a matrix on patches."""
+    first = next(m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
+    if isinstance(first, nn.Conv2d):
+        return first.weight
+    P = math.isqrt(first.in_features // 3)
+    return first.weight.unflatten(1, (P, P, 3)).permute(0, 3, 1, 2)
 
 
 @drawing
-def draw_attention(path: Path, title: str, images: np.ndarray, files: Sequence[str],
-                   maps: np.ndarray) -> None:
-    """uint8 images (n, S, S, 3) beside themselves, lit by the attention of each block, `maps`
-    (depth, n, h, w): what is bright is attended to, the brightest patch as much as any."""
-    blocks = evenly_spaced(len(maps), BLOCKS)
-    n, S = images.shape[:2]
-    figure, panels = new_figure(1.9 * (1 + len(blocks)), 2.0 * n + 0.5, panels=1 + len(blocks),
-                                rows=n)
-    for row, image, file, of_blocks in zip(np.reshape(panels, (n, -1)), images, files,
-                                           maps.swapaxes(0, 1), strict=True):
-        for panel in row:
-            panel.axis("off")
-        row[0].imshow(image)
-        row[0].set_title(shortened(file), fontsize=8, parse_math=False)
-        for panel, block in zip(row[1:], blocks, strict=True):
-            light = of_blocks[block] / of_blocks[block].max()
-            light = np.kron(light, np.ones([S // side for side in light.shape]))[..., None]
-            panel.imshow((image * (0.1 + 0.9 * light)).astype(np.uint8))
+def draw_attention(path: Path, title: str, model: nn.Module, subset: Subset, files: Sequence[str],
+                   device: torch.device) -> None:
+    """Some images, and beside them each lit by the attention of the class token in some blocks: the
+    patch that it attends to most is the brightest."""
+    n, depth = min(ATTENTION, len(subset)), len(model.blocks)
+    some = torch.linspace(0, len(subset) - 1, n).long().numpy()
+    blocks = torch.linspace(0, depth - 1, min(BLOCKS, depth)).long().tolist()
+    images, _ = subset.batch(some, device)
+    maps = class_attention(model.eval(), to_float(images))
+    figure, panels = new_figure(1.9 * (1 + len(blocks)), 2.0 * n + 0.5, 1 + len(blocks), rows=n)
+    for panel in figure.axes:
+        panel.axis("off")
+    for i, (first, *others) in enumerate(np.reshape(panels, (n, -1))):
+        first.imshow(images[i].cpu().numpy())
+        first.set_title(shortened(files[some[i]]), fontsize=8, parse_math=False)
+        for panel, block in zip(others, blocks, strict=True):
+            light = F.interpolate(maps[block, i][None, None], images.shape[1:3])[0, 0, :, :, None]
+            lit = images[i].cpu() * (0.1 + 0.9 * light / light.max())  # (S, S, 3)
+            panel.imshow(lit.byte().numpy())
             panel.set_title(f"block {block + 1}", fontsize=8)
-    figure.suptitle(title, parse_math=False, fontsize=10)
+    figure.suptitle(f"{title}: attention of the class token, mean over the heads", fontsize=10,
+                    parse_math=False)
     save_figure(figure, path)
+
+
+@torch.inference_mode()
+def class_attention(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """How the class token of a ViT attends to the patches of x (B, 3, S, S), in each block.
+
+    (depth, B, h, w) on the CPU, the mean over the heads. A map sums to less than 1: the rest is the
+    token's attention to itself.
+    """
+    maps = []
+
+    def record(qkv_layer, inputs, qkv):
+        B, N, _ = inputs[0].shape
+        q, k, _ = qkv.float().reshape(B, N, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        scores = q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5      # (B, heads, 1, N)
+        side = math.isqrt(N - 1)
+        maps.append(scores.softmax(-1).mean(1)[:, 0, 1:].unflatten(1, (side, side)).cpu())
+    heads = model.blocks[0].attn.heads
+    hooks = [block.attn.qkv.register_forward_hook(record) for block in model.blocks]
+    try:
+        model.forward(x)  # not model(x): a compiled model would not call the hooks
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(maps)

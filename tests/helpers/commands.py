@@ -30,7 +30,7 @@ HANGS = 300  # seconds after which a test gives up
 FORK = multiprocessing.get_context("fork")
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.helpers.commands", "train", "bench", "torch._dynamo",
-                               "mixer.predict.pictures",
+                               "mixer.report.pictures",
                                "matplotlib.figure", "matplotlib.backends.backend_agg"])
 
 

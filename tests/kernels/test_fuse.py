@@ -243,7 +243,7 @@ def test_what_looks_into_a_fused_model():
     torch.testing.assert_close(exported.module()(x), want, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.jit.trace(model, x)(x), want, rtol=1e-4, atol=1e-5)
     with pytest.raises(RuntimeError, match=r"unfuse\(model\) first"):
-        torch.fx.symbolic_trace(model)
+        torch.fx.symbolic_trace(model.blocks)
 
 
 def test_functional_and_forward_mode_derivatives():

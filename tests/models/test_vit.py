@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mixer.models import create_model, load_weights, vit
-from mixer.models.vit import ConvPatchEmbed, LinearPatchEmbed, ViT
+from mixer.models.vit import ConvPatchEmbed, LinearPatchEmbed, PatchConv, ViT
 
 
 def test_linear_and_conv_patch_embedding_are_one_function():
@@ -28,9 +28,24 @@ def test_linear_and_conv_patch_embedding_are_one_function():
 
 
 def test_the_cpus_product_is_the_conv():
-    conv = nn.Conv2d(3, 5, kernel_size=4, stride=4)
+    conv = PatchConv(3, 5, kernel_size=4, stride=4)
     x = torch.rand(2, 3, 8, 12)
-    torch.testing.assert_close(vit.embed(x, conv), conv(x).flatten(2).transpose(1, 2))
+    torch.testing.assert_close(conv(x), nn.Conv2d.forward(conv, x))
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")  # the image has no gradient
+def test_the_conv_of_the_patches_is_called():
+    """Its hooks are called, it may be exchanged, and its weight may be computed."""
+    embed, x, called = ConvPatchEmbed(4, 6), torch.rand(2, 3, 8, 8), []
+    embed.proj.register_forward_hook(lambda *_: called.append("forward"))
+    embed.proj.register_full_backward_hook(lambda *_: called.append("backward"))
+    embed(x).sum().backward()
+    assert called == ["forward", "backward"]
+    embed.proj = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.ReLU())
+    assert embed(x).min() == 0
+    embed.proj = nn.utils.parametrizations.weight_norm(ConvPatchEmbed(4, 6).proj)
+    embed.proj.parametrizations.weight.original0.data.zero_()
+    assert torch.equal(embed(x), embed.proj.bias.expand(2, 4, 6))
 
 
 def test_the_patch_that_is_token_n_is_the_nth_in_reading_order():
@@ -44,7 +59,7 @@ def test_the_patch_that_is_token_n_is_the_nth_in_reading_order():
 
 @pytest.mark.parametrize("embed", [ConvPatchEmbed, LinearPatchEmbed])
 def test_a_patch_that_does_not_divide_is_refused(embed):
-    with pytest.raises(ValueError, match="192x192 image does not divide into 20x20"):
+    with pytest.raises(ValueError, match="patch 20 does not divide a 192x192 image"):
         embed(20, 8)(torch.rand(1, 3, 192, 192))
 
 

@@ -1,5 +1,5 @@
+"""load_weights: whose weights load, what is refused, what is said."""
 import argparse
-import collections
 import warnings
 from pathlib import Path
 
@@ -18,8 +18,8 @@ TIMMS = dict(qkv_bias=True, norm_eps=1e-6)
 VIT = dict(image_size=IMAGE_SIZE, patch=8, dim=16, depth=2, heads=4)
 
 
-class Weights(collections.OrderedDict):
-    """A state dict of another type."""
+def same_weights(model, state):
+    return all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
 def averaged(state):
@@ -29,41 +29,23 @@ def averaged(state):
     return torch.optim.swa_utils.AveragedModel(model).state_dict()
 
 
-def same_weights(model, state):
-    return all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-
-
 @pytest.mark.parametrize("wrap", [
     lambda s: s,
     lambda s: {"state_dict": s, "epoch": 3},
     lambda s: {"model": s, "args": {"lr": 0.1}},
+    lambda s: {"model_state_dict": s, "loss": 0.5},
     lambda s: {f"module.{k}": v for k, v in s.items()},
     lambda s: {"state_dict": {f"module._orig_mod.{k}": v for k, v in s.items()}},
     lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}},
-    lambda s: {"epoch": 3, "arch": "convmixer", "state_dict": s, "version": 2, "metric": 0.5,
-               "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}, "param_groups": [{}]},
-               "args": argparse.Namespace(lr=0.1, output=Path("out"))},
-    lambda s: {"state_dict": s, "best_acc": np.float64(0.5), "loss": np.arange(3.0)},
-    averaged,
-    lambda s: {"model_state_dict": s, "loss": 0.5},
-    lambda s: {"net": s, "acc": 0.5, "epoch": 3},
-    lambda s: {"params": s},
-    lambda s: {"model_ema": averaged(s)},
-    lambda s: {"state_dict_ema": s, "epoch": 3},
-    lambda s: {"checkpoint": {"model": {"state_dict": s}}},
-    lambda s: {"model": {"name": "convmixer", "patch": 8}, "weights": s},
-    lambda s: {"epoch": 3, **s, "note": None},
-    lambda s: collections.OrderedDict((f"net.backbone.{k}", v) for k, v in s.items()),
-    lambda s: {"model": {f"module.model.{k}": nn.Parameter(v, False) for k, v in s.items()}},
     lambda s: {k.replace("blocks.0.", "blocks.0._orig_mod."): v for k, v in s.items()},
-    lambda s: {k.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."): v
-               for k, v in s.items()},
-    lambda s: {k: v.numpy() for k, v in s.items()},
+    lambda s: {"epoch": 3, "arch": "convmixer", "state_dict": s, "state_dict_ema": averaged(s),
+               "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}, "param_groups": [{}]},
+               "args": argparse.Namespace(lr=0.1)},
+    averaged,
+    lambda s: {"epoch": 3, **s, "note": None},
     lambda s: {k: v.double() if v.is_floating_point() else v for k, v in s.items()},
-], ids=["plain", "state_dict", "model", "module.", "module._orig_mod.", "lightning", "timm-saver",
-        "numpy-scalar", "AveragedModel", "model_state_dict", "net", "params", "model_ema",
-        "state_dict_ema", "nested", "model-is-a-config", "flat", "net.backbone.", "module.model.",
-        "compiled-blocks", "checkpointed-blocks", "numpy", "float64"])
+], ids=["plain", "state_dict", "model", "model_state_dict", "module.", "module._orig_mod.",
+        "lightning", "compiled-blocks", "timm-saver", "AveragedModel", "flat", "float64"])
 def test_reads_other_peoples_checkpoints(tmp_path, wrap):
     theirs, ours = tiny_convmixer(), tiny_convmixer()
     randomise(theirs, seed=1)
@@ -78,56 +60,29 @@ def test_reads_other_peoples_checkpoints(tmp_path, wrap):
 
 
 @pytest.mark.skipif(not CASES.exists(), reason="needs the checkpoints in ../shared/cases/weights")
-def test_reads_checkpoints_as_other_programs_wrote_them():
-    paths = sorted(CASES.iterdir())
-    for path in paths:
-        model = create_model("convmixer", dim=32, depth=2, patch=8, kernel_size=5, num_classes=3)
-        before = model.head.weight.clone()
-        assert not torch.equal(load_weights(model, path).head.weight, before)
-    assert len(paths) >= 4
+@pytest.mark.parametrize("name", ["averaged.pth", "timm-saver.pth.tar", "tutorial.pth"])
+def test_reads_checkpoints_as_other_programs_wrote_them(name):
+    model = create_model("convmixer", dim=32, depth=2, patch=8, kernel_size=5, num_classes=3)
+    before = model.head.weight.clone()
+    assert not torch.equal(load_weights(model, CASES / name).head.weight, before)
 
 
-def test_a_state_dict_of_another_type_and_half_precision():
-    theirs, ours = tiny_convmixer().bfloat16(), tiny_convmixer()
-    load_weights(ours, Weights(theirs.state_dict()))
-    assert torch.equal(ours.head.weight, theirs.head.weight.float())
-
-
-def test_averaged_weights_beside_the_others_are_mentioned():
-    plain, ema, ours = (tiny_convmixer() for _ in range(3))
-    both = {"state_dict_ema": ema.state_dict(), "state_dict": plain.state_dict()}
-    with pytest.warns(UserWarning, match="those under state_dict; others are under state_dict_ema"):
-        load_weights(ours, both)
-    assert same_weights(ours, plain.state_dict())
-
-
-def test_weights_of_other_modules_beside_the_model_are_mentioned():
-    theirs, ours = tiny_convmixer(), tiny_convmixer()
-    lightning = {f"model.{k}": v for k, v in theirs.state_dict().items()}
-    lightning["criterion.weight"] = torch.ones(2)
-    with pytest.warns(UserWarning, match="under state_dict.model; 1 tensors beside it stay unread"):
-        load_weights(ours, {"state_dict": lightning})
-    assert same_weights(ours, theirs.state_dict())
-
-
-@pytest.mark.parametrize("spoil", [
-    lambda s, m: m, lambda s, m: None, lambda s, m: 3, lambda s, m: [*s.values()], lambda s, m: {},
-    lambda s, m: b"x", lambda s, m: {"model": m}, lambda s, m: {"state_dict": None},
-    lambda s, m: dict.fromkeys(s), lambda s, m: {**s, "head.bias": None},
-    lambda s, m: dict(enumerate(s.values())), lambda s, m: {**s, 0: torch.ones(1)},
-    lambda s, m: {**s, "module.head.bias": torch.ones(2)},
-    lambda s, m: {**s, "0.weight": torch.ones(2), "x.weight": torch.ones(2)},
-    lambda s, m: {**s, "head.bias": torch.ones(2, dtype=torch.int8)},
-    lambda s, m: {**s, "head.bias": torch.ones(2, dtype=torch.complex64)},
-    lambda s, m: {**s, "head.bias": torch.ones(2, device="meta")},
-    lambda s, m: {**s, "head.bias": torch.ones(2).to_sparse()},
-    lambda s, m: {k: v.bool() for k, v in s.items()},
-])
-def test_odd_sources_are_refused(spoil):
+@pytest.mark.parametrize("spoil, message", [
+    (lambda s: {}, "no weights in it, only nothing"),
+    (lambda s: {"net": s, "epoch": 3}, "no weights in it, only net, epoch; give the state dict"),
+    (lambda s: {**s, "head.bias": None}, "missing head.bias"),
+    (lambda s: {**s, 0: torch.ones(1)}, "unexpected 0"),
+    (lambda s: {**s, "criterion.weight": torch.ones(1)}, "unexpected criterion.weight"),
+    (lambda s: {**s, "module.head.bias": torch.ones(2)}, "of several models"),
+    (lambda s: {**s, "0.weight": torch.ones(2), "x.weight": torch.ones(2)}, "unexpected x.weight"),
+    (lambda s: {k: v.bool() for k, v in s.items()}, "not of floating-point numbers"),
+    (lambda s: {**s, "head.weight": torch.ones(9, 16)},
+     r"of another shape head.weight \(9, 16\) for \(2, 16\)")])
+def test_what_does_not_fit_is_named_and_changes_nothing(spoil, message):
     model = tiny_convmixer()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError):
-        load_weights(model, spoil(model.state_dict(), model))
+    with pytest.raises(ValueError, match=message):
+        load_weights(model, spoil(model.state_dict()))
     assert same_weights(model, before)
 
 
@@ -176,11 +131,8 @@ def test_the_weights_of_timm_and_torchvision_load(tmp_path, name):
     assert relative_error(model.eval()(x), peer(x)) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["ViT of timm", "ViT of torchvision"])
-def test_a_vit_without_their_options_says_which_it_needs(name):
-    _, _, peer = peers()[name]
-    with pytest.raises(ValueError, match=r"needs qkv_bias=True and norm_eps=1e-6 \(--qkv-bias"):
-        load_weights(create_model("vit_cnn", **VIT, num_classes=5), peer.state_dict())
+def test_a_vit_with_another_eps_than_timms_is_mentioned():
+    _, _, peer = peers()["ViT of timm"]
     model = create_model("vit_cnn", **VIT, num_classes=5, qkv_bias=True)
     with pytest.warns(UserWarning, match="this model has norm_eps 1e-05"):
         load_weights(model, peer.state_dict())
@@ -230,7 +182,7 @@ def test_a_vit_takes_the_weights_of_another_image_size():
     assert torch.equal(ours.pos_embed, resample_positions(theirs.pos_embed, 6))
     assert ours(torch.rand(1, 3, 48, 48)).shape == (1, 2)
     no_square = {**theirs.state_dict(), "pos_embed": torch.rand(1, 16, 16)}
-    with pytest.raises(ValueError, match="of another shape.*pos_embed"):
+    with pytest.raises(ValueError, match="of another shape pos_embed"):
         load_weights(ours, no_square)
 
 
@@ -243,9 +195,8 @@ def test_a_checkpoint_that_states_other_options_is_refused(name, own, stated):
     options = {key: value for key, value in VIT.items() if name == "vit_cnn" or key != "heads"}
     model = create_model(name, **{**options, **own})
     (key, value), = stated.items()
-    for field in ({"description": {"options": stated}}, {"identity": stated}):
-        with pytest.raises(ValueError, match=f"trained with {key} {value!r}, and this model has"):
-            load_weights(model, {"state_dict": model.state_dict(), **field})
+    with pytest.raises(ValueError, match=f"trained with {key} {value!r}, and this model has"):
+        load_weights(model, {"state_dict": model.state_dict(), "description": {"options": stated}})
     load_weights(model, {"state_dict": model.state_dict(), "description": {"options": own}})
     load_weights(model, {"state_dict": model.state_dict(), "description": {"options": {}}})
     load_weights(model, {"state_dict": model.state_dict(), "description": "a tiny model"})
@@ -256,7 +207,7 @@ def test_a_checkpoint_that_states_other_options_is_refused(name, own, stated):
 def test_a_head_of_another_size_is_left_fresh_when_asked_for():
     theirs, ours = tiny_convmixer(num_classes=5), tiny_convmixer()
     before = ours.head.weight.clone()
-    with pytest.raises(ValueError, match="of another shape.*head.weight"):
+    with pytest.raises(ValueError, match="of another shape head.bias .*, head.weight"):
         load_weights(ours, theirs.state_dict())
     for state in (theirs.state_dict(),
                   {k: v for k, v in theirs.state_dict().items() if "head" not in k}):
@@ -264,7 +215,7 @@ def test_a_head_of_another_size_is_left_fresh_when_asked_for():
         assert match.fresh == ["head.weight", "head.bias"]
         assert match.state.keys() == ours.state_dict().keys() - {"head.weight", "head.bias"}
     assert torch.equal(ours.head.weight, before)
-    with pytest.raises(ValueError, match="18 missing"):  # of the others none
+    with pytest.raises(ValueError, match="missing blocks.0.0.fn.0.bias, .* and 15 more"):
         match_weights(ours, {"head.weight": torch.ones(2, 16)}, classes=["cat", "dog"])
 
 
@@ -278,31 +229,12 @@ def test_a_head_is_taken_for_the_same_classes_in_the_same_order(classes, fresh):
     assert match_weights(model, model.state_dict(), classes=classes).fresh == []
 
 
-@pytest.mark.parametrize("source, target", [("vit_cnn", "vit_linear"), ("vit_linear", "vit_cnn")])
-def test_one_patch_embedding_loads_into_the_other(source, target):
-    theirs, ours = (create_model(name, image_size=IMAGE_SIZE, **TINY) for name in (source, target))
+def test_a_conv_of_patches_loads_as_a_matrix():
+    theirs, ours = (create_model(name, image_size=IMAGE_SIZE, **TINY)
+                    for name in ("vit_cnn", "vit_linear"))
     load_weights(ours, theirs.state_dict())
     x = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE)
     torch.testing.assert_close(ours(x), theirs(x))
-
-
-@pytest.mark.parametrize("source, target", [("vit_cnn", "vit_linear"), ("vit_linear", "vit_cnn")])
-def test_a_patch_embedding_of_another_patch_is_refused(source, target):
-    theirs = create_model(source, image_size=IMAGE_SIZE, **{**TINY, "patch": 16}).state_dict()
-    with pytest.raises(ValueError, match="of another shape.*patch_embed.proj.weight"):
-        load_weights(create_model(target, image_size=IMAGE_SIZE, **TINY), theirs)
-
-
-def test_weights_that_do_not_fit_are_named():
-    model = tiny_convmixer()
-    state = model.state_dict()
-    state["head.weight"] = torch.zeros(1000, 16)
-    state["extra"] = torch.zeros(1)
-    del state["head.bias"]
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError) as e:
-        load_weights(model, state)
-    for problem in ("1 missing (head.bias)", "1 unexpected (extra)",
-                    "head.weight (1000, 16) for (2, 16)"):
-        assert problem in str(e.value)
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    other = create_model("vit_cnn", image_size=IMAGE_SIZE, **{**TINY, "patch": 16}).state_dict()
+    with pytest.raises(ValueError, match="of another shape patch_embed.proj.weight"):
+        load_weights(ours, other)

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from mixer.report.evaluation import LARGEST_MATRIX, evaluation, evaluation_text
+from mixer.report.evaluation import evaluation, evaluation_text
 from mixer.report.intervals import wilson
 
 
@@ -25,14 +25,4 @@ def test_accuracy_recall_and_the_most_frequent_confusion():
     lines = evaluation_text(e).splitlines()
     assert lines[0].startswith("accuracy 0.7500 (95 % interval 0.5313 to 0.8881), loss 0.5000")
     assert lines[2].split() == ["newt", "10", "0.700", "cat", "(3)"], "the lowest recall first"
-    assert "dog" not in lines[2] + lines[3], "no image, no recall"
-    assert [line.split()[1:] for line in lines[-3:]] == [
-        ["8", "1", "1"], ["0", "0", "0"], ["3", "0", "7"]]
-
-
-def test_a_large_matrix_is_not_printed():
-    n = LARGEST_MATRIX + 1
-    names = [f"class {i}\n" for i in range(n)]
-    matrix = [[int(i == j) for j in range(n)] for i in range(n)]
-    text = evaluation_text(evaluation(matrix, 0, names))
-    assert "confusion" not in text and len(text.splitlines()) == 2 + n
+    assert len(lines) == 4 and "dog" not in lines[2] + lines[3], "no image, no recall"
