@@ -108,7 +108,6 @@ def _decode_all(images, size, path, workers):
                     for index, fault, crc in decoder.finished():
                         faults[index], crcs[index] = fault, crc
                         bar.update()
-                signals.check()
                 time.sleep(0.02)  # waking up for every image would take a core from the decoders
     finally:
         for decoder in decoders:

@@ -30,13 +30,13 @@ from ..data.unlabelled import find_unlabelled
 from ..experiments import ORIGINAL_CLASSES, row_name
 from ..report.evaluation import evaluation, evaluation_text
 from ..runtime.checkpoint import load_checkpoint
-from ..runtime.cli import invalid_values, option, parse, run
+from ..runtime.cli import option, parse, run
 from ..runtime.device import describe_amp, explain_out_of_memory, pick_amp, pick_device
 from ..runtime.distributed import rank_and_size
 from ..runtime.errors import InputError, UsageError, listed, printable
 from ..runtime.files import writable_folder, write_csv, write_json
+from ..training.checkpoint import build_model
 from ..training.recipe import predict
-from ..training.saved import build_model
 from .pictures import write_pictures
 
 SMALLEST = 1e-15   # probability of a submission: Kaggle's log loss clips there, too
@@ -55,7 +55,7 @@ class Config:
     out: str | None = option(None, "folder of the results; default: a new one beside the "
                              "checkpoint")
     batch_size: int | None = option(None, "images at a time; default: the run's", least=1)
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; auto: cuda if there is one")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: cuda if there is one")
     cache: str | None = option(None, "folder for decoded images; default: ~/.cache/vit-convmixer")
     debug: bool = option(False, "print a traceback when something fails")
 
@@ -122,9 +122,7 @@ def main(argv: list[str]) -> None:
 
 def read_config(argv: list[str]) -> Config:
     """argv -> Config, checked. Raises UsageError with all problems."""
-    values, problems = parse(Config, argv, __doc__, words="paths")
-    config = Config(**values)
-    problems += invalid_values(config)
+    config, problems = Config(**parse(Config, argv, __doc__, words="paths")), []
     images = len(config.paths) - 1
     if images < 0:
         problems.append("name a run's folder or a checkpoint, and then images")

@@ -41,7 +41,7 @@ def summarise(name: str, config, state, *, steps: int, parameters: int, dtype: s
         "images_per_s": rate,
         f"seconds_per_{EPOCH_IMAGES}_images": EPOCH_IMAGES / rate if rate else None,
         "memory_mib": last["memory_mib"], "skipped": last["skipped"],
-        "seconds": last["seconds"], "flops": last["flops"],
+        "flops": last["flops"],
     }
 
 

@@ -1,9 +1,7 @@
 import pytest
 import torch
 
-import bench
-from mixer.data.batches import fits_on
-from mixer.runtime.device import describe_amp, environment, pick_amp, pick_device, sum_dtype
+from mixer.runtime.device import describe_amp, environment, pick_amp, pick_device
 from mixer.runtime.errors import InputError
 
 CPU = torch.device("cpu")
@@ -48,21 +46,3 @@ def test_environment_names_what_a_number_was_measured_on():
     env = environment(CPU)
     assert env["torch"] == torch.__version__.split("+")[0] or env["torch"] == torch.__version__
     assert "threads" in env["device"] and env["cuda"] is None and len(env["date"]) == 10
-
-
-def test_a_macs_gpu_is_taken_only_when_asked_for(monkeypatch):
-    with pytest.raises(InputError, match="--device mps: no such device; choose from cpu"):
-        pick_device("mps")
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    mps = pick_device("mps")
-    assert mps == torch.device("mps", 0) and pick_device("auto") == CPU
-    assert pick_amp("auto", mps) is None and sum_dtype(mps) is torch.float32
-    assert environment(mps)["device"].endswith(", mps")
-    assert fits_on(mps, 10**15, "yes") and not fits_on(mps, 1, "auto")
-    with pytest.raises(InputError, match="--amp bf16: not tried on mps; choose off"):
-        pick_amp("bf16", mps)
-    with pytest.raises(InputError, match="--device mps: bench.py measures cpu and cuda"):
-        bench.read_config(["--device", "mps"])
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="--device mps: no such device"):
-        pick_device("mps")
