@@ -95,7 +95,7 @@ def claimed_folder(config, name, rank):
 
     def busy():
         raise InputError(f"--out: another process is training in {out}")
-    with locked(writable_folder(out, "--out") / ".lock", busy, "--out"):
+    with locked(writable_folder(out, "--out") / ".lock", busy):
         if (out / "config.json").exists() and config.resume != "auto":
             raise InputError(f"--out: {out} holds another run; add --resume auto to go on with it, "
                              "or choose another --out")

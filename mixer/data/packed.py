@@ -50,7 +50,7 @@ def pack(images: ImageSet, size: int, cache: Path | str | None = None,
     expected = dict(fingerprint=images.fingerprint, count=len(images), size=size, decoding=DECODING)
     busy = "another process is decoding these images: waiting for it"
     try:
-        with locked(lock, lambda: print(busy, flush=True), "--cache"):
+        with locked(lock, lambda: print(busy, flush=True)):
             if packed := _open_packed(array_path, meta_path, expected, images):
                 return packed
             try:

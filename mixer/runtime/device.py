@@ -26,11 +26,7 @@ def pick_device(name: str) -> torch.device:
     devices = ["cpu"] + [f"cuda:{i}" for i in range(gpus)]
     if name == "cuda" or (name == "auto" and gpus):
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0) if processes > 1 else 0}"
-    elif processes > 1 and name.startswith("cuda"):
-        raise InputError(f"--device {name}: {processes} processes cannot share a GPU; "
-                         "--device cuda gives each its own")
-    if name == "auto":
-        name = "cpu"
+    name = "cpu" if name == "auto" else name
     if name not in devices:
         raise InputError(f"--device {name}: no such device; choose from {', '.join(devices)}")
     return torch.device(name)
@@ -64,10 +60,6 @@ def pick_amp(name: str, device: torch.device) -> torch.dtype | None:
         name = "fp16" if device.type == "cuda" else "bf16" if has_bf16 else "off"
     if name == "fp16" and device.type == "cpu":
         raise InputError("--amp fp16: no fp16 training on the CPU; choose off or bf16")
-    if (name == "bf16" and device.type == "cuda"
-            and not torch.cuda.is_bf16_supported(including_emulation=False)):
-        raise InputError(f"--amp bf16: {torch.cuda.get_device_name(device)} has no bf16; "
-                         "choose fp16")
     return DTYPES[name]
 
 

@@ -79,21 +79,15 @@ def read_csv(path: Path | str) -> list[dict[str, float | None]]:
 
 
 @contextlib.contextmanager
-def locked(path: Path | str, when_busy: Callable[[], object], flag: str) -> Iterator[None]:
-    """Hold the lock file `path`, in the folder that `flag` names. The system releases it if this
-    process dies, even if its children live on.
+def locked(path: Path | str, when_busy: Callable[[], object]) -> Iterator[None]:
+    """Hold the lock file `path`. The system releases it if this process dies.
 
-    If another process holds the lock, `when_busy()` is called: it raises, or returns to wait.
-    Raises InputError if the file cannot be locked.
+    If another process holds it, `when_busy()` is called: it raises, or returns to wait.
     """
-    with contextlib.ExitStack() as stack:
+    with open(path, "w") as f:
         try:
-            f = stack.enter_context(open(path, "w"))
-            try:
-                fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                when_busy()
-                fcntl.lockf(f, fcntl.LOCK_EX)
-        except OSError as e:
-            raise InputError(f"{flag}: cannot lock {path}: {e.strerror}") from e
+            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            when_busy()
+            fcntl.lockf(f, fcntl.LOCK_EX)
         yield

@@ -1,18 +1,17 @@
-import errno
-import fcntl
-import os
+import subprocess
+import sys
 
 import pytest
 
 from mixer.runtime.errors import InputError
 from mixer.runtime.files import (
     cache_home,
-    locked,
     read_csv,
     save_atomically,
     writable_folder,
     write_csv,
 )
+from tests.helpers.commands import ROOT
 
 LOG = [{"step": step, "train_loss": 0.7 - step / 1000, "val_acc": 0.5, "skipped": 0}
        for step in (100, 200)]
@@ -55,19 +54,22 @@ def test_a_folder_that_cannot_be_written_to_is_reported_with_its_flag(tmp_path):
         writable_folder(tmp_path / "file", "--out")
 
 
-def test_a_lock_that_fails_is_named_with_the_flag(monkeypatch, tmp_path):
-    def fail(*args):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-    monkeypatch.setattr(fcntl, "lockf", fail)
-    for path, reason in ((tmp_path / ".lock", "Input/output error"), (tmp_path, "Is a directory")):
-        with pytest.raises(InputError, match=f"^--out: cannot lock {path}: {reason}$"):
-            with locked(path, pytest.fail, "--out"):
-                pytest.fail("not locked")
-
-
-def test_an_error_inside_a_lock_is_no_error_of_the_lock(tmp_path):
-    with pytest.raises(OSError, match="of the body"), locked(tmp_path / "l", pytest.fail, "--out"):
-        raise OSError(errno.ENOLCK, "of the body")
+def test_a_lock_is_held_by_one_process_at_a_time(tmp_path):
+    """The second one is told, and may wait. A process that dies leaves no lock behind."""
+    code = ("import sys, time; from mixer.runtime.files import locked\n"
+            "with locked(sys.argv[1], lambda: print('busy', flush=True)):\n"
+            "    print('held', flush=True); time.sleep(300)")
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+                 for _ in range(2)]
+    try:
+        said = {process.stdout.readline(): process for process in processes}
+        assert said.keys() == {"held\n", "busy\n"}
+        said["held\n"].kill()
+        assert said["busy\n"].stdout.readline() == "held\n"
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def test_the_folder_for_caches(monkeypatch):
