@@ -20,7 +20,7 @@ from mixer.experiments import ROWS, Row
 from mixer.models import model_options
 from mixer.report.measurements import bench_text, kernels_text
 from mixer.report.tables import csv_rows
-from mixer.runtime.cli import chosen, flag, invalid_values, option, parse, run, whole_numbers
+from mixer.runtime.cli import chosen, flag, option, parse, run, whole_numbers
 from mixer.runtime.device import DTYPES, environment, pick_amp, pick_device
 from mixer.runtime.distributed import rank_and_size
 from mixer.runtime.errors import UsageError
@@ -88,15 +88,13 @@ def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
     data cannot serve them.
     """
     # each option alone
-    options, problems = parse(Config, argv, __doc__)
+    options, problems = parse(Config, argv, __doc__), []
     config = Config(**options)
-    problems += invalid_values(config)
 
     # the rows, and whether the image size suits them
-    rows, unknown = chosen("rows", config.rows or None, {row.name: row for row in ROWS})
-    sizes, invalid = whole_numbers("image_size", config.image_size, least=1)
-    problems += unknown + invalid
-    for row, side in [] if problems else itertools.product(rows, sizes):
+    rows = chosen("rows", config.rows, {row.name: row for row in ROWS})
+    sizes = whole_numbers("image_size", config.image_size, least=1)
+    for row, side in itertools.product(rows, sizes):
         try:
             model_options(row.arch, side, **row.options)
         except ValueError as e:

@@ -1,14 +1,13 @@
 """Train one model, or the nine rows of the original table (--arch all), with one or more seeds.
 
-The images come from a folder or a zip. Without --data, they are a drawn demo.
+The images come from a folder or a zip. Without --data, they are a drawn demo. The loop is in
+mixer/training/trainer.py, the step in mixer/training/recipe.py.
 
 python train.py --arch vit_cnn --patch 24
 python train.py --arch convmixer --patch 24 --data dogs-vs-cats.zip
 """
 import contextlib
 import datetime
-import hashlib
-import json
 import sys
 import time
 from pathlib import Path
@@ -18,21 +17,27 @@ import torch
 from kernels import fuse, why_not_triton
 from mixer.data.batches import Subset, fits_on, split
 from mixer.data.demo import drawn_images
-from mixer.data.images import describe, find_images
-from mixer.data.packed import cache_folder, pack, usable
+from mixer.data.images import describe, digest, find_images
+from mixer.data.packed import pack, usable
 from mixer.experiments import row_name, seed_folder
 from mixer.models import create_model
 from mixer.report.comparison import write_comparison
 from mixer.report.figures import draw_curves
 from mixer.report.pictures import write_pictures
 from mixer.report.runs import summarise
-from mixer.runtime import signals
 from mixer.runtime.cli import run
-from mixer.runtime.device import describe_amp, environment, explain_out_of_memory, pick_device
+from mixer.runtime.device import (
+    describe_amp,
+    environment,
+    explain_out_of_memory,
+    pick_amp,
+    pick_device,
+)
 from mixer.runtime.distributed import process_group, rank_and_size
-from mixer.runtime.errors import InputError, Interrupted, printable, shell_word
+from mixer.runtime.errors import InputError, Interrupted, printable
 from mixer.runtime.files import locked, writable_folder, write_json
-from mixer.runtime.processes import exit_code_of
+from mixer.runtime.signals import Stop
+from mixer.training.checkpoint import checkpoint_to_resume, run_identity, start_from
 from mixer.training.config import (
     DEMO,
     MODEL_OPTIONS,
@@ -43,26 +48,24 @@ from mixer.training.config import (
     read_config,
 )
 from mixer.training.recipe import predict
-from mixer.training.resume import open_checkpoint, resume_identity
-from mixer.training.saved import start_from
-from mixer.training.trainer import Trainer, try_one_batch
+from mixer.training.trainer import Trainer
 
 
 def main(argv):
     config = read_config(argv, __doc__)
-    print("config:", printable(in_words(vars(config))))
+    usual = vars(Config()) | (DEMO if config.data is None else {})
+    print("config:", printable(in_words({name: value for name, value in vars(config).items()
+                                         if value != usual[name]})))
     if config.data is None:
         print("no --data: training on drawn cats and dogs, "
               f"with demo-sized settings ({in_words(DEMO)})")
 
-    # the device, and whether it can do what they ask for
+    # the device and the dtype
     device = pick_device(config.device)
-    amp = describe_amp(config.amp, device)
-    if config.kernels == "triton" and (reason := why_not_triton(device)):
-        raise InputError(f"--kernels triton: {reason}; use --kernels auto")
+    amp = pick_amp(config.amp, device)
     no_gpu = config.device == "auto" and device.type == "cpu"
-    note = " (not tried)" if device.type == "mps" else " (no CUDA device here)" if no_gpu else ""
-    print(f"device: {device}{note}\ndtype: {amp}", flush=True)
+    print(f"device: {device}{' (no CUDA device here)' if no_gpu else ''}\n"
+          f"dtype: {describe_amp(config.amp, device)}", flush=True)
 
     # one run, or several
     name = row_name(config.arch, config.patch, config.depth)
@@ -73,11 +76,11 @@ def main(argv):
     else:
         with (process_group(device, seed_folder(name, config.seed)) as world,
               claimed_folder(config, name, world.rank) as out):
-            train_one(config, name, out, device, world)
+            train_one(config, name, out, device, amp, world)
 
 
 def in_words(values):
-    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 @contextlib.contextmanager
@@ -90,46 +93,42 @@ def claimed_folder(config, name, rank):
 
     def busy():
         raise InputError(f"--out: another process is training in {out}")
-    with locked(writable_folder(out, "--out") / ".lock", busy, "--out", required=False):
+    with locked(writable_folder(out, "--out") / ".lock", busy):
         if (out / "config.json").exists() and config.resume != "auto":
             raise InputError(f"--out: {out} holds another run; add --resume auto to go on with it, "
                              "or choose another --out")
-        if has_several_runs(config) and (out / "log.csv").exists():
-            raise InputError(f"--out: {out} holds a single run; choose a folder for several")
         yield out
 
 
-def train_one(config, name, out, device, world):
+def train_one(config, name, out, device, amp, world):
     """Train one model, from images to summary.json."""
     start = time.perf_counter()
 
-    # cheap checks first: a bad run fails before the images are decoded
-    cache_folder(config.cache)
+    # the images, and the checkpoint that this run goes on from
     images = drawn_images() if config.data is None else find_images(config.data)
     if "val" in images.splits and config.val_fraction != Config.val_fraction:
         raise InputError(f"--val-fraction: {images.path} comes with a validation set; leave it out")
-    identity = resume_identity(config, images.run_key)
-    checkpoint = open_checkpoint(config.resume, out, identity, world)
+    train_set, val_set, splits, contents = load_data(config, images, out, device, world)
+    identity = run_identity(config, images.run_key, contents)
+    checkpoint = checkpoint_to_resume(config.resume, out, identity, world)
 
-    # a model that fits this device
+    # the model
     options = {option: getattr(config, option) for option in MODEL_OPTIONS}
-    with explain_out_of_memory(config, device), seeded(config.seed, device):
+    torch.manual_seed(config.seed)
+    with explain_out_of_memory(config, device):
         model = create_model(config.arch, image_size=config.image_size,
                              num_classes=len(images.classes), **options).to(device)
     if config.init_from is not None:
-        print("--init-from is not read: the run goes on from its checkpoint" if checkpoint else
+        print("--init-from ignored: resuming from the checkpoint" if checkpoint else
               start_from(config, model, images.classes, world))
     if synced := config.sync_bn and world.size > 1:
         if device.type != "cuda":
             raise InputError("--sync-bn needs CUDA devices: PyTorch has it for no other")
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    kernels = pick_kernels(config.kernels, model, device, synced)
-    try_one_batch(model, config, device, world)
+    print(f"kernels: {pick_kernels(config.kernels, model, device, synced)}")
 
-    # the decoded images, and where the run starts
-    train_set, val_set, splits = load_data(config, images, out, device, world)
-    print(f"kernels: {kernels}")
-    trainer = Trainer(model, train_set, val_set, config, out, device=device,
+    # where it starts
+    trainer = Trainer(model, train_set, val_set, config, out, device=device, amp=amp,
                       classes=images.classes, identity=identity, world=world)
     if checkpoint:
         trainer.resume(checkpoint)
@@ -141,6 +140,7 @@ def train_one(config, name, out, device, world):
     # train
     parameters = sum(p.numel() for p in model.parameters())
     if world.rank == 0:
+        (out / "summary.json").unlink(missing_ok=True)  # of a shorter run
         write_json(out / "split.json", splits)
         write_json(out / "config.json", vars(config))
         write_json(out / "environment.json", {**environment(device), "processes": world.size})
@@ -152,20 +152,10 @@ def train_one(config, name, out, device, world):
         write_results(trainer, name, images, parameters, (time.perf_counter() - start) / 60)
 
 
-@contextlib.contextmanager
-def seeded(seed, device):
-    """Inside, torch's random numbers follow from `seed`. Afterwards they go on as before."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
 def pick_kernels(choice, model, device, synced):
     """Fuse what can be fused, unless --kernels is "torch". Returns what was done, and why."""
     if choice == "torch":
         return "plain PyTorch (--kernels torch)"
-    if synced and choice == "triton":
-        raise InputError("--kernels triton: --sync-bn runs in plain PyTorch; use --kernels auto")
     if synced:  # a fused block would call its parts, and warn
         return "plain PyTorch (--sync-bn)"
     try:
@@ -179,92 +169,86 @@ def pick_kernels(choice, model, device, synced):
 
 
 def load_data(config, images, out, device, world):
-    """Decode the images: (training Subset, validation Subset, the contents of split.json)."""
+    """Decode the images: (training Subset, validation Subset, the contents of split.json, a digest
+    of the files' bytes)."""
     print(describe(images), flush=True)
     array, faults, digests = pack(images, config.image_size, config.cache)
     report = out / "bad_images.csv" if world.rank == 0 else None
+    if report:
+        report.unlink(missing_ok=True)
     indices = usable(images, faults, config.bad_images, report)
     train, val = split(images, indices, digests, config.val_fraction, config.seed)
     splits = {"seed": config.seed, "val_fraction": config.val_fraction, "classes": images.classes,
               "train": [images.names[i] for i in train], "val": [images.names[i] for i in val]}
 
     # the same images on all machines
-    digest = hashlib.sha256(json.dumps([splits, digests]).encode()).hexdigest()
-    if world.broadcast(digest) != digest:
+    contents = digest(digests)
+    if world.broadcast(key := digest([splits, contents])) != key:
         raise InputError(f"--data: rank {world.rank} finds other images in {images.path} "
                          "than rank 0")
 
     # on the device if they fit
     tensor, labels = torch.from_numpy(array), torch.tensor(images.labels)
-    if fits_on(device, tensor.nbytes, config.data_on_device):
+    if fits_on(device, tensor.nbytes, "auto"):
         tensor, labels = tensor.to(device), labels.to(device)
     place = "GPU memory" if tensor.device.type == "cuda" else "a memory-mapped file"
     print(f"{len(train):,} training and {len(val):,} validation images, "
           f"{tensor.nbytes / 2**20:,.0f} MiB in {place}", flush=True)
-    if len(train) < config.batch_size:
-        raise InputError(f"--batch-size {config.batch_size} is more than the {len(train):,} "
-                         "training images")
-    return Subset(tensor, labels, train), Subset(tensor, labels, val), splits
+    if not world.size <= config.batch_size <= len(train):
+        raise InputError(f"--batch-size {config.batch_size}: there are {len(train):,} training "
+                         f"images and {world.size} processes, each of which needs one of a batch")
+    return Subset(tensor, labels, train), Subset(tensor, labels, val), splits, contents
 
 
 def write_results(trainer, name, images, parameters, minutes):
-    """Write the pictures and summary.json. Raises RuntimeError if --require-acc is missed."""
+    """Write summary.json, then the pictures."""
     config, out, state, val_set = trainer.config, trainer.out, trainer.state, trainer.val_set
     summary = summarise(name, config, state, parameters=parameters, steps=trainer.steps,
                         classes=images.classes, data=describe(images),
                         dtype=str(trainer.amp or torch.float32).removeprefix("torch."))
+    write_json(out / "summary.json", summary)
     draw_curves(out / "curves.png", state.rows, name)
     probabilities = None
     if len(val_set):
         probabilities = predict(trainer.model, val_set, config.batch_size, trainer.device,
                                 trainer.amp).softmax(1)
-    pictures = write_pictures(out, trainer.model, name, val_set,
-                              [images.files[i] for i in val_set.indices], trainer.device,
-                              probabilities, images.classes)
-    write_json(out / "summary.json", summary)
+    write_pictures(out, trainer.model, name, val_set, [images.files[i] for i in val_set.indices],
+                   trainer.device, probabilities, images.classes)
     subset = "train" if summary["val_acc"] is None else "val"
-    acc = summary[f"{subset}_acc"]
-    print(f"{name}: final {subset} accuracy {acc:.3f} after {minutes:.1f} minutes; "
-          f"summary.json, log.csv, curves.png, {', '.join(pictures)} and last.pt are in "
-          f"{printable(out)}")
-    if config.require_acc is not None and acc < config.require_acc:
-        raise RuntimeError(f"{subset} accuracy {acc:.3f} is below "
-                           f"--require-acc {config.require_acc}")
+    print(f"{name}: final {subset} accuracy {summary[f'{subset}_acc']:.3f} after {minutes:.1f} "
+          f"minutes; results are in {printable(out)}")
 
 
 def train_all(config, out, rank):
-    """Train several runs, each in a fresh process: none inherits the memory of another."""
+    """Train several runs, each in a process of its own: none inherits the memory of another."""
     if rank == 0:
         write_json(out / "config.json", vars(config))
 
     # the runs, until a signal comes
-    done, failed, stopped = 0, {}, None
+    done, failed = 0, {}
     runs = planned_runs(config)
-    for planned in runs:
-        print(f"\n{planned.title}", flush=True)
-        arguments = as_arguments(config, **{**planned.changes, "rows": None, "seeds": None,
-                                            "out": out / planned.folder, "resume": "auto"})
-        code = exit_code_of(run, main, arguments)
-        from_run = code - 128 if code - 128 in signals.STOPPING else None
-        if signum := signals.pending() or from_run:
-            options = {"arch": config.arch, "rows": config.rows, "seeds": config.seeds, "out": out}
-            again = " ".join(f"--{name}={shell_word(value)}"
-                             for name, value in options.items() if value)
-            stopped = Interrupted(signum, f" in {planned.title}; go on with {again} --resume auto")
-            break
-        if code:
-            failed[planned.folder] = f"failed (exit code {code})"
-            print(f"{planned.title} failed with exit code {code}; going on", file=sys.stderr)
-        else:
-            done += 1
+    with Stop() as stop:
+        for planned in runs:
+            print(f"\n{planned.title}", flush=True)
+            arguments = as_arguments(config, **{**planned.changes, "rows": None, "seeds": None,
+                                                "out": out / planned.folder, "resume": "auto"})
+            code = stop.exit_code_of([sys.executable, __file__, *arguments])
+            if stop.signum:
+                break
+            if code:
+                failed[planned.folder] = f"failed (exit code {code})"
+                print(f"{planned.title} failed with exit code {code}; going on", file=sys.stderr)
+            else:
+                done += 1
 
     # the table, and how it ended
     if rank == 0:
         table = write_comparison(out, failed)
         print(f"\n{table}\n{done} of {len(runs)} runs done; {printable(out)}/table.md, "
               "and its figures")
-    if stopped:
-        raise stopped
+    if stop.signum:
+        raise Interrupted(stop.signum, f" in {planned.title}; go on with the same command and "
+                                       "--resume auto")
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed; run again with "
                            "--resume auto")

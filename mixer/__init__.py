@@ -7,5 +7,5 @@ __all__ = ["load_model"]
 def __getattr__(name):
     """`mixer.load_model`, imported when it is asked for: `import mixer` imports no torch."""
     if name == "load_model":
-        return importlib.import_module("mixer.training.saved").load_model
+        return importlib.import_module("mixer.training.checkpoint").load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,19 +4,17 @@ import fcntl
 import json
 import os
 import pty
+import shlex
 import shutil
 import signal
 import struct
-import subprocess
 import termios
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import train as script
-from mixer.experiments import ROWS
 from mixer.models import load_weights
 from mixer.report import __main__ as report
 from mixer.runtime.checkpoint import load_checkpoint
@@ -24,7 +22,7 @@ from mixer.runtime.errors import InputError
 from mixer.runtime.files import read_csv
 from tests.helpers.commands import TINY
 from tests.helpers.networks import tiny_convmixer
-from tests.helpers.plants import Plant
+from tests.helpers.plants import TRAIN_STEP, Plant
 from tests.helpers.runs import assert_same_run
 from tests.helpers.tables import cells
 
@@ -39,6 +37,7 @@ def test_a_run_leaves_everything_it_promises(train, pictures, tmp_path):
     assert result.stderr == "", "no bar where there is no terminal"
     lines = result.stdout.splitlines()
     assert lines[0].startswith("config: arch convmixer, patch 8")
+    assert "weight_decay" not in lines[0], "only what is not the default"
     assert (f"40 images in {pictures.name} (class in the file name, folder), "
             "2 classes: cat 20, dog 20") in result.stdout
     assert "36 training and 4 validation images" in result.stdout
@@ -140,32 +139,27 @@ def test_three_classes_and_compile(train, tmp_path):
     assert len(json.loads((out / "summary.json").read_text())["confusion"]) == 3
 
 
-def test_require_acc(train, pictures, tmp_path):
-    result = train(*TINY, "--data", pictures, "--steps", 2, "--require-acc", 1,
-                   "--out", tmp_path / "run")
-    assert result.returncode == 1 and "below --require-acc" in result.stderr
-
-
-def test_arch_all_goes_on_after_a_failure_and_resumes(train, pictures, tmp_path):
-    """Nine rows, one of which cannot write its results; then the cause is removed."""
+def test_several_rows_go_on_after_a_failure_and_resume(train, pictures, tmp_path):
+    """One of them cannot write its results; then the cause is removed."""
     out = tmp_path / "all"
     out.mkdir()
     (out / "convmixer-p16").write_text("a file where a folder should be")
-    arguments = ["--arch", "all", "--data", pictures, "--image-size", 48, "--batch-size", 4,
-                 "--steps", 2, "--device", "cpu", "--out", out, "--cache", tmp_path / "cache"]
+    arguments = ["--arch", "all", "--rows", "convmixer-p16,convmixer-p24", "--data", pictures,
+                 "--image-size", 48, "--batch-size", 4, "--steps", 2, "--device", "cpu",
+                 "--out", out, "--cache", tmp_path / "cache"]
     first = train(*arguments)
     assert first.returncode == 1
     assert "ConvMixer 16 failed with exit code 2; going on" in first.stderr
     table = " ".join((out / "table.md").read_text().split())  # the columns are aligned
-    assert "| ConvMixer 16 | failed (exit code 2)" in table and "| ConvMixer 16/8 | 2," in table
+    assert "| ConvMixer 16 | failed (exit code 2)" in table and "| ConvMixer 24 | 2," in table
 
-    finished = [out / row.name / "last.pt" for row in ROWS if row.name != "convmixer-p16"]
-    before = {path: path.stat().st_mtime_ns for path in finished}
+    finished = out / "convmixer-p24" / "last.pt"
+    before = finished.stat().st_mtime_ns
     (out / "convmixer-p16").unlink()
     second = train(*arguments, "--resume", "auto")
     assert second.returncode == 0, second.stderr
-    assert second.stdout.count("trained already") == 8 and "9 of 9 runs done" in second.stdout
-    assert {path: path.stat().st_mtime_ns for path in finished} == before
+    assert second.stdout.count("trained already") == 1 and "2 of 2 runs done" in second.stdout
+    assert finished.stat().st_mtime_ns == before
     assert "failed" not in (out / "table.md").read_text()
     for name in ("loss.png", "acc.png", "val_acc_seconds.png", "val_acc_flops.png"):
         with Image.open(out / name) as image:
@@ -173,21 +167,21 @@ def test_arch_all_goes_on_after_a_failure_and_resumes(train, pictures, tmp_path)
 
 
 def test_several_seeds_of_one_model_resume_and_are_reported_again(train, pictures, tmp_path):
-    """A run with seed 0, then two more seeds; then the table again without images, checkpoints."""
+    """A run with seed 0, then one more seed; then the table again without images, checkpoints."""
     arguments = [*TINY, "--data", pictures, "--steps", 10, "--log-every", 5]
     single = train(*arguments, "--out", tmp_path / "runs" / "convmixer-p8-d1")
     assert single.returncode == 0, single.stderr
     out = tmp_path / "runs"
-    several = train(*arguments, "--out", out, "--seeds", "0,1,2")
+    several = train(*arguments, "--out", out, "--seeds", "0,1")
     assert several.returncode == 0, several.stderr
-    assert several.stdout.count("trained already") == 1 and "3 of 3 runs done" in several.stdout
-    for seed, folder in enumerate(("", "-seed1", "-seed2")):
+    assert several.stdout.count("trained already") == 1 and "2 of 2 runs done" in several.stdout
+    for seed, folder in enumerate(("", "-seed1")):
         folder = f"convmixer-p8-d1{folder}"
         assert json.loads((out / folder / "summary.json").read_text())["seed"] == seed
         log = read_csv(out / folder / "log.csv")
-        assert 0 < log[0]["seconds"] < log[1]["seconds"] and log[1]["flops"] == 2 * log[0]["flops"]
+        assert log[1]["flops"] == 2 * log[0]["flops"]
     table = (out / "table.md").read_text()
-    assert cells(table, "convmixer-p8-d1")[0][2] == "3"
+    assert cells(table, "convmixer-p8-d1")[0][2] == "2"
 
     names = ["table.md", "loss.png", "acc.png", "val_acc_seconds.png", "val_acc_flops.png"]
     before = {name: (out / name).read_bytes() for name in names}
@@ -198,10 +192,6 @@ def test_several_seeds_of_one_model_resume_and_are_reported_again(train, picture
     with pytest.raises(InputError, match="name a folder that holds finished runs"):
         report.main([str(out / "convmixer-p8-d1")])
 
-    inside = train(*arguments, "--out", out / "convmixer-p8-d1", "--resume", "auto",
-                   "--seeds", "0,1")
-    assert inside.returncode == 2 and "holds a single run" in inside.stderr
-
 
 def test_debug_shows_the_traceback(train, tmp_path):
     result = train("--data", tmp_path / "none", "--debug", "--out", tmp_path / "run")
@@ -209,13 +199,10 @@ def test_debug_shows_the_traceback(train, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--batch-size", "37"], "--batch-size 37 is more than the 36 training images"),
+    (["--batch-size", "37"], "--batch-size 37: there are 36 training images"),
     (["--device", "cuda:7"], "--device cuda:7: no such device"),
     (["--amp", "fp16"], "no fp16 training on the CPU"),
-    (["--kernels", "triton"],
-     "--kernels triton: Triton kernels need a CUDA device, and this is cpu"),
     (["--resume", "nowhere.pt"], "--resume: there is no checkpoint nowhere.pt"),
-    (["--batch-size", "1"], "--batch-size 1: BatchNorm"),
 ])
 def test_what_only_the_machine_or_the_data_can_tell(train, pictures, tmp_path, arguments, message):
     result = train(*TINY, "--data", pictures, "--steps", 1, "--out", tmp_path / "run", *arguments)
@@ -263,7 +250,7 @@ def test_fine_tuning_starts_from_another_run(train, pictures, tmp_path):
     os.remove(start)
     longer = train(*arguments[:-2], "--steps", 3, "--init-from", start)
     assert longer.returncode == 0, longer.stderr
-    assert "--init-from is not read: the run goes on from its checkpoint" in longer.stdout
+    assert "--init-from ignored: resuming from the checkpoint" in longer.stdout
     other = train(*arguments[:-2], "--steps", 4, "--init-from", tmp_path / "second" / "last.pt")
     assert other.returncode == 2 and "of another run: init_from was '" in other.stderr
     relu = train(*arguments[:-2], "--out", tmp_path / "third", "--init-from", first,
@@ -282,47 +269,23 @@ def test_a_second_run_in_one_folder_is_refused(train, pictures, tmp_path):
     assert first.wait().returncode == 143
 
 
-def test_triton_is_refused_where_sync_bn_leaves_the_model_unfused():
-    """--kernels triton means in Triton or not at all."""
-    model = tiny_convmixer()
-    with pytest.raises(InputError, match="--kernels triton: --sync-bn runs in plain PyTorch"):
-        script.pick_kernels("triton", model, torch.device("cpu"), synced=True)
-    assert script.pick_kernels("auto", model, torch.device("cpu"), synced=True) == (
-        "plain PyTorch (--sync-bn)")
+def test_what_was_written_for_a_shorter_run_does_not_stay(train, pictures, tmp_path):
+    """A longer run that fails must not look finished, and old faults are not those of new data."""
+    out = tmp_path / "run"
+    arguments = [*TINY, "--data", pictures, "--out", out, "--resume", "auto"]
+    assert train(*arguments, "--steps", 2).returncode == 0
+    (out / "bad_images.csv").write_text("of images that were repaired")
+    longer = train(*arguments, "--steps", 4, plants=[Plant(TRAIN_STEP, signal.SIGKILL, 2)])
+    assert longer.returncode == -signal.SIGKILL
+    assert not (out / "summary.json").exists() and not (out / "bad_images.csv").exists()
 
 
 def test_a_command_to_copy_survives_odd_names(train, pictures, tmp_path):
     """A folder as a shell would split it; the printed command goes on with the run."""
-    out = tmp_path / "-it's a\nrun"
+    out = tmp_path / "-it's a run"
     arguments = [*TINY, "--data", pictures, "--steps", 8]
-    plant = Plant("mixer.training.trainer.train_step", signal.SIGTERM, 3)
-    stopped = train(*arguments, f"--out={out}", plants=[plant])
+    stopped = train(*arguments, f"--out={out}", plants=[Plant(TRAIN_STEP, signal.SIGTERM, 3)])
     assert stopped.returncode == 143 and stopped.stderr.count("\n") == 1
-    command = "printf '%s\\0' " + stopped.stderr.split("go on with ")[1]
-    shell = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    words = shell.stdout.split("\0")[:-1]
+    words = shlex.split(stopped.stderr.split("go on with ")[1])
     assert words == [f"--out={out}", "--resume", "auto"]
     assert "resumed at step" in train(*arguments, *words).stdout
-
-
-def test_a_folder_without_locks_is_used_and_named(pictures, tmp_path, monkeypatch, capsys):
-    """On --out; decoded images that two processes write at once would be spoilt."""
-    def fail(*args):
-        raise OSError(37, "No locks available")
-    arguments = [*TINY, "--data", str(pictures), "--steps", "1", "--cache", str(tmp_path)]
-    script.main([*arguments, "--out", str(tmp_path / "a")])  # decodes
-    lock = fcntl.lockf
-    monkeypatch.setattr(fcntl, "lockf",
-                        lambda f, how: lock(f, how) if "px" in f.name else fail())
-    script.main([*arguments, "--out", str(tmp_path / "b")])
-    assert f"--out: the file system of {tmp_path / 'b'} has no locks" in capsys.readouterr().err
-    monkeypatch.setattr(fcntl, "lockf", fail)
-    with pytest.raises(InputError, match="--cache: the file system of .* has no locks; choose"):
-        script.main([*arguments, "--out", str(tmp_path / "c")])
-
-
-def test_random_numbers_go_on_as_before(pictures, tmp_path):
-    before = torch.get_rng_state()
-    script.main([*TINY, "--data", str(pictures), "--steps", "1", "--cache", str(tmp_path),
-                 "--out", str(tmp_path / "run")])
-    assert torch.get_rng_state().equal(before)

@@ -27,12 +27,12 @@ from ..experiments import row_name
 from ..report.evaluation import evaluation, evaluation_text
 from ..report.pictures import write_pictures
 from ..runtime.checkpoint import load_checkpoint
-from ..runtime.cli import invalid_values, option, parse, run
+from ..runtime.cli import option, parse, run
 from ..runtime.device import describe_amp, pick_amp, pick_device
 from ..runtime.errors import InputError, UsageError, listed, printable
 from ..runtime.files import writable_folder, write_csv, write_json
+from ..training.checkpoint import build_model
 from ..training.recipe import predict
-from ..training.saved import build_model
 
 SMALLEST = 1e-15   # probability of a submission: Kaggle's log loss clips there, too
 MOST_PRINTED = 20  # answers
@@ -50,7 +50,7 @@ class Config:
     out: str | None = option(None, "folder of the results, new or empty; default: a new one beside "
                              "the checkpoint")
     batch_size: int | None = option(None, "images at a time; default: the run's", least=1)
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; auto: cuda if there is one")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: cuda if there is one")
     cache: str | None = option(None, "folder for decoded images; default: ~/.cache/vit-convmixer")
     debug: bool = option(False, "print a traceback when something fails")
 
@@ -112,9 +112,7 @@ def main(argv: list[str]) -> None:
 
 def read_config(argv: list[str]) -> Config:
     """argv -> Config, checked. Raises UsageError with all problems."""
-    values, problems = parse(Config, argv, __doc__, words="paths")
-    config = Config(**values)
-    problems += invalid_values(config)
+    config, problems = Config(**parse(Config, argv, __doc__, words="paths")), []
     places = len(config.paths) - 1
     if not config.evaluate and places < 1:
         problems.append("name a run's folder or a checkpoint, and then images, folders or zips")

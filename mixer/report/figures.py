@@ -11,7 +11,6 @@ from ..runtime.errors import first_line
 from ..runtime.files import save_atomically
 from .runs import Run, on_published_images
 
-EVERY = 10  # rows of the log, between two drawings of a run that is on
 MARKERS = {"resnet18": "o", "efficientnetv2_b0": "s", "vit_linear": "^", "vit_cnn": "v",
            "convmixer": "D"}
 
@@ -54,18 +53,6 @@ def draw_curves(path: Path, rows: list[dict], title: str) -> None:
         panel.legend()
     figure.suptitle(title)
     save_figure(figure, path)
-
-
-class LiveCurves:
-    """curves.png of a run that is on."""
-
-    def __init__(self, path: Path, title: str):
-        self.path, self.title = path, title
-
-    def draw(self, rows: list[dict]) -> None:
-        """Draw rows of log.csv, at each tenth row."""
-        if len(rows) % EVERY == 0:
-            draw_curves(self.path, rows, self.title)
 
 
 @drawing

@@ -8,35 +8,28 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from . import system
 from .distributed import rank_and_size
 from .errors import InputError
 from .processes import out_of_memory
+from .system import peak_resident_mib
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "off": None}
 PACKAGES = ("torch", "triton", "numpy", "pillow")
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` -> torch.device. Each rank has its own GPU.
+    """`auto`, `cpu`, `cuda` or `cuda:N` -> torch.device. Each rank has its own GPU.
 
-    A Mac's GPU, mps, is taken where torch has it, but not by auto: nobody has tried it.
     Raises InputError with the devices of this machine.
     """
     gpus, processes = torch.cuda.device_count(), rank_and_size()[1]
     devices = ["cpu"] + [f"cuda:{i}" for i in range(gpus)]
-    if torch.backends.mps.is_available() and processes == 1:
-        devices.append("mps")
     if name == "cuda" or (name == "auto" and gpus):
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0) if processes > 1 else 0}"
-    elif processes > 1 and name.startswith("cuda"):
-        raise InputError(f"--device {name}: {processes} processes cannot share a GPU; "
-                         "--device cuda gives each its own")
-    if name == "auto":
-        name = "cpu"
+    name = "cpu" if name == "auto" else name
     if name not in devices:
         raise InputError(f"--device {name}: no such device; choose from {', '.join(devices)}")
-    return torch.device("mps:0" if name == "mps" else name)  # the device that its tensors have
+    return torch.device(name)
 
 
 def has_native_bf16() -> bool:
@@ -65,14 +58,8 @@ def pick_amp(name: str, device: torch.device) -> torch.dtype | None:
     if name == "auto":
         has_bf16 = device.type == "cpu" and has_native_bf16()
         name = "fp16" if device.type == "cuda" else "bf16" if has_bf16 else "off"
-    if name != "off" and device.type == "mps":
-        raise InputError(f"--amp {name}: not tried on mps; choose off")
     if name == "fp16" and device.type == "cpu":
         raise InputError("--amp fp16: no fp16 training on the CPU; choose off or bf16")
-    if (name == "bf16" and device.type == "cuda"
-            and not torch.cuda.is_bf16_supported(including_emulation=False)):
-        raise InputError(f"--amp bf16: {torch.cuda.get_device_name(device)} has no bf16; "
-                         "choose fp16")
     return DTYPES[name]
 
 
@@ -80,12 +67,7 @@ def peak_memory_mib(device: torch.device) -> float:
     """MiB. CUDA: the peak of allocated tensors; else the peak resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return system.peak_resident_mib()
-
-
-def sum_dtype(device: torch.device) -> torch.dtype:
-    """The dtype of sums over many images: float64, which mps lacks."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    return peak_resident_mib()
 
 
 @contextlib.contextmanager
@@ -96,14 +78,14 @@ def explain_out_of_memory(config, device: torch.device) -> Iterator[None]:
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e):
             raise
-        total, hint = system.memory_mib(), ""
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
         if device.type == "cuda":
-            total, hint = torch.cuda.mem_get_info(device)[1] / 2**20, " or --data-on-device no"
+            total = torch.cuda.mem_get_info(device)[1] / 2**20
         raise RuntimeError(
             f"out of memory on {device} at batch size {config.batch_size} and "
             f"{config.image_size}x{config.image_size} pixels: "
             f"{peak_memory_mib(device):,.0f} of {total:,.0f} MiB were in use; "
-            f"try a smaller --batch-size, --image-size or model{hint}") from e
+            "try a smaller --batch-size, --image-size or model") from e
 
 
 def environment(device: torch.device) -> dict[str, str | None]:
@@ -111,15 +93,17 @@ def environment(device: torch.device) -> dict[str, str | None]:
     gpu = device.type == "cuda"
     return {"date": datetime.date.today().isoformat(),
             "system": f"{platform.system()} {platform.machine()}",
-            "device": torch.cuda.get_device_name(device) if gpu else
-                      _cpu() + (", mps" if device.type == "mps" else ""),
+            "device": torch.cuda.get_device_name(device) if gpu else _cpu(),
             "cuda": torch.version.cuda if gpu else None,
             "python": platform.python_version(),
             **{package: _version(package) for package in PACKAGES}}
 
 
 def _cpu():
-    name = system.cpu_name() or platform.processor() or platform.machine()
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
+        name = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")),
+                    name)
     return f"{name}, {torch.get_num_threads()} threads"
 
 

@@ -4,12 +4,8 @@ Every rank has all images, trains on its slice of each batch, and makes the same
 same step. Rank 0 prints and writes files. Beside gradients, the ranks exchange a few numbers, over
 gloo, on the CPU.
 """
-import concurrent.futures
 import contextlib
 import os
-import threading
-import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,7 +13,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from . import signals
 from .errors import InputError, first_line
 
 
@@ -79,80 +74,19 @@ def process_group(device: torch.device, name: str) -> Iterator[World]:
     if size == 1:
         yield World()
         return
+    print(f"waiting until all {size} processes have started", flush=True)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # the default of NCCL and Triton
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        store, rank, size = _interruptible(_meet, name)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-        # Rank 0 may find an error at once, and end while the others are still connecting to it.
-        if rank == 0:
-            _interruptible(store.wait, [f"connected {other}" for other in range(1, size)])
-        else:
-            store.set(f"connected {rank}", "")
+        store, rank, size = next(dist.rendezvous("env://"))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                                store=dist.PrefixStore(name, store), rank=rank, world_size=size)
     except (ValueError, RuntimeError) as e:
         raise InputError(f"RANK and WORLD_SIZE say that this is process {rank} of {size}, "
                          f"but the others cannot be found ({first_line(e)}): "
                          "start with torchrun, or unset them") from e
     yield World(rank, size)
     dist.destroy_process_group()  # not after a failure: it could wait for ranks that have died
-
-
-def _interruptible(f, *args):
-    """f(*args) in a thread. In the main thread, C++ code that waits would delay every signal."""
-    future = concurrent.futures.Future()
-
-    def work():
-        try:
-            future.set_result(f(*args))
-        except Exception as e:
-            future.set_exception(e)
-    threading.Thread(target=work, daemon=True).start()
-    while not future.done():
-        signals.check()
-        time.sleep(0.01)
-    return future.result()
-
-
-def _meet(name):
-    """Wait for all ranks. Return (store, rank, size); the store holds nothing of earlier ranks.
-
-    torchrun keeps its store when it restarts ranks, with the addresses of the dead ones in it
-    (pytorch issue 135712), and machines may count restarts differently. So the ranks agree on a
-    new prefix for their keys:
-
-    1. Each rank > 0 posts a random token, and waits for the reply to it.
-    2. Rank 0 replies to every token with its own token, which becomes the prefix.
-    3. Each rank > 0 confirms the prefix. Rank 0 waits for all confirmations.
-
-    Tokens left by dead ranks get a reply that nobody reads.
-    """
-    store, rank, size = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(name, store)
-    token = uuid.uuid4().hex
-    if rank == 0:
-        prefix = token
-        _gather(store, prefix, size)
-    else:
-        store.set(f"token {rank}", token)
-        prefix = store.get(token).decode()  # waits
-        store.set(f"{prefix} {rank}", "confirmed")
-    return dist.PrefixStore(prefix, store), rank, size
-
-
-def _gather(store, prefix, size):
-    """Rank 0's side of `_meet`."""
-    missing = set(range(1, size))
-    deadline = time.monotonic() + store.timeout.total_seconds()
-    while missing:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{len(missing)} of them did not come within {store.timeout}")
-        missing = {rank for rank in missing if not store.check([f"{prefix} {rank}"])}
-        for rank in missing:
-            if store.check([f"token {rank}"]):
-                token = store.get(f"token {rank}").decode()
-                store.set(token, prefix)
-        time.sleep(0.01)
 
 
 def lost_another(e: BaseException) -> bool:

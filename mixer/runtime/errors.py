@@ -1,10 +1,8 @@
 """The errors that a command reports, and their exit codes.
 
 0 done, 1 failed while running, 2 wrong usage or input, 3 diverged.
-130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
+130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP, 138 by SIGUSR1.
 """
-import os
-import shlex
 import signal
 from collections.abc import Iterable
 
@@ -16,10 +14,10 @@ class InputError(ValueError):
 
 
 class UsageError(InputError):
-    """Wrong arguments, the same in every rank. The message has one line per problem."""
+    """Wrong arguments, the same in every rank."""
 
     def __init__(self, problems: Iterable[str]):
-        super().__init__("\n".join(map(printable, problems)))
+        super().__init__("; ".join(problems))
 
 
 class Diverged(RuntimeError):
@@ -28,11 +26,8 @@ class Diverged(RuntimeError):
     exit_code = 3
 
 
-class Interrupted(BaseException):
-    """Stopped by a signal, with everything saved.
-
-    Derives from BaseException so that `except Exception` cannot swallow it.
-    """
+class Interrupted(Exception):
+    """Stopped by a signal, with everything saved."""
 
     def __init__(self, signum: int, message: str = ""):
         super().__init__(f"stopped by {signal.Signals(signum).name}{message}")
@@ -44,16 +39,8 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
-def shell_word(text: object) -> str:
-    """Text as one printable word of a command to copy, for bash and zsh."""
-    text = str(text)
-    if text.isprintable():
-        return shlex.quote(text)
-    return "$'" + "".join(f"\\x{byte:02x}" for byte in os.fsencode(text)) + "'"
-
-
 def first_line(e: BaseException) -> str:
-    """Of an exception's message, or its type if it has none."""
+    """The first line of an exception's message, or the name of its type."""
     return (str(e).strip() or type(e).__name__).splitlines()[0]
 
 

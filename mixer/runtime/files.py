@@ -1,19 +1,14 @@
 """Files that are complete or absent, and folders with one user at a time."""
 import contextlib
 import csv
-import errno
+import fcntl
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .errors import InputError, printable
-from .system import fcntl
-
-# what a file system answers that cannot lock, flush or reserve (some of NFS, Lustre, FUSE, SMB)
-UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+from .errors import InputError
 
 
 def writable_folder(path: Path | str, flag: str) -> Path:
@@ -37,7 +32,7 @@ def save_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
     try:
         write(temporary)
         with open(temporary, "rb") as f:
-            _if_supported(os.fsync, f.fileno())
+            os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
         before = "; the one before it is untouched" if path.exists() else ""
@@ -46,39 +41,15 @@ def save_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _if_supported(f, *args):
-    """Whether the file system can do f(*args), done here. Raises OSError if it can, but fails."""
-    try:
-        f(*args)
-    except OSError as e:
-        if e.errno not in UNSUPPORTED:
-            raise
-        return False
-    return True
-
-
 def reserve(path: Path | str) -> None:
     """Take the disk space of a sparse file: under a memory map, a full disk kills the process."""
-    size = os.path.getsize(path)
     with open(path, "r+b") as f:
-        allocate = getattr(os, "posix_fallocate", None)  # not on macOS
-        if allocate and _if_supported(allocate, f.fileno(), 0, size):
-            return
-        for start in range(0, size, 2**20):
-            f.seek(start)
-            block = f.read(2**20)
-            f.seek(start)
-            f.write(block)
+        os.posix_fallocate(f.fileno(), 0, os.path.getsize(path))
 
 
 def cache_home() -> Path:
-    """The user's folder for caches. Raises InputError, naming --cache, if none is known."""
-    home = os.path.expanduser("~") if os.environ.get("HOME") != "" else ""
-    for folder in (os.environ.get("XDG_CACHE_HOME", ""), home and os.path.join(home, ".cache")):
-        if os.path.isabs(folder):  # XDG: others are to be ignored
-            return Path(folder)
-    raise InputError("--cache: this user has no home folder (HOME is not set); "
-                     "name a folder for the decoded images")
+    """The user's folder for caches."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -108,37 +79,15 @@ def read_csv(path: Path | str) -> list[dict[str, float | None]]:
 
 
 @contextlib.contextmanager
-def locked(path: Path | str, when_busy: Callable[[], object], flag: str,
-           required: bool = True) -> Iterator[None]:
-    """Hold the lock file `path`, in the folder that `flag` names. The system releases it if this
-    process dies, even if its children live on.
+def locked(path: Path | str, when_busy: Callable[[], object]) -> Iterator[None]:
+    """Hold the lock file `path`. The system releases it if this process dies.
 
-    If another process holds the lock, `when_busy()` is called: it raises, or returns to wait.
-    Raises InputError if the file cannot be locked. Not required: where the file system has no
-    locks, goes on and says so.
+    If another process holds it, `when_busy()` is called: it raises, or returns to wait.
     """
-    folder = Path(path).parent
-    try:
-        f = open(path, "w")
-    except OSError as e:
-        raise InputError(f"{flag}: cannot lock {folder}: {e.strerror}") from e
-    with f:
+    with open(path, "w") as f:
         try:
-            if not _lock(f, when_busy):
-                none = f"{flag}: the file system of {folder} has no locks"
-                if required:
-                    raise InputError(f"{none}; choose another folder")
-                print(printable(f"{none}: start no second run in this folder"), file=sys.stderr)
-        except OSError as e:
-            raise InputError(f"{flag}: cannot lock {folder}: {e.strerror}") from e
+            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            when_busy()
+            fcntl.lockf(f, fcntl.LOCK_EX)
         yield
-
-
-def _lock(f, when_busy):
-    """Lock an open file; False if its file system has no locks."""
-    try:
-        # a forked child does not share it
-        return _if_supported(fcntl.lockf, f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        when_busy()
-        return _if_supported(fcntl.lockf, f, fcntl.LOCK_EX)

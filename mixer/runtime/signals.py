@@ -1,130 +1,66 @@
-"""Ctrl-C, SIGTERM and SIGHUP, the signals that stop a command.
-
-The first signal raises Interrupted, so that files and processes are put away. Inside `deferred()`
-nothing is raised: the loop finishes its step, looks at `pending()` and saves. A second Ctrl-C
-exits at once.
-"""
+"""The signals that stop a run: Ctrl-C, SIGTERM, SIGHUP, and SIGUSR1 (Slurm's --signal=USR1)."""
 import contextlib
-import multiprocessing
+import ctypes
 import os
 import signal
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Iterator
 
-from .errors import Interrupted
-from .system import set_death_signal
-
-# Windows has no SIGHUP
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
-                 if hasattr(signal, name))
-
-_first: int | None = None  # the signal that came first
-_raised = False            # whether it has raised Interrupted
-_callback: Callable[[int], object] | None = None  # inside `deferred`: called instead of raising
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-def listen() -> None:
-    """Take over the signals, except those that our parent ignores, as nohup does.
+class Stop:
+    """Inside `with`, the first signal sets `signum`: the loop ends its step, saves and exits.
 
-    Handlers that are not Python's stay, too: nobody could give them back. SIGCHLD is no longer
-    ignored: otherwise the system forgets exit codes, and a failed process looks like a good one.
+    A second Ctrl-C ends the process at once. Other signals often come twice: `timeout` sends two,
+    and so does a terminal that closes. Ignored signals stay ignored, as under nohup.
     """
-    for signum in STOPPING:
-        if signal.getsignal(signum) not in (signal.SIG_IGN, None):
-            signal.signal(signum, _on_signal)
-    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # a fresh process starts with them blocked
 
+    def __init__(self):
+        self.signum, self.child = 0, None
 
-@contextlib.contextmanager
-def listening() -> Iterator[None]:
-    """`listen` inside. Afterwards handlers, blocked signals and `pending()` are as before."""
-    global _first, _raised, _callback
-    state = _first, _raised, _callback
-    handlers = {signum: signal.getsignal(signum) for signum in (*STOPPING, signal.SIGCHLD)}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    try:
-        listen()
-        yield
-    finally:
-        with deferred():  # nothing is raised any more
-            _give_back(handlers, mask)
-        _first, _raised, _callback = state
+    def __enter__(self):
+        self.before = {signum: signal.signal(signum, self) for signum in STOPPING
+                       if signal.getsignal(signum) is not signal.SIG_IGN}
+        return self
 
-
-def _give_back(handlers, mask):
-    for signum, handler in handlers.items():
-        if handler is not None:
+    def __exit__(self, *_):
+        for signum, handler in self.before.items():
             signal.signal(signum, handler)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
+    def __call__(self, signum, frame):
+        if self.child:
+            self.child.send_signal(signum)
+        if self.signum and signum == signal.SIGINT:
+            os._exit(128 + signum)
+        self.signum = self.signum or signum
 
-def pending() -> int | None:
-    """The signal that came first, or None."""
-    return _first
-
-
-def was_raised() -> bool:
-    """Whether a signal raised Interrupted. C++ code may have turned it into another error."""
-    return _raised
-
-
-def check() -> None:
-    """Raise Interrupted if a signal came. Python drops the first one if a `__del__` was running."""
-    if _first:
-        raise Interrupted(_first)
-
-
-@contextlib.contextmanager
-def deferred(callback: Callable[[int], object] = lambda signum: None) -> Iterator[None]:
-    """Inside, a signal raises nothing. It sets `pending()` and calls `callback(signum)`."""
-    global _callback
-    before = _callback
-    _callback = callback
-    try:
-        yield
-    finally:
-        _callback = before
+    def exit_code_of(self, command: list[str]) -> int:
+        """Run a command, which gets the signals, too. Its exit code, as a shell has it."""
+        # in a session of its own: Ctrl-C in a terminal reaches this process alone
+        self.child = subprocess.Popen(command, start_new_session=True)
+        if self.signum:  # it came before there was a child
+            self.child.send_signal(self.signum)
+        code = self.child.wait()
+        self.child = None
+        return code if code >= 0 else 128 - code
 
 
 @contextlib.contextmanager
 def blocked() -> Iterator[None]:
-    """Inside, no signal arrives. A process started inside receives none until it calls `listen`.
-
-    A signal sent meanwhile sets `pending()` at the end, and raises nothing: call `check` later.
-    Around a fork Python runs hooks in which it ignores exceptions, so Interrupted would be lost.
-    """
-    with deferred():
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    """Inside, no signal arrives."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _on_signal(signum, frame):
-    global _first, _raised
-    repeated = _first is not None
-    if not repeated:
-        _first = signum
-    if repeated and signum == signal.SIGINT:
-        for child in multiprocessing.active_children():
-            child.kill()
-        os._exit(128 + signum)
-    if _callback is not None:
-        _callback(signum)
-    elif not repeated:
-        _raised = True
-        raise Interrupted(signum)
-
-
-def die_with_parent(parent: int, signum: int = 9) -> int:
-    """Called in a child of process `parent`: the system sends it `signum` when the parent ends.
-
-    9 is SIGKILL, a name that Windows lacks. However the parent ends, kill -9 included; on Linux
-    alone. Returns the signal that was set before.
-    """
-    before = set_death_signal(signum)
+def die_with_parent(parent: int) -> None:
+    """Called in a child of process `parent`: the system kills it when the parent ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    for signum in STOPPING:
+        signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     if os.getppid() != parent:  # it has ended already
         os._exit(1)
-    return before

@@ -1,35 +1,25 @@
-"""What Linux has and other systems lack. Each function does less where the system cannot."""
+"""Cores and memory of this machine and this process."""
 import contextlib
 import ctypes
 import os
-import sys
+import resource
 from collections.abc import Iterator
 
-try:
-    import fcntl
-    import resource
-except ModuleNotFoundError:  # Windows: `why_not_here` says so
-    fcntl = resource = None
-
-PR_SET_PDEATHSIG, PR_GET_PDEATHSIG = 1, 2
 # mallopt(3): {parameter: (to keep what is freed, glibc's default)}. No block comes from mmap, which
 # free() would unmap; the top of the heap (bytes) is never given back.
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
 MALLOPT = {M_MMAP_MAX: (0, 65536), M_TRIM_THRESHOLD: (-1, 128 * 1024)}
 
 
-def why_not_here() -> str | None:
-    """Why no command can run on this system, or None."""
-    if fcntl is None or resource is None:
-        return "this needs Linux or macOS; on Windows, run it in WSL (`wsl --install`)"
-    return None
-
-
 def cores() -> int:
-    """The cores that this process may use; on macOS, those of the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The cores that this process may use: its affinity, and the quota of its container."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    count = len(affinity(0)) if affinity else os.cpu_count()
+    with contextlib.suppress(OSError, ValueError):  # no cgroup, or "max" for no quota
+        with open("/sys/fs/cgroup/cpu.max") as f:
+            quota, period = map(int, f.read().split())
+        count = max(1, min(count, quota // period))
+    return count
 
 
 @contextlib.contextmanager
@@ -52,55 +42,19 @@ def freed_memory_kept() -> Iterator[None]:
             libc.mallopt(parameter, default)
 
 
-def set_death_signal(signum: int) -> int:
-    """Let the system send this process `signum` when its parent ends; 0 for none.
-
-    Returns the signal that was set before. prctl(2), Linux alone: elsewhere nothing is sent.
-    """
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    before = ctypes.c_int(0)
-    if prctl:
-        prctl(PR_GET_PDEATHSIG, ctypes.byref(before))
-        prctl(PR_SET_PDEATHSIG, signum)
-    return before.value
-
-
-def limit_memory(more: int) -> None:
-    """Let this process map `more` bytes beyond what it has, then raise MemoryError.
-
-    A lower limit stays. macOS does not tell what a process has, and enforces no such limit.
-    """
-    with contextlib.suppress(OSError, ValueError):
-        with open("/proc/self/statm") as f:
-            limit = int(f.read().split()[0]) * resource.getpagesize() + more
-        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        limit = min(bytes for bytes in (limit, soft, hard) if bytes != resource.RLIM_INFINITY)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-
-
 def peak_resident_mib() -> float:
     """MiB of memory that this process had at most."""
-    try:
+    with contextlib.suppress(OSError):  # without /proc
         with open("/proc/self/status") as f:
             fields = dict(line.split(":", 1) for line in f)
         return int(fields["VmHWM"].split()[0]) / 2**10
-    except (OSError, KeyError, ValueError):
-        # may count what the parent had when it started this process
-        unit = 1 if sys.platform == "darwin" else 2**10  # bytes
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # a Mac counts bytes
 
 
-def memory_mib() -> float:
-    """MiB of this machine; nan if the system does not tell."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
-    except (ValueError, OSError):
-        return float("nan")
-
-
-def cpu_name() -> str | None:
-    """As /proc/cpuinfo has it, if there is one."""
-    with contextlib.suppress(OSError):
-        with open("/proc/cpuinfo") as f:
-            return next((line.split(":", 1)[1].strip() for line in f
-                         if line.startswith("model name")), None)
+def limit_memory(more: int) -> None:
+    """Let this process map `more` bytes beyond what it has, then raise MemoryError."""
+    with open("/proc/self/statm") as f:
+        limit = int(f.read().split()[0]) * resource.getpagesize() + more
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with contextlib.suppress(ValueError):  # a lower limit stays
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

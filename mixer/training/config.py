@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from ..experiments import BY_NAME, row_name, seed_folder
 from ..models import MODELS, model_options
-from ..runtime.cli import chosen, flag, invalid_values, option, parse, whole_numbers
+from ..runtime.cli import chosen, flag, option, parse, whole_numbers
 from ..runtime.errors import UsageError
 
 MODEL_OPTIONS = ("patch", "dim", "depth", "heads", "kernel_size", "act", "qkv_bias", "norm_eps")
@@ -17,7 +17,7 @@ class Config:
     # model
     arch: str = option("vit_cnn", "model; all: the nine rows of the original table",
                        choices=(*MODELS, "all"))
-    rows: str | None = option(None, "of --arch all, some rows, as resnet18,convmixer-p24")
+    rows: str | None = option(None, "with --arch all: only these, as resnet18,convmixer-p24")
     patch: int | None = option(None, "patch side in pixels, must divide the image; original: 24")
     dim: int | None = option(None, "channels per patch; original: 512")
     depth: int | None = option(None, "blocks; original: 4")
@@ -28,24 +28,23 @@ class Config:
     qkv_bias: bool | None = option(None, "biases of queries, keys and values (ViT), as timm's")
     norm_eps: float | None = option(None, "eps of LayerNorm (ViT); timm's: 1e-6; original: 1e-5")
     init_from: str | None = option(None, "checkpoint to start from: ours, timm's, torchvision's; a "
-                                   "head of another size or other classes stays fresh")
+                                   "head of another size or other classes is reinitialised")
     # images
     image_size: int = option(192, "side in pixels; images are squeezed to a square", least=1)
     data: str | None = option(None, "image folder or zip; default: a demo with small settings")
     cache: str | None = option(None, "folder for decoded images; default: ~/.cache/vit-convmixer")
-    val_fraction: float = option(0.1, "for validation, per class; original: 0", least=0, below=1)
+    val_fraction: float = option(0.1, "fraction of each class held out for validation; "
+                                 "original: 0", least=0, below=1)
     bad_images: str = option("report", "damaged images: report all and stop, or skip them",
                              choices=("report", "skip"))
-    data_on_device: str = option("auto", "keep all images in GPU memory; auto: if they take less "
-                                 "than half of what is free", choices=("auto", "yes", "no"))
     # machine
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; auto: cuda if there is one")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: cuda if there is one")
     amp: str = option("auto", "autocast dtype; auto: fp16 on CUDA, bf16 on a CPU that has it",
                       choices=("auto", "fp16", "bf16", "off"))
     # recipe
     batch_size: int = option(250, "images per step, over all ranks", least=1)
     steps: int = option(5000, "optimizer steps", least=1)
-    epochs: float | None = option(None, "passes over the images (not --steps)", above=0, below=1e9)
+    epochs: float | None = option(None, "length in epochs instead of --steps", above=0, below=1e9)
     lr: float = option(1e-4, "learning rate of Adam", above=0)
     weight_decay: float = option(0.0, "decoupled (AdamW); not on biases and norms", least=0)
     schedule: str = option("constant", "learning rate after the warm-up; cosine: down to 0",
@@ -55,13 +54,12 @@ class Config:
     label_smoothing: float = option(0.0, "label fraction spread over classes", least=0, below=1)
     sync_bn: bool = option(False, "BatchNorm over the batch of all ranks; ConvMixer runs unfused")
     compile: bool = option(False, "torch.compile the model")
-    kernels: str = option("auto", "ConvMixer's depthwise unit; auto: fused; triton: fused, in "
-                          "Triton only; torch: plain PyTorch", choices=("auto", "torch", "triton"))
+    kernels: str = option("auto", "ConvMixer's depthwise unit; auto: fused; torch: plain PyTorch",
+                          choices=("auto", "torch"))
     seed: int = option(0, "seed of initialisation, split, order and augmentation", least=0)
-    seeds: str | None = option(None, "a run for each, as 0,1,2; not --seed")
+    seeds: str | None = option(None, "train one run per seed, as 0,1,2; excludes --seed")
     # run
     log_every: int = option(100, "steps per row of the log; each row validates and saves", least=1)
-    require_acc: float | None = option(None, "exit 1 below this final accuracy", least=0, most=1)
     out: str | None = option(None, "folder of the results; default: a new one in runs/")
     resume: str | None = option(None, "a checkpoint to go on from; auto: last.pt in --out, if any")
     debug: bool = option(False, "print a traceback when something fails")
@@ -73,50 +71,38 @@ DEMO = dict(image_size=96, batch_size=16, steps=450, lr=2e-4, schedule="cosine",
 
 
 def read_config(argv: list[str], description: str) -> Config:
-    """argv -> Config, checked, with the model's defaults. Raises UsageError with all problems."""
-    values, problems = parse(Config, argv, description)
+    """argv -> Config, checked, with the model's defaults. Raises UsageError."""
+    values = parse(Config, argv, description)
     config = Config(**{**({} if "data" in values else DEMO), **values})
-    problems += invalid_values(config)
-    if "steps" in values and "epochs" in values:
-        problems.append("--steps and --epochs exclude each other")
-    if config.resume == "auto" and config.out is None:
-        problems.append("--resume auto needs --out, the folder of the run")
-
-    if config.arch == "all" and config.init_from is not None:
-        problems.append("--init-from holds one model: give its --arch")
-    if config.kernels == "triton" and config.act == "relu":
-        problems.append("--kernels triton fuses GELU alone, and --act is relu")
-    problems += problems_of_several(config, values)
-
-    # options of the model
-    options = {name: getattr(config, name) for name in MODEL_OPTIONS}
+    if problem := why_not_together(config, values):
+        raise UsageError([problem])
     if config.arch == "all":
-        problems += [f"--arch all sets {flag(name)} itself"
-                     for name, value in options.items() if value is not None]
-    elif config.arch in MODELS:
-        try:
-            config = replace(config, **model_options(config.arch, config.image_size, **options))
-        except ValueError as e:
-            problems += str(e).split("; ")
-    if problems:
-        raise UsageError(problems)
-    return config
+        return config
+    options = {name: getattr(config, name) for name in MODEL_OPTIONS}
+    try:
+        return replace(config, **model_options(config.arch, config.image_size, **options))
+    except ValueError as e:
+        raise UsageError([str(e)]) from None
 
 
-def problems_of_several(config: Config, values: dict) -> list[str]:
-    """What is wrong with options that start several runs."""
-    problems = []
-    if config.seeds:
-        problems += whole_numbers("seeds", config.seeds, least=0)[1]
-        if "seed" in values:
-            problems.append("--seed and --seeds exclude each other")
-    if config.rows:
-        problems += chosen("rows", config.rows, BY_NAME)[1]
-        if config.arch != "all":
-            problems.append("--rows needs --arch all")
+def why_not_together(config: Config, values: dict) -> str | None:
+    """Why these options do not go together, or None. values: those of the command line."""
+    for one, other in (("steps", "epochs"), ("seed", "seeds")):
+        if one in values and other in values:
+            return f"{flag(one)} and {flag(other)} exclude each other"
+    if config.resume == "auto" and config.out is None:
+        return "--resume auto needs --out, the folder of the run"
     if has_several_runs(config) and config.resume not in (None, "auto"):
-        problems.append("--resume must be auto where there are several runs")
-    return problems
+        return "--resume must be auto where there are several runs"
+
+    # --arch all
+    planned_runs(config)  # raises UsageError
+    if config.arch != "all":
+        return "--rows needs --arch all" if config.rows else None
+    for name in ("init_from", *MODEL_OPTIONS):
+        if getattr(config, name) is not None:
+            return f"{flag(name)} is for one model: give its --arch"
+    return None
 
 
 def has_several_runs(config: Config) -> bool:
@@ -139,14 +125,14 @@ def planned_runs(config: Config) -> list[PlannedRun]:
     """
     if config.arch == "all":
         rows = [(row.name, row.title, {"arch": row.arch, **row.options})
-                for row in chosen("rows", config.rows, BY_NAME)[0]]
+                for row in chosen("rows", config.rows, BY_NAME)]
     else:
         name = row_name(config.arch, config.patch, config.depth)
         rows = [(name, name, {})]
     if config.seeds is None:
         return [PlannedRun(title, name, options) for name, title, options in rows]
     return [PlannedRun(f"{title}, seed {seed}", seed_folder(name, seed), {**options, "seed": seed})
-            for seed in whole_numbers("seeds", config.seeds, least=0)[0]
+            for seed in whole_numbers("seeds", config.seeds, least=0)
             for name, title, options in rows]
 
 

@@ -1,6 +1,5 @@
 """The experiment: optimizer, learning rate, training step and evaluation."""
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -10,8 +9,6 @@ from tqdm import tqdm
 
 from ..data.augment import to_float
 from ..data.batches import Subset
-from ..runtime import signals
-from ..runtime.device import sum_dtype
 from ..runtime.distributed import World
 from .config import Config
 
@@ -60,19 +57,17 @@ def train_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor,
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, subset: Subset, batch_size: int, device: torch.device, *,
-             classes: int, world: World, amp: torch.dtype | None = None,
-             stop: Callable[[], bool] = lambda: False) -> tuple[float, float, list[list]] | None:
+             classes: int, world: World,
+             amp: torch.dtype | None = None) -> tuple[float, float, list[list]]:
     """Mean loss, accuracy and confusion counts [true][predicted] over a Subset, each image once.
 
-    Returns None as soon as `stop()` is true. Each rank of `world` takes a slice of each batch; the
-    last one may be empty. All ranks call `stop` equally often. Leaves the model in eval mode.
+    Each rank of `world` takes a slice of each batch; the last one may be empty. Leaves the model in
+    eval mode.
     """
     model.eval()
-    loss = torch.zeros((), dtype=sum_dtype(device), device=device)
+    loss = torch.zeros((), dtype=torch.float64, device=device)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     for start in range(0, len(subset), batch_size):
-        if stop():
-            return None
         samples = world.batch_slice(np.arange(start, min(start + batch_size, len(subset))))
         if len(samples) == 0:
             continue
@@ -89,7 +84,7 @@ def predict(model: nn.Module, subset: Subset, batch_size: int, device: torch.dev
             amp: torch.dtype | None = None) -> torch.Tensor:
     """float32 logits (M, classes), on the CPU, in the batches of `evaluate` by one rank.
 
-    Leaves the model in eval mode. Raises Interrupted between two batches when a signal came.
+    Leaves the model in eval mode.
     """
     model.eval()
     logits = []
@@ -97,7 +92,6 @@ def predict(model: nn.Module, subset: Subset, batch_size: int, device: torch.dev
                       leave=False, disable=None):
         images, _ = subset.batch(np.arange(start, min(start + batch_size, len(subset))), device)
         logits.append(logits_of(model, images, amp).cpu())
-        signals.check()
     return torch.cat(logits)
 
 

@@ -5,56 +5,53 @@ import signal
 
 import pytest
 
-from tests.helpers.commands import EXIT_CODES, HANGS, SHORT, children, session_members, wait_until
+from tests.helpers.commands import EXIT_CODES, HANGS, SHORT, wait_until
 from tests.helpers.plants import TRAIN_STEP, Hang, Plant
 from tests.helpers.runs import assert_same_run, assert_whole_files
 
-MOMENTS = {  # the function that is called then, and the number of the call
-    "claiming the folder": ("mixer.training.resume.find_checkpoint", 1),
-    "looking for images": ("mixer.data.images.find_images", 1),
-    "making the model": ("mixer.models.create_model", 1),
-    "decoding": ("os.pwrite", 5),
-    "keeping what was decoded": ("mixer.data.packed.write_json", 1),
-    "splitting": ("mixer.data.batches.split", 1),
+MOMENTS = {  # in the loop: the function that is called then, and the number of the call
     "a step": (TRAIN_STEP, 8),
     "evaluating": ("mixer.training.recipe.to_float", 3),
     "saving": ("os.fsync", 8),
     "renaming": ("os.replace", 9),
     "between checkpoint and log": ("mixer.training.trainer.write_csv", 1),
-    "drawing": ("mixer.report.figures.draw_curves", 1),
-    "the summary": ("mixer.report.runs.summarise", 1),
 }
-
-
-# each moment with one signal, and in the campaign with the two others
+# each moment with one signal, and in the campaign with the others
 MOMENTS_AND_SIGNALS = [
     pytest.param(moment, signum, id=f"{moment}-{signum.name}",
-                 marks=[] if i % 3 == j else [pytest.mark.campaign])
+                 marks=[] if i % len(EXIT_CODES) == j else [pytest.mark.campaign])
     for i, moment in enumerate(MOMENTS) for j, signum in enumerate(EXIT_CODES)]
 
 
 @pytest.mark.parametrize("moment, signum", MOMENTS_AND_SIGNALS)
-def test_a_signal_at_a_chosen_moment(train, pictures, tmp_path, whole, moment, signum):
-    """Exit code 143, 130 or 129, one line, nothing half-written, nobody left behind; and the
-    resumed run is the whole run."""
+def test_a_signal_at_a_chosen_moment_of_the_loop(train, pictures, tmp_path, whole, moment, signum):
+    """Exit code 128 + n, one line, all saved; and the resumed run is the whole run."""
     where, call = MOMENTS[moment]
     arguments = [*SHORT, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto"]
-    process = train.start(*arguments, plants=[Plant(where, signum, call)])
-    result = process.wait()
-    assert_stopped(result, signum)
-    if moment in ("a step", "evaluating"):
-        assert "--resume auto" in result.stderr and (tmp_path / "run" / "last.pt").exists()
-    process.wait_for_its_children()
+    assert_stopped(train(*arguments, plants=[Plant(where, signum, call)]), signum)
     assert_whole_files(tmp_path / "run")
-    assert not list((tmp_path / "cache").rglob("*.tmp*"))
+    assert not list(tmp_path.rglob("*.tmp*"))
+    resumed = train(*arguments)
+    assert resumed.returncode == 0 and "resumed at step" in resumed.stdout
+    assert_same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("where", [
+    "mixer.data.images.find_images", "mixer.models.create_model", "mixer.data.packed.write_json",
+    "mixer.report.figures.draw_curves", "mixer.report.runs.summarise"])
+def test_a_signal_outside_the_loop_ends_the_process(train, pictures, tmp_path, whole, where):
+    arguments = [*SHORT, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto"]
+    result = train(*arguments, plants=[Plant(where, signal.SIGTERM)])
+    assert result.returncode == -signal.SIGTERM and result.stderr == ""
+    assert_whole_files(tmp_path / "run")
     assert train(*arguments).returncode == 0
     assert_same_run(whole, tmp_path / "run")
 
 
 def assert_stopped(result, signum):
     assert result.returncode == EXIT_CODES[signum], (result.stdout, result.stderr)
-    assert result.stderr.startswith(f"stopped by {signum.name}"), result.stderr
-    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith(f"stopped by {signum.name} at step"), result.stderr
+    assert "--resume auto" in result.stderr and result.stderr.count("\n") == 1, result.stderr
 
 
 def test_a_second_ctrl_c_leaves_at_once(train, pictures, tmp_path, whole):
@@ -98,13 +95,12 @@ def test_killed_at_random_moments(train, pictures, tmp_path, whole, tally, count
 @pytest.mark.parametrize("count", [12, pytest.param(400, marks=pytest.mark.campaign)])
 def test_signals_at_random_moments(train, pictures, tmp_path, whole, tally, count):
     def check(process, out, signum):
-        process.wait_for_its_children()
-        assert_stopped(process.wait(), signum)
-        assert not list(out.glob(".*.tmp*"))
+        if process.code() not in (-signum, 130):  # the loop had ended
+            assert_stopped(process.wait(), signum)
         assert_whole_files(out)
     arguments = [*SHORT, "--data", pictures]
     sent = stop_and_resume(train, arguments, tmp_path, whole, list(EXIT_CODES), count, check)
-    tally("SIGTERM, Ctrl-C or SIGHUP at a random moment of a run", sent, sent)
+    tally("SIGTERM, Ctrl-C, SIGHUP or SIGUSR1 at a random moment of a run", sent, sent)
 
 
 def stop_and_resume(train, arguments, tmp_path, whole, signals, count, check):
@@ -129,9 +125,6 @@ def stop_and_resume(train, arguments, tmp_path, whole, signals, count, check):
             code = process.wait().returncode
             if code == 0:  # it was done in the meantime
                 break
-            if signum != signal.SIGKILL and code == -signum:  # done, and the signals given back
-                assert (out / "summary.json").exists()
-                continue
             sent += 1
             check(process, out, signum)
         result = process.wait()
@@ -150,23 +143,21 @@ def test_killed_while_decoding_and_started_again(train, pictures, tmp_path, whol
     assert_same_run(whole, tmp_path / "run")
 
 
-def test_arch_all_killed_and_resumed(train, pictures, tmp_path):
-    """The row that was running dies with it, so that the next one does not find its folder
-    taken."""
-    arguments = ["--arch", "all", "--data", pictures, "--image-size", 48, "--batch-size", 4,
-                 "--steps", 100_000, "--device", "cpu", "--out", tmp_path / "all",
-                 "--resume", "auto"]
-    process = train.start(*arguments).wait_for("\n40 images")
-    rows = [session for session in children(process.pid) if session_members(session)]
-    assert rows
-    process.send(signal.SIGKILL)
-    process.wait()
-    # the system takes a moment to bury what was killed
-    wait_until(lambda: not any(session_members(row) for row in rows))
-    process = train.start(*arguments).wait_for("\n40 images")
-    assert "another process" not in process.output(1) + process.output(2)
-    process.send(signal.SIGINT)
+def test_arch_all_stopped_and_resumed(train, pictures, tmp_path):
+    """The signal goes to the row that runs, which saves; the next call goes on with it."""
+    arguments = ["--arch", "all", "--rows", "convmixer-p24,resnet18", "--data", pictures,
+                 "--image-size", 48, "--batch-size", 4, "--device", "cpu", "--log-every", 1,
+                 "--out", tmp_path / "all", "--resume", "auto", "--steps", 100_000]
+    process = train.start(*arguments).wait_for("\nstep     2")
+    process.send(signal.SIGTERM)
     result = process.wait()
-    assert result.returncode == 130
-    assert "stopped by SIGINT in ResNet-18; go on with --arch=all" in result.stderr
-    assert "failed" not in result.stderr and (tmp_path / "all" / "table.md").exists()
+    assert result.returncode == 143
+    assert "stopped by SIGTERM in ResNet-18" not in result.stderr, "it went on"
+    row, command = result.stderr.splitlines()
+    assert row.startswith("stopped by SIGTERM at step ")
+    assert command.startswith("stopped by SIGTERM in ConvMixer 24; go on with the same command")
+    assert (tmp_path / "all" / "table.md").exists()
+    process.wait_for_its_children()
+    process = train.start(*arguments).wait_for("\nresumed at step")
+    process.send(signal.SIGINT)
+    assert process.wait().returncode == 130

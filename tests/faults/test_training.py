@@ -50,13 +50,13 @@ def contents(folder):
 
 
 def test_a_loss_that_explodes(run, out):
-    """Exit code 3 within a log interval, with the step; what was good before stays, and no word of
+    """Exit code 3 within a log interval, with its steps; what was good before stays, and no word of
     success is printed or written."""
     assert run("--steps", 20).returncode == 0
     before = {name: (out / name).read_bytes() for name in ("last.pt", "best.pt")}
     (out / "summary.json").unlink()
     result = run("--resume", "auto", plants=[Explode(step=4)])
-    assert_error(result, 3, "the training loss is nan at step 25",
+    assert_error(result, 3, "the training loss is nan, after step 20 and by step 30",
                  f"the last good checkpoint is {out / 'last.pt'}")
     assert {name: (out / name).read_bytes() for name in before} == before
     assert not (out / "summary.json").exists()
@@ -70,7 +70,7 @@ def test_a_signal_after_an_explosion_saves_nothing(run, out, explosion, sigterm)
     assert run("--steps", 20).returncode == 0
     plants = [Plant(TRAIN_STEP, signal.SIGTERM, sigterm - 20, after=True),
               Explode(explosion - 20)]
-    assert_error(run("--resume", "auto", plants=plants), 3, "at step")
+    assert_error(run("--resume", "auto", plants=plants), 3, "after step 20 and by step")
     assert is_finite(out / "last.pt")
     assert load_checkpoint(out / "last.pt")["state"]["step"] == 20
 
@@ -78,7 +78,7 @@ def test_a_signal_after_an_explosion_saves_nothing(run, out, explosion, sigterm)
 def test_an_explosion_in_the_last_step_is_no_success(run, tmp_path):
     for more in ([], ["--val-fraction", 0, "--out", tmp_path / "other"]):
         result = run(*more, plants=[Explode(step=40)])
-        assert_error(result, 3, "at step 40")
+        assert_error(result, 3, "by step 40")
         assert "final" not in result.stdout
 
 

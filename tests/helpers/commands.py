@@ -1,8 +1,8 @@
 """train.py and bench.py as a user starts them, hundreds of times.
 
-Each command is a process with its own arguments, environment, streams and exit code. Most are
-forked from a server that has imported torch already, which saves three seconds each, and fork
-their own children; `fresh=True` starts a new Python, as a shell does.
+Each command is a process with its own arguments, environment, output files and exit code. Most are
+forked from a server that has imported torch already, which saves three seconds each; `fresh=True`
+starts a new Python, as a shell does.
 """
 import contextlib
 import multiprocessing
@@ -13,21 +13,19 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import pytest
 
-from mixer.runtime import processes, signals
+from mixer.runtime.signals import STOPPING
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = ["--arch", "convmixer", "--patch", "8", "--dim", "16", "--depth", "1",
         "--kernel-size", "3", "--image-size", "32", "--batch-size", "8", "--device", "cpu"]
 SHORT = [*TINY, "--steps", 60, "--log-every", 5, "--lr", 0.003, "--schedule", "cosine",
          "--warmup", 5]
-EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
+EXIT_CODES = {signum: 128 + signum for signum in STOPPING}
 HANGS = 300  # seconds after which a test gives up
-FORK = multiprocessing.get_context("fork")
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.helpers.commands", "train", "bench", "torch._dynamo",
                                "mixer.report.pictures",
@@ -37,9 +35,9 @@ SERVER.set_forkserver_preload(["tests.helpers.commands", "train", "bench", "torc
 class Command:
     """A command that has been started.
 
-    streams: {0, 1, 2: a path to open, or None for closed}; stdout and stderr go to files in
-    `folder` unless this names others. limits: {resource.RLIMIT_...: bytes}. plants: faults inside
-    the command, see helpers/plants.py. ignored: signals that it ignores from its start.
+    streams: {1, 2: a path to open}; stdout and stderr go to files in `folder` unless this names
+    others. limits: {resource.RLIMIT_...: bytes}. plants: faults inside the command, see
+    helpers/plants.py. ignored: signals that it ignores from its start.
     """
 
     def __init__(self, script, arguments, folder, env=None, *, streams=None, limits=None,
@@ -74,7 +72,7 @@ class Command:
     def output(self, stream=1):
         """What it has written to a stream so far."""
         path = self.files[stream]
-        return Path(path).read_text(errors="replace") if path and Path(path).is_file() else ""
+        return Path(path).read_text(errors="replace") if Path(path).is_file() else ""
 
     def wait_for(self, text):
         """Until stdout holds `text`, or the command has ended."""
@@ -88,7 +86,7 @@ class Command:
         return self.code() is not None
 
     def wait_until_it_listens(self):
-        """Until it handles signals, or has ended."""
+        """Until its loop catches signals, or it has ended."""
         wait_until(lambda: listens(self.pid) or self.code() is not None, self)
 
     def wait_for_its_children(self):
@@ -141,12 +139,9 @@ def forked(f, *args):
 
 def _prepare(streams, limits, ignored):
     """Signals, streams and limits of this process, as its parent wants them."""
-    for signum in signals.STOPPING:  # not as in the server, nor as nohup set them for pytest
+    for signum in STOPPING:  # not as in the server, nor as nohup set them for pytest
         signal.signal(signum, signal.SIG_IGN if signum in ignored else signal.SIG_DFL)
     for number, path in streams.items():
-        if path is None:
-            os.close(number)
-            continue
         read_too = number == 0 or str(path).startswith("/dev/")
         opened = os.open(path, os.O_CREAT | (os.O_RDWR if read_too else os.O_WRONLY))
         os.dup2(opened, number)
@@ -161,26 +156,16 @@ def _enter(arguments, env, streams, limits, plants, ignored):
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(env)
-    processes.SPAWN = types.SimpleNamespace(Pipe=FORK.Pipe, Process=ForkedChild)
     _prepare(streams, limits, ignored)
     for marker, plant in plants.items():
         plant.set(marker)
     sys.argv = arguments
     sys.stdin, sys.stdout, sys.stderr = (
-        None if streams[number] is None else open(number, mode, closefd=False)
-        for number, mode in ((0, "r"), (1, "w"), (2, "w")))
+        open(number, mode, closefd=False) for number, mode in ((0, "r"), (1, "w"), (2, "w")))
     if is_file(arguments[0]):
         runpy.run_path(arguments[0], run_name="__main__")
     else:
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
-
-
-class ForkedChild(FORK.Process):
-    """Stands for a spawned process, which starts with our modules as they are when imported."""
-
-    def run(self):
-        signals._first, signals._callback = None, None
-        super().run()
 
 
 def session_members(session):
@@ -206,11 +191,11 @@ def children(parent):
 
 
 def listens(pid):
-    """Whether a command handles signals by now: it leads a session and catches SIGHUP, as Python
-    does not by itself. False when it has ended."""
+    """Whether the loop of a command runs: it catches SIGHUP, as Python does not by itself. False
+    when it has ended."""
     try:
         with open(f"/proc/{pid}/status") as f:
             caught = next(int(line.split()[1], 16) for line in f if line.startswith("SigCgt"))
-        return os.getsid(pid) == pid and bool(caught >> (signal.SIGHUP - 1) & 1)
+        return bool(caught >> (signal.SIGHUP - 1) & 1)
     except (OSError, StopIteration):
         return False

@@ -20,8 +20,7 @@ def finished_run(out: Path, name: str, seed: int = 0, *, shift: float = 0.0, ste
     """
     log = [{"step": step, "train_loss": loss - shift, "train_acc": acc + shift, "val_loss": 0.6,
             "val_acc": val_acc and val_acc * step / steps, "lr": 1e-4, "images_per_s": 250 / step_s,
-            "data_wait": 0.03, "memory_mib": 900.0, "skipped": 0, "seconds": step * step_s,
-            "flops": step * step_flops}
+            "data_wait": 0.03, "memory_mib": 900.0, "skipped": 0, "flops": step * step_flops}
            for step, loss, acc in published_curves()[name] if step <= steps]
     last, count = log[-1], len(classes)
     confusion = [[0] * count for _ in classes]
@@ -32,7 +31,7 @@ def finished_run(out: Path, name: str, seed: int = 0, *, shift: float = 0.0, ste
                "val_acc": val_acc, "best_val_acc": val_acc,
                "confusion": None if val_acc is None else confusion,
                "images_per_s": 250 / step_s, "seconds_per_25000_images": 100 * step_s,
-               "memory_mib": 900.0, "seconds": last["seconds"], "flops": last["flops"]}
+               "memory_mib": 900.0, "flops": last["flops"]}
     config = {**RECIPE, "seed": seed, **BY_NAME[name].options}
     folder = out / seed_folder(name, seed)
     folder.mkdir(parents=True)
@@ -44,9 +43,9 @@ def finished_run(out: Path, name: str, seed: int = 0, *, shift: float = 0.0, ste
 
 
 def without_flops(folder: Path) -> None:
-    """Make it a run of a version that logged neither seconds nor FLOPs."""
+    """Make it a run of a version that logged no FLOPs."""
     rows = (folder / "log.csv").read_text().splitlines()
-    (folder / "log.csv").write_text("".join(row.rsplit(",", 2)[0] + "\n" for row in rows))
+    (folder / "log.csv").write_text("".join(row.rsplit(",", 1)[0] + "\n" for row in rows))
     summary = json.loads((folder / "summary.json").read_text())
-    del summary["seconds"], summary["flops"]
+    del summary["flops"]
     write_json(folder / "summary.json", summary)

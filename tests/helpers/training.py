@@ -23,7 +23,8 @@ def subsets(count=40):
     return Subset(images, labels, indices[:-10]), Subset(images, labels, indices[-10:])
 
 
-def trainer(out, config=SMALL):
+def trainer(out, config=SMALL, amp=None):
     torch.manual_seed(config.seed)
-    return Trainer(tiny_convmixer(), *subsets(), config, out, device=torch.device("cpu"),
-                   classes=["cat", "dog"], identity={"lr": config.lr}, world=World())
+    return Trainer(tiny_convmixer(), *subsets(), config, out, device=torch.device("cpu"), amp=amp,
+                   classes=["cat", "dog"], identity={"init_from": None, "lr": config.lr},
+                   world=World())

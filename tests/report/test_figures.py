@@ -53,15 +53,6 @@ def test_rows_that_are_not_among_the_nine_and_other_classes_are_drawn(tmp_path):
     assert is_drawn(many / "loss.png") and widths[0] > widths[1]
 
 
-def test_live_curves_are_drawn_at_each_tenth_row(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(figures, "draw_curves", lambda path, rows, title: drawn.append(len(rows)))
-    curves = figures.LiveCurves(tmp_path / "curves.png", "a run")
-    for count in range(1, 25):
-        curves.draw([{}] * count)
-    assert drawn == [10, 20]
-
-
 SETTINGS = """
 from pathlib import Path
 import sys

@@ -1,20 +1,17 @@
-import errno
-import fcntl
-import os
-import pwd
+import subprocess
+import sys
 
 import pytest
 
 from mixer.runtime.errors import InputError
 from mixer.runtime.files import (
     cache_home,
-    locked,
     read_csv,
-    reserve,
     save_atomically,
     writable_folder,
     write_csv,
 )
+from tests.helpers.commands import ROOT
 
 LOG = [{"step": step, "train_loss": 0.7 - step / 1000, "val_acc": 0.5, "skipped": 0}
        for step in (100, 200)]
@@ -57,63 +54,26 @@ def test_a_folder_that_cannot_be_written_to_is_reported_with_its_flag(tmp_path):
         writable_folder(tmp_path / "file", "--out")
 
 
-NO_LOCKS = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL]
+def test_a_lock_is_held_by_one_process_at_a_time(tmp_path):
+    """The second one is told, and may wait. A process that dies leaves no lock behind."""
+    code = ("import sys, time; from mixer.runtime.files import locked\n"
+            "with locked(sys.argv[1], lambda: print('busy', flush=True)):\n"
+            "    print('held', flush=True); time.sleep(300)")
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+                 for _ in range(2)]
+    try:
+        said = {process.stdout.readline(): process for process in processes}
+        assert said.keys() == {"held\n", "busy\n"}
+        said["held\n"].kill()
+        assert said["busy\n"].stdout.readline() == "held\n"
+    finally:
+        for process in processes:
+            process.kill()
 
 
-def failing(number):
-    def fail(*args):
-        raise OSError(number, os.strerror(number))
-    return fail
-
-
-@pytest.mark.parametrize("number", NO_LOCKS)
-def test_a_file_system_without_locks_is_named_with_the_flag(monkeypatch, tmp_path, capsys, number):
-    monkeypatch.setattr(fcntl, "lockf", failing(number))
-    with locked(tmp_path / ".lock", pytest.fail, "--out", required=False):
-        pass
-    assert capsys.readouterr().err == (f"--out: the file system of {tmp_path} has no locks: "
-                                       "start no second run in this folder\n")
-    with pytest.raises(InputError, match=f"^--cache: the file system of {tmp_path} has no locks"):
-        with locked(tmp_path / ".lock", pytest.fail, "--cache"):
-            pytest.fail("not locked")
-
-
-def test_a_lock_that_fails_is_named_with_the_flag(monkeypatch, tmp_path):
-    monkeypatch.setattr(fcntl, "lockf", failing(errno.EIO))
-    for path, reason in ((tmp_path / ".lock", "Input/output error"), (tmp_path, "Is a directory")):
-        with pytest.raises(InputError, match=f"^--out: cannot lock {path.parent}: {reason}$"):
-            with locked(path, pytest.fail, "--out", required=False):
-                pytest.fail("not locked")
-
-
-def test_an_error_inside_a_lock_is_no_error_of_the_lock(tmp_path):
-    with pytest.raises(OSError, match="of the body"), locked(tmp_path / "l", pytest.fail, "--out"):
-        raise OSError(errno.ENOLCK, "of the body")
-
-
-@pytest.mark.parametrize("number", NO_LOCKS)
-def test_a_file_system_that_cannot_flush_or_reserve(monkeypatch, tmp_path, number):
-    monkeypatch.setattr(os, "fsync", failing(number))
-    monkeypatch.setattr(os, "posix_fallocate", failing(number))
-    write_csv(tmp_path / "log.csv", LOG)
-    reserve(tmp_path / "log.csv")
-    assert read_csv(tmp_path / "log.csv") == LOG
-    monkeypatch.setattr(os, "posix_fallocate", failing(errno.ENOSPC))
-    with pytest.raises(OSError, match="No space left"):
-        reserve(tmp_path / "log.csv")
-
-
-def test_the_cache_is_never_in_a_folder_called_tilde(monkeypatch):
+def test_the_folder_for_caches(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert str(cache_home()) == "/home/me/.cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert str(cache_home()) == "/cache"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
-    for home in (None, "", "~", "relative"):
-        monkeypatch.setenv("HOME", home or "")
-        if home is None:
-            monkeypatch.delenv("HOME")
-        with pytest.raises(InputError, match="^--cache: this user has no home folder"):
-            cache_home()
+    for value, folder in (("", "/home/me/.cache"), ("/cache", "/cache")):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert str(cache_home()) == folder

@@ -11,10 +11,28 @@ from mixer.runtime.checkpoint import load_checkpoint
 from mixer.runtime.distributed import World
 from mixer.runtime.errors import Diverged, Interrupted
 from mixer.training import trainer as trainer_module
+from mixer.training.meters import Running
 from mixer.training.recipe import make_optimizer, train_step
-from mixer.training.trainer import Running, Trainer, applied_steps
+from mixer.training.trainer import applied_steps
 from tests.helpers.networks import tiny_convmixer
+from tests.helpers.runs import assert_same_run
 from tests.helpers.training import SMALL, trainer
+
+
+@pytest.fixture
+def after_step(monkeypatch):
+    """after_step(step, act): after this training step of the process, `act(model)` is called."""
+    def plan(step, act):
+        calls = []
+
+        def planned(model, *args, **kwargs):
+            result = train_step(model, *args, **kwargs)
+            calls.append(1)
+            if len(calls) == step:
+                act(model)
+            return result
+        monkeypatch.setattr(trainer_module, "train_step", planned)
+    return plan
 
 
 def test_fit_learns_logs_and_saves(tmp_path):
@@ -37,14 +55,13 @@ def test_the_fields_of_a_checkpoint(tmp_path):
     checkpoint = load_checkpoint(tmp_path / "last.pt")
     assert list(checkpoint) == ["state_dict", "description", "identity", "optimizer", "scaler",
                                 "state"]
-    assert list(checkpoint["state"]) == ["step", "rows", "best", "confusion", "seconds", "loss",
-                                          "correct"]
+    assert list(checkpoint["state"]) == ["step", "rows", "best", "confusion", "loss", "correct"]
     assert list(checkpoint["state"]["rows"][0]) == [
         "step", "train_loss", "train_acc", "val_loss", "val_acc", "lr", "images_per_s",
-        "data_wait", "memory_mib", "skipped", "seconds", "flops"]
+        "data_wait", "memory_mib", "skipped", "flops"]
 
 
-def test_seconds_are_those_of_the_steps_alone(tmp_path, monkeypatch):
+def test_the_rate_is_that_of_the_steps_alone(tmp_path, monkeypatch):
     """On a clock of our own: a step takes 1 s, a validation 10, saving 100."""
     now = [0.0]
 
@@ -53,49 +70,46 @@ def test_seconds_are_those_of_the_steps_alone(tmp_path, monkeypatch):
             now[0] += seconds
             return function(*args, **kwargs)
         return slower
-    monkeypatch.setattr("mixer.training.trainer.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
     for name, seconds in (("train_step", 1), ("evaluate", 10), ("save_checkpoint", 100)):
-        where = f"mixer.training.trainer.{name}"
-        monkeypatch.setattr(where, taking(seconds, getattr(trainer_module, name)))
+        monkeypatch.setattr(trainer_module, name, taking(seconds, getattr(trainer_module, name)))
     run = trainer(tmp_path)
     rows = run.fit().rows
-    assert [row["seconds"] for row in rows] == [3, 6, 9]
+    assert [row["images_per_s"] for row in rows] == [SMALL.batch_size] * 3
     step = 3 * forward_flops(run.model, 32) * SMALL.batch_size
     assert [row["flops"] for row in rows] == [3 * step, 6 * step, 9 * step]
 
 
-def test_seconds_go_on_after_a_stop_between_two_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr("mixer.training.trainer.Clock.now", lambda self: float(steps[0]))
-    steps = [0]
-    run = trainer(tmp_path)
-    take_step = run.take_step
-
-    def counted():
-        take_step()
-        steps[0] += 1
-        if steps[0] == 4:
-            run.signum = lambda: signal.SIGTERM
-    run.take_step = counted
-    with pytest.raises(Interrupted):
-        run.fit()
-    again = trainer(tmp_path)
-    again.resume(load_checkpoint(tmp_path / "last.pt"))
-    assert again.state.seconds == 4
-    again.take_step = lambda: (Trainer.take_step(again), steps.__setitem__(0, steps[0] + 1))
-    assert [row["seconds"] for row in again.fit().rows] == [3, 6, 9]
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_resume_equals_the_uninterrupted_run(tmp_path, amp, after_step):
+    """Stopped by a signal between two rows."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    trainer(whole, amp=amp).fit()
+    after_step(4, lambda model: signal.raise_signal(signal.SIGUSR1))
+    with pytest.raises(Interrupted, match="stopped by SIGUSR1 at step 4; go on with --out=") as e:
+        trainer(cut, amp=amp).fit()
+    assert e.value.exit_code == 128 + signal.SIGUSR1
+    again = trainer(cut, amp=amp)
+    torch.nn.init.zeros_(again.model.head.weight)  # whatever it was before
+    again.resume(load_checkpoint(cut / "last.pt"))
+    assert again.state.step == 4
+    again.fit()
+    assert_same_run(whole, cut)
 
 
-def test_each_row_is_saved(tmp_path):
-    run = trainer(tmp_path)
-    take_step, saved = run.take_step, []
-
-    def looking():
-        last = tmp_path / "last.pt"
+def test_each_row_is_saved(tmp_path, after_step):
+    saved = []
+    for step in (3, 4, 7, 9):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        after_step(step, lambda model: [][0])
+        with pytest.raises(IndexError):
+            trainer(folder).fit()
+        last = folder / "last.pt"
         saved.append(load_checkpoint(last)["state"]["step"] if last.exists() else 0)
-        take_step()
-    run.take_step = looking
-    run.fit()
-    assert saved == [0, 0, 0, 3, 3, 3, 6, 6, 6]
+    assert saved == [0, 3, 6, 6]
 
 
 def test_rows_cover_a_last_interval_of_any_length(tmp_path):
@@ -107,20 +121,28 @@ def test_epochs_are_steps(tmp_path):
     assert trainer(tmp_path, replace(SMALL, epochs=2.0)).steps == math.ceil(2 * 30 / 8)
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path):
-    run = trainer(tmp_path)
-    take_step = run.take_step
+def explode(model):
+    model.head.weight.data.fill_(math.nan)
 
-    def poisoned():
-        take_step()
-        if run.state.step == 5:
-            run.model.head.weight.data.fill_(math.nan)
-    run.take_step = poisoned
-    with pytest.raises(Diverged, match="training loss is nan at step 6"):
-        run.fit()
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path, after_step):
+    after_step(5, explode)
+    with pytest.raises(Diverged, match="training loss is nan, after step 3 and by step 6: try"):
+        trainer(tmp_path).fit()
     for name in ("last.pt", "best.pt"):
         saved = load_checkpoint(tmp_path / name)["state_dict"]
         assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+def test_a_picture_that_cannot_be_drawn_costs_a_line(tmp_path, monkeypatch, capsys):
+    """As where MPLBACKEND names a package that is not there."""
+    def broken(*args):
+        raise ModuleNotFoundError("No module named 'matplotlib_inline'\nand more")
+    monkeypatch.setattr(trainer_module, "draw_curves", broken)
+    monkeypatch.setattr(trainer_module, "ROWS_PER_DRAWING", 2)
+    assert trainer(tmp_path).fit().step == 9
+    assert capsys.readouterr().err == (f"no picture in {tmp_path / 'curves.png'}: "
+                                       "No module named 'matplotlib_inline'\n")
 
 
 def test_a_loss_scale_that_collapses(tmp_path):
@@ -129,7 +151,7 @@ def test_a_loss_scale_that_collapses(tmp_path):
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2e-4, backoff_factor=0.5)
     run.model.head.weight.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(Diverged, match="every step's gradients overflow in fp16, "
-                                       "down to a loss scale of 2e-05, at step 3"):
+                                       "down to a loss scale of 2e-05, after step 0 and by step 3"):
         run.fit()
     assert not (tmp_path / "last.pt").exists()
 
@@ -145,15 +167,13 @@ def test_memory_of_a_gpu_that_runs_out_is_told_of(monkeypatch, tmp_path):
 
 def test_running_loss_and_accuracy_are_means_over_images():
     running = Running(torch.device("cpu"))
-    running.add(torch.tensor(1.0), torch.tensor(3), 4, step=1)
-    running.add(torch.tensor(4.0), torch.tensor(0), 2, step=2)
+    running.add(torch.tensor(1.0), torch.tensor(3), 4)
+    running.add(torch.tensor(4.0), torch.tensor(0), 2)
     assert running.read(World()) == (2.0, 0.5) and running.images == 6
-    assert running.first_nonfinite == math.inf
-    running.add(torch.tensor(math.nan), torch.tensor(0), 2, step=3)
-    running.add(torch.tensor(math.inf), torch.tensor(0), 2, step=4)
-    assert math.isnan(running.read(World())[0]) and running.first_nonfinite == 3
+    running.add(torch.tensor(math.nan), torch.tensor(0), 2)
+    assert math.isnan(running.read(World())[0])
     running.reset()
-    running.add(torch.tensor(0.5), torch.tensor(1), 2, step=5)
+    running.add(torch.tensor(0.5), torch.tensor(1), 2)
     assert running.read(World()) == (0.5, 0.5)
 
 

@@ -1,5 +1,4 @@
-"""A checkpoint of a run says what its model is."""
-import re
+"""A checkpoint of a run says which run and which model it is of."""
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,11 +14,17 @@ from mixer.models import create_model, load_weights
 from mixer.runtime.checkpoint import load_checkpoint, save_checkpoint
 from mixer.runtime.distributed import World
 from mixer.runtime.errors import InputError
-from mixer.training.saved import start_from
+from mixer.training.checkpoint import (
+    check_identity,
+    checkpoint_to_resume,
+    run_identity,
+    start_from,
+)
+from mixer.training.config import Config
 from mixer.training.trainer import Trainer
 from tests.helpers.networks import IMAGE_SIZE, TINY
 from tests.helpers.pictures import encoded
-from tests.helpers.training import SMALL, subsets
+from tests.helpers.training import SMALL, subsets, trainer
 
 OPTIONS = {"convmixer": {**TINY, "kernel_size": 3, "act": "relu"},
            "vit_linear": {**TINY, "heads": 4, "qkv_bias": True, "norm_eps": 1e-6},
@@ -32,7 +37,7 @@ def run(out, name):
     """A run of two steps, which leaves best.pt and last.pt in `out`. Returns its model."""
     model = create_model(name, image_size=IMAGE_SIZE, **OPTIONS[name])
     Trainer(model, *subsets(), CONFIGS[name], out, device=torch.device("cpu"),
-            classes=["cat", "dog"], identity=vars(CONFIGS[name]), world=World()).fit()
+            amp=None, classes=["cat", "dog"], identity=vars(CONFIGS[name]), world=World()).fit()
     return model.eval()
 
 
@@ -77,21 +82,10 @@ def test_the_preprocessing_is_that_of_the_training(tmp_path):
         model.preprocess(b"")
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_a_checkpoint_without_a_description_says_how_to_load_it(tmp_path, name):
-    trained = run(tmp_path, name)
-    contents = load_checkpoint(tmp_path / "last.pt")
-    del contents["description"]
-    save_checkpoint(tmp_path / "old.pt", contents)
-    with pytest.raises(ValueError) as e:
-        mixer.load_model(tmp_path / "old.pt")
-    assert "old.pt does not describe its model" in str(e.value)
-    line = re.search(r"load_weights\(create_model\(.*$", str(e.value))[0]
-    model = eval(line, {"load_weights": load_weights, "create_model": create_model})
-    x = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE)
-    assert torch.equal(model(x), trained(x))
-    torch.save(contents["state_dict"], tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match=r"load_weights\(create_model\(NAME, \.\.\.\), "):
+def test_a_checkpoint_without_a_description_says_how_to_load_it(tmp_path):
+    trained = run(tmp_path, "convmixer")
+    torch.save(trained.state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="weights.pth does not describe its model: build one"):
         mixer.load_model(tmp_path / "weights.pth")
 
 
@@ -145,6 +139,79 @@ def test_a_new_run_starts_from_a_checkpoint(tmp_path):
                        (tmp_path, "not a file")):
         with pytest.raises(InputError, match=f"--init-from: .*{words}"):
             start_from(replace(config, init_from=str(bad)), model, classes, World())
+
+
+def identity(**changes):
+    return {"init_from": None, "lr": SMALL.lr} | changes
+
+
+def test_resuming_another_run_is_refused(tmp_path):
+    trainer(tmp_path).fit()
+    last = tmp_path / "last.pt"
+    same = checkpoint_to_resume("auto", tmp_path, identity(), World())
+    assert same.keys() == load_checkpoint(last).keys()
+    with pytest.raises(InputError, match="--resume: .*is of another run: lr was 0.001 and is 0.1"):
+        checkpoint_to_resume("auto", tmp_path, identity(lr=0.1), World())
+    with pytest.raises(ValueError, match="is of another run: contents was None and is 'x'"):
+        check_identity(same, identity(contents="x"))
+    with pytest.raises(InputError, match="holds only weights"):
+        checkpoint_to_resume(tmp_path / "best.pt", tmp_path, identity(), World())
+    last.write_bytes(last.read_bytes()[:5000])
+    with pytest.raises(InputError, match="not a readable checkpoint"):
+        checkpoint_to_resume("auto", tmp_path, identity(), World())
+    with pytest.raises(InputError, match="there is no checkpoint"):
+        checkpoint_to_resume(str(tmp_path / "none.pt"), tmp_path, identity(), World())
+    assert checkpoint_to_resume(None, tmp_path, identity(), World()) is None
+    assert checkpoint_to_resume("auto", tmp_path / "new", identity(), World()) is None
+
+
+def test_the_best_comes_along_or_starts_anew(tmp_path, capsys):
+    """--resume FILE into another folder, or last.pt alone: else best_step would have no best.pt."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    new.mkdir()
+    best = trainer(old).fit().best
+    last = str(old / "last.pt")
+    came = checkpoint_to_resume(last, new, identity(), World())
+    assert came["state"]["best"] == best == load_checkpoint(new / "best.pt")["row"]
+    assert "comes along from" in capsys.readouterr().out
+
+    # of another run, or gone
+    (new / "best.pt").unlink()
+    other = {**load_checkpoint(old / "best.pt"), "row": {**best, "step": 1}}
+    save_checkpoint(old / "best.pt", other)
+    for _ in range(2):
+        alone = checkpoint_to_resume(last, new, identity(), World())
+        assert alone["state"]["best"] is None and not (new / "best.pt").exists()
+        assert "the best starts anew" in capsys.readouterr().out
+        (old / "best.pt").unlink(missing_ok=True)
+
+
+def test_what_a_run_was_started_from_is_part_of_the_run(tmp_path):
+    """By its bytes. It is not read again, and may be gone."""
+    start, other, gone = (tmp_path / name for name in ("start.pt", "other.pt", "gone.pt"))
+    start.write_bytes(b"some weights")
+    other.write_bytes(b"other weights")
+
+    def identity_of(path):
+        return run_identity(Config(init_from=path and str(path)), "names", "bytes")
+    saved = {"identity": identity_of(start), "optimizer": {}}
+    assert len(saved["identity"]["init_from"]) == 16
+    for path in (start, start.rename(tmp_path / "renamed.pt"), gone, None):
+        now = identity_of(path)
+        check_identity(saved, now)
+        assert now == saved["identity"]
+    with pytest.raises(ValueError, match="of another run: init_from was '.{16}' and is '.{16}'"):
+        check_identity(saved, identity_of(other))
+    saved["identity"]["init_from"] = None
+    with pytest.raises(ValueError, match="of another run: init_from was None and is"):
+        check_identity(saved, identity_of(other))
+
+
+def test_every_option_is_free_on_resume_or_part_of_the_run():
+    base = run_identity(Config(), "names", "bytes")
+    assert base["batch_size"] == 250 and "steps" not in base and "out" not in base
+    assert "steps" in run_identity(Config(schedule="cosine"), "names", "bytes")
 
 
 def test_importing_mixer_imports_no_torch():

@@ -1,0 +1,156 @@
+"""The checkpoints of a run: which run, which model; load it, go on from it, start from it."""
+import functools
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..data.augment import to_float
+from ..data.images import decode
+from ..models import MODELS, create_model, load_weights
+from ..models.weights import match_weights
+from ..runtime.checkpoint import load_checkpoint, save_checkpoint
+from ..runtime.device import PACKAGES, environment
+from ..runtime.distributed import World
+from ..runtime.errors import InputError, listed, printable
+from .config import MODEL_OPTIONS, Config
+
+# options that change no weight: they may differ between a run and its continuation
+FREE_ON_RESUME = {"data", "log_every", "cache", "bad_images", "device", "kernels", "out", "resume",
+                  "debug", "init_from", "rows", "seeds"}
+
+
+# which model
+
+def describe_model(config: Config, classes: list[str]) -> dict:
+    """What a checkpoint holds beside the weights, as plain values: how to build and feed the model,
+    and how it was trained."""
+    size, versions = config.image_size, environment(torch.device("cpu"))
+    options = {name: getattr(config, name) for name in MODELS[config.arch].defaults}
+    recipe = {name: value for name, value in vars(config).items()
+              if name not in {*FREE_ON_RESUME, *MODEL_OPTIONS, "arch"}}
+    return {"name": config.arch, "options": {**options, "image_size": size},
+            "classes": list(classes),
+            "preprocessing": f"upright RGB, squeezed to {size}x{size}, x / 255",
+            "versions": {name: versions[name] for name in ("python", *PACKAGES)}, "recipe": recipe}
+
+
+def load_model(path: Path | str) -> nn.Module:
+    """The model of a run's best.pt or last.pt, in eval mode, on the CPU.
+
+    It has `classes` (names, in the order of its logits), `image_size` (pixels) and
+    `preprocess(file)`: the path or the bytes of an image -> (1, 3, S, S), as in training. Raises
+    ValueError if the file is damaged or does not describe its model.
+    """
+    return build_model(path, load_checkpoint(path, verify=True))
+
+
+def build_model(path: Path | str, contents: dict) -> nn.Module:
+    """The model of `load_model` from the contents of its checkpoint."""
+    if "description" not in contents:
+        raise ValueError(f"{printable(path)} does not describe its model: build one with "
+                         "create_model(...), and load_weights(model, path)")
+    try:
+        description = contents["description"]
+        classes = list(map(str, description["classes"]))
+        model = create_model(description["name"], num_classes=len(classes),
+                             **description["options"])
+        size = description["options"]["image_size"]
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as e:
+        raise ValueError(f"{printable(path)} describes no model of ours: {printable(e)}") from e
+    load_weights(model, contents)
+    model.classes, model.image_size = classes, size
+    model.preprocess = functools.partial(preprocess, image_size=size)
+    return model.eval()
+
+
+def preprocess(image: bytes | Path | str, image_size: int) -> torch.Tensor:
+    """The bytes or the path of an image -> (1, 3, S, S) in [0, 1], upright and squeezed to S x S.
+
+    Raises ValueError if the image does not decode.
+    """
+    data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    return to_float(torch.tensor(decode(data, image_size))[None])
+
+
+def start_from(config: Config, model: nn.Module, classes: list[str], world: World) -> str:
+    """Load the weights that --init-from names into a new model, and say which it took.
+
+    A head of another size or of other classes stays as it is. Only rank 0 reads the file. Raises
+    InputError if it is damaged or its weights do not fit.
+    """
+    try:
+        match = match_weights(model, config.init_from, classes) if world.rank == 0 else None
+    except ValueError as e:
+        raise InputError(f"--init-from: {e}") from None
+    match = world.broadcast(match)
+    model.load_state_dict(match.state, strict=False)
+    lines = [f"{len(match.state)} of {len(model.state_dict())} tensors taken "
+             f"({listed(match.state, 3)})",
+             f"left fresh: {listed(match.fresh) or 'none'}", *match.notes]
+    return f"--init-from {printable(config.init_from)}: " + "; ".join(lines)
+
+
+# which run
+
+def run_identity(config: Config, images: str, contents: str) -> dict:
+    """Plain values that define a run. Runs with equal ones come to equal weights.
+
+    images, contents: digests of the images' names and sizes, and of their bytes.
+    """
+    # a constant learning rate does not depend on the number of steps
+    free = FREE_ON_RESUME | ({"steps", "epochs"} if config.schedule == "constant" else set())
+    options = {name: value for name, value in vars(config).items() if name not in free}
+    start = config.init_from and Path(config.init_from)
+    digest = start and start.is_file() and hashlib.sha256(start.read_bytes()).hexdigest()[:16]
+    return {**options, "images": images, "contents": contents, "init_from": digest or None}
+
+
+def checkpoint_to_resume(resume: str | None, out: Path, identity: dict,
+                         world: World) -> dict | None:
+    """The checkpoint that --resume names, or None if the run starts afresh; for all ranks.
+
+    Only rank 0 reads the file. Raises InputError if it is damaged or belongs to another run. The
+    file of --init-from may be gone by now; another one may not have taken its place.
+    """
+    path = out / "last.pt" if resume == "auto" else resume and Path(resume)
+    checkpoint = None
+    if world.rank == 0 and path and (resume != "auto" or path.exists()):
+        try:
+            checkpoint = load_checkpoint(path, verify=True)
+            check_identity(checkpoint, identity)
+            bring_best(checkpoint, path.with_name("best.pt"), out / "best.pt")
+        except ValueError as e:
+            raise InputError(f"--resume: {e}") from None
+    return world.broadcast(checkpoint)
+
+
+def check_identity(checkpoint: dict, identity: dict) -> None:
+    """Raise ValueError if the run of `checkpoint` differs. Completes `identity`."""
+    saved = checkpoint.get("identity")
+    if not isinstance(saved, dict) or "optimizer" not in checkpoint:
+        raise ValueError("the checkpoint holds only weights, not the state of a run; "
+                         "use last.pt of the run's folder")
+    if identity["init_from"] is None:
+        identity["init_from"] = saved.get("init_from")
+    differences = [f"{key} was {saved.get(key)!r} and is {value!r}"
+                   for key, value in identity.items() if saved.get(key) != value]
+    if differences:
+        raise ValueError(f"the checkpoint is of another run: {', '.join(differences)}")
+
+
+def bring_best(checkpoint: dict, source: Path, target: Path) -> None:
+    """best.pt comes along from beside the checkpoint; where it is not, the best starts anew."""
+    state = checkpoint.get("state")
+    best = state.get("best") if isinstance(state, dict) else None
+    if best is None:
+        return
+    if source.exists() and source.resolve() != target.resolve():
+        contents = load_checkpoint(source, verify=True)
+        if contents.get("row") == best:
+            save_checkpoint(target, contents)
+            print(f"best.pt of step {best['step']:,} comes along from {printable(source)}")
+    if not target.exists():
+        state["best"] = None
+        print(f"the best row, of step {best['step']:,}, has no best.pt: the best starts anew")
