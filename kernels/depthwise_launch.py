@@ -219,18 +219,18 @@ def why_not_as_reference(device: torch.device) -> str | None:
     gets a wrong result.
     """
     generator = torch.Generator().manual_seed(0)
-    x, weight, dy = (torch.randn(shape, generator=generator).to(device, torch.float16)
-                     for shape in ((70, 4, 8, 8), (4, 1, 9, 9), (70, 4, 8, 8)))
+    inputs = [torch.randn(shape, generator=generator).to(device, torch.float16)
+              for shape in ((70, 4, 8, 8), (4, 1, 9, 9), (70, 4, 8, 8))]
 
     def run(forward, backward, x, weight, dy, **options):
         y, mean, var = forward(x, weight, None, None, None, None, None, 1e-5, True, **options)
-        gradients = backward(dy, x, weight, None, None, mean, var, 1e-5, True, True, **options)
-        return y, mean, var, *gradients
+        return y, mean, var, *backward(dy, x, weight, None, None, mean, var, 1e-5, True, True,
+                                       **options)
 
-    expected = run(reference.forward, reference.backward, x.float(), weight.float(), dy.float())
+    expected = run(reference.forward, reference.backward, *(t.float() for t in inputs))
     for programs in (1, 2):  # one launch each way, and two
         try:
-            results = run(forward, backward, x, weight, dy, programs=programs)
+            results = run(forward, backward, *inputs, programs=programs)
         except Exception as e:  # whatever a compiler or a driver can raise
             reason = "".join(str(e).strip().splitlines()[:1])
             return f"the Triton kernels fail on this GPU: {type(e).__name__}: {reason}"

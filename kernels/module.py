@@ -32,17 +32,18 @@ class DepthwiseGELUBN(nn.Sequential):
     @classmethod
     def of(cls, unit: nn.Sequential, residual: bool = False):
         """One that shares the parts of `unit`. Raises ValueError if it computes something else."""
-        if why_not := why_not_fused(*unit):
-            raise ValueError(why_not)
+        if not is_depthwise_unit(unit):
+            raise ValueError(f"{unit} is not Conv2d (depthwise, 'same'), GELU, BatchNorm2d")
         return _in_place_of(unit, cls, residual=residual, kernel_size=unit[0].kernel_size[0])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if runs_whole(x, x.numel(), self.kernel_size):
-            if not (why_not := why_not_fused(*self)):
+            if is_depthwise_unit(self):
                 conv, _, bn = self
                 return run(depthwise_gelu_bn, x, conv, bn, residual=self.residual)
             if not torch.compiler.is_compiling():
-                warnings.warn(f"DepthwiseGELUBN calls its parts: {why_not}", stacklevel=2)
+                warnings.warn("DepthwiseGELUBN calls its parts one by one: one of them has a hook "
+                              f"or was exchanged: {list(self)}", stacklevel=2)
         y = super().forward(x)
         return y + x if self.residual else y
 
@@ -94,41 +95,34 @@ def run(operation, x, conv, bn, **options):
 
 # Which modules are fused
 
-def why_not_fused(conv: nn.Module, act: nn.Module, bn: nn.Module) -> str | None:
-    """Why DepthwiseGELUBN does not compute what these three do, in words, or None if it does."""
-    if why_not := _why_not_plain(conv, act, bn):
-        return why_not
-    C, K = conv.in_channels, conv.kernel_size[0]
-    if (conv.out_channels, conv.groups, conv.stride, conv.dilation) != (C, C, (1, 1), (1, 1)):
-        return f"{conv} is not a depthwise conv of stride 1"
-    if conv.kernel_size != (K, K) or K % 2 == 0 or conv.padding not in ((K // 2, K // 2), "same"):
-        return f"{conv} has no square, odd kernel with 'same' padding"
-    return None
+def is_depthwise_unit(unit: list[nn.Module]) -> bool:
+    """Whether it is BatchNorm(GELU(conv)) with a depthwise conv of odd kernel and stride 1."""
+    if not _is_plain(unit):
+        return False
+    conv, _, _ = unit
+    K = conv.kernel_size[0]
+    return (conv.groups == conv.in_channels == conv.out_channels and conv.stride == (1, 1)
+            and conv.kernel_size == (K, K) and K % 2 == 1
+            and conv.padding in ((K // 2, K // 2), "same"))
 
 
 def is_dense_unit(unit: list[nn.Module]) -> bool:
-    """Whether this is BatchNorm(GELU(conv)) with a conv over all channels, stride = kernel."""
-    if len(unit) != 3 or _why_not_plain(*unit):
+    """Whether it is BatchNorm(GELU(conv)) with a conv over all channels, stride = kernel."""
+    if not _is_plain(unit):
         return False
-    conv = unit[0]
-    return (conv.groups == 1 and conv.kernel_size == conv.stride == (conv.stride[0],) * 2
-            and conv.dilation == (1, 1) and conv.padding in ((0, 0), "valid"))
+    conv, _, _ = unit
+    P = conv.stride[0]
+    return (conv.groups == 1 and conv.kernel_size == conv.stride == (P, P)
+            and conv.padding in ((0, 0), "valid"))
 
 
-def _why_not_plain(conv, act, bn):
-    """Why these are not a Conv2d, the exact GELU and a BatchNorm2d without hooks, or None."""
-    for module, needed in ((conv, nn.Conv2d), (act, nn.GELU), (bn, nn.BatchNorm2d)):
-        if type(module) is not needed:
-            return f"{type(module).__name__} is not nn.{needed.__name__}"
-        if has_hooks(module):
-            return f"a hook on {type(module).__name__}"
-    if act.approximate != "none":
-        return f"{act} is not the exact GELU"
-    if conv.padding_mode != "zeros":
-        return f"{conv} does not pad with zeros"
-    if bn.num_features != conv.out_channels:
-        return f"{bn} does not fit {conv.out_channels} channels"
-    return None
+def _is_plain(unit):
+    if [type(module) for module in unit] != [nn.Conv2d, nn.GELU, nn.BatchNorm2d]:
+        return False
+    conv, act, bn = unit
+    return (not any(map(has_hooks, unit)) and act.approximate == "none"
+            and conv.padding_mode == "zeros" and conv.dilation == (1, 1)
+            and bn.num_features == conv.out_channels)
 
 
 def has_hooks(module):
@@ -138,26 +132,23 @@ def has_hooks(module):
                 or "forward" in vars(module))
 
 
-def _is_unit(module):
-    return (type(module) is nn.Sequential and len(module) == 3 and not has_hooks(module)
-            and not why_not_fused(*module))
-
-
-FORWARD = (r"def forward\(self, x(: [\w.]+)?\)( -> [\w.]+)?:\s+return "
-           r"(self\.{fn}\(x\) \+ x|x \+ self\.{fn}\(x\))")
-
-
 def _is_residual(module):
     """Whether it holds a unit, and its forward is written `return self.fn(x) + x`, as timm's, the
     authors' and ours. Then it cannot do anything else, at random for example."""
     if len(module._modules) != 1 or module._parameters or module._buffers or has_hooks(module):
         return False
-    (name, unit), = module._modules.items()
+    (fn, unit), = module._modules.items()
+    written = (r"def forward\(self, x(: [\w.]+)?\)( -> [\w.]+)?:\s+return "
+               rf"(self\.{fn}\(x\) \+ x|x \+ self\.{fn}\(x\))\s*")
     try:
         source = inspect.getsource(type(module).forward.__code__)  # of this one, not one it wraps
     except (AttributeError, OSError):  # compiled, or typed into an interpreter
         return False
-    return _is_unit(unit) and bool(re.fullmatch(FORWARD.format(fn=name), source.strip()))
+    return _is_unit(unit) and bool(re.fullmatch(written, source.lstrip()))
+
+
+def _is_unit(module):
+    return type(module) is nn.Sequential and not has_hooks(module) and is_depthwise_unit(module)
 
 
 # The replacement

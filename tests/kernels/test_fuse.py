@@ -208,8 +208,7 @@ def test_parts_exchanged_afterwards(recwarn):
     for _ in range(2):
         model(x)
     assert len(seen) == 6
-    reasons = ["SyncBatchNorm is not nn.BatchNorm2d", "a hook on GELU"]
-    assert [str(w.message).split(": ")[1] for w in recwarn.list] == reasons
+    assert ["SyncBatchNorm" in str(w.message) for w in recwarn.list] == [True, False]
     assert unfuse(model) == 3 and type(model.blocks[0][0].fn[2]) is nn.BatchNorm2d
 
 
