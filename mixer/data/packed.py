@@ -40,7 +40,7 @@ def pack(images: ImageSet, size: int, cache: Path | str | None = None
     expected = dict(key=images.cache_key, count=len(images), size=size, decoding=DECODING)
     busy = "another process is decoding these images: waiting for it"
     try:
-        with locked(lock, lambda: print(busy, flush=True), "--cache"):
+        with locked(lock, lambda: print(busy, flush=True)):
             if packed := _open_packed(array_path, meta_path, expected):
                 return packed
             try:

@@ -77,15 +77,16 @@ def main(argv: list[str]) -> None:
     print(f"{title} of {printable(path)}{why}, {model.image_size}x{model.image_size} pixels, "
           f"{len(classes)} classes: {listed(classes)}\n"
           f"device: {device}\ndtype: {describe_amp(amp, device)}", flush=True)
-    out = Path(config.out or
-               path.parent / f"predictions-{datetime.datetime.now():%Y%m%d-%H%M%S-%f}")
+    beside = path.parent / f"predictions-{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
+    out = Path(config.out or beside)
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"--out: {out} is not empty; choose a new folder")
     writable_folder(out, "--out")
 
     # the images that decode
     array, faults, _ = pack(images, model.image_size, config.cache)
-    print("; ".join(filter(None, [f"{len(chosen):,} images", images.note])), flush=True)
+    place = f" of {printable(images.path)}" if config.evaluate else ""
+    print("; ".join(filter(None, [f"{len(chosen):,} images{place}", images.note])), flush=True)
     faults = {index: faults[index] for index in chosen.tolist() if index in faults}
     good = np.intersect1d(chosen, usable(images, faults, "skip", out / "bad_images.csv"))
     if len(good) == 0:
@@ -117,8 +118,7 @@ def read_config(argv: list[str]) -> Config:
     if not config.evaluate and places < 1:
         problems.append("name a run's folder or a checkpoint, and then images, folders or zips")
     if config.evaluate and places != 1 and not (config.split and places == 0):
-        problems.append("--evaluate needs a run, and one folder or zip of labelled images, or "
-                        "--split val")
+        problems.append("--evaluate needs one folder or zip of labelled images, or --split val")
     if config.split and not config.evaluate:
         problems.append("--split needs --evaluate")
     if config.evaluate and config.submission:
@@ -135,8 +135,7 @@ def checkpoint_at(path: Path) -> tuple[Path, str]:
     for name, why in (("best.pt", "its best validation"), ("last.pt", "it has no best.pt")):
         if (path / name).exists():
             return path / name, f" ({why})"
-    runs = listed(sorted(child.parent.name for child in path.glob("*/last.pt")))
-    raise InputError(f"{path} holds neither best.pt nor last.pt; its runs: {runs or 'none'}")
+    raise InputError(f"{path} holds neither best.pt nor last.pt: give the folder of one run")
 
 
 def find(config: Config, folder: Path, contents: dict) -> tuple[ImageSet, np.ndarray]:
@@ -162,8 +161,8 @@ def find(config: Config, folder: Path, contents: dict) -> tuple[ImageSet, np.nda
         test = Path(places[0], "test")
         images = find_images(test if test.is_dir() else places[0])
         if splits := set(images.splits) - {""}:
-            raise InputError(f"{places[0]} has the splits {listed(sorted(splits))}, and no folder "
-                             "test: which one? Give its own folder")
+            raise InputError(f"{places[0]} has splits ({listed(sorted(splits))}); which one? Give "
+                             f"its folder, as {places[0]}/val")
     return images, np.arange(len(images))
 
 
@@ -182,8 +181,7 @@ def labels_for(images: ImageSet, classes: list[str]) -> list[int]:
 
 
 def kaggle_ids(files: list[str], classes: list[str]) -> tuple[list[int], int]:
-    """(The ids of files named 1.jpg, 2.jpg, ..., the label of dogs). Raises InputError for others.
-    """
+    """(The ids of files named 1.jpg, 2.jpg, ..., the label of dogs). Raises InputError if not."""
     animals = [name.casefold().removesuffix("s") for name in classes]
     if sorted(animals) != ["cat", "dog"]:
         raise InputError(f"--submission is for cats and dogs; the model knows {listed(classes)}")
@@ -197,13 +195,14 @@ def write_answers(path: Path, files: list[str], probabilities: torch.Tensor, cla
                   truths: torch.Tensor | None) -> None:
     """predictions.csv: file, truth if it is known, class, probability of each class."""
     rows = []
-    for i, (file, label) in enumerate(zip(files, probabilities.argmax(1).tolist(), strict=True)):
-        of_classes = dict(zip(classes, probabilities[i].tolist(), strict=True))
+    for i, (file, of_classes) in enumerate(zip(files, probabilities.tolist(), strict=True)):
+        highest = max(of_classes)
+        answer = classes[of_classes.index(highest)]
         truth = {} if truths is None else {"truth": classes[truths[i]]}
-        rows.append({"file": file, **truth, "class": classes[label],
-                     **{f"p_{name}": f"{p:.6g}" for name, p in of_classes.items()}})
+        rows.append({"file": file, **truth, "class": answer, **{
+            f"p_{name}": f"{p:.6g}" for name, p in zip(classes, of_classes, strict=True)}})
         if len(files) <= MOST_PRINTED and truths is None:
-            print(printable(f"{file}: {classes[label]} {of_classes[classes[label]]:.3f}"))
+            print(printable(f"{file}: {answer} {highest:.3f}"))
     write_csv(path, rows)
 
 
@@ -218,9 +217,8 @@ def write_submission(path: str, ids: list[int], dog: torch.Tensor) -> None:
 def write_evaluation(path: Path, logits: torch.Tensor, truths: torch.Tensor, batch_size: int,
                      classes: list[str]) -> None:
     """evaluation.json, and its text to stdout."""
-    loss = torch.zeros((), dtype=torch.float64)  # summed as in training, to the same bits
-    for some, y in zip(logits.split(batch_size), truths.split(batch_size), strict=True):
-        loss += F.cross_entropy(some, y, reduction="sum")
+    loss = sum(F.cross_entropy(some, y, reduction="sum").double()  # as in training, to the bit
+               for some, y in zip(logits.split(batch_size), truths.split(batch_size), strict=True))
     counts = torch.bincount(truths * len(classes) + logits.argmax(1), minlength=len(classes) ** 2)
     result = evaluation(counts.view(len(classes), -1).tolist(), loss.item() / len(truths), classes)
     write_json(path, result)

@@ -1,5 +1,6 @@
 """python -m mixer.predict as a user starts it: answers, files, messages, exit codes."""
 import csv
+import functools
 import json
 import math
 import shutil
@@ -31,6 +32,7 @@ def a_run(pictures, tmp_path_factory):
 def predict(command):
     def run(*arguments, **options):
         return command("mixer.predict", *arguments, **options).wait()
+    run.start = functools.partial(command, "mixer.predict")
     return run
 
 
@@ -63,24 +65,30 @@ def test_files_folders_and_zips_are_answered_as_the_model_answers(predict, a_run
     assert len(rows) == 1 + 40 - 1 + 40, "an image that is named twice counts once"
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [
         "filters.png", "predictions.csv"]
+    assert f"of {a_run / 'best.pt'} (its best validation), 32x32 pixels" in result.stdout
+    again = predict(a_run, one, "--out", tmp_path / "out")
+    assert again.returncode == 2 and "is not empty; choose a new folder" in again.stderr
 
     model = mixer.load_model(a_run / "best.pt")
     want = model(model.preprocess(one)).softmax(1)[0]
     assert rows[0]["file"] == str(one)
     assert rows[0]["class"] == model.classes[want.argmax()]
     for name, p in zip(model.classes, want.tolist(), strict=True):
-        # six digits are written; the fused model rounds differently in float32
+        # six digits are written; another batch size rounds differently in float32
         assert float(rows[0][f"p_{name}"]) == pytest.approx(p, rel=2e-5)
 
 
 def test_one_image_is_answered_on_the_terminal_beside_the_run(predict, a_run, pictures):
     one = next(pictures.iterdir())
-    result = predict(a_run / "last.pt", one)
-    assert result.returncode == 0, result.stderr
-    assert f"\n{one}: cat 0." in result.stdout or f"\n{one}: dog 0." in result.stdout
-    folder, = a_run.glob("predictions-*")
-    assert (folder / "predictions.csv").exists()
-    shutil.rmtree(folder)
+    calls = [predict.start(a_run / "last.pt", one) for _ in range(2)]
+    for result in [call.wait() for call in calls]:
+        assert result.returncode == 0, result.stderr
+        assert f"\n{one}: cat 0." in result.stdout or f"\n{one}: dog 0." in result.stdout
+    folders = list(a_run.glob("predictions-*"))
+    assert len(folders) == 2, "each call has its own, also in one second"
+    for folder in folders:
+        assert (folder / "predictions.csv").exists()
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("kaggle", ["test1.zip", "dogs-vs-cats.zip"])
@@ -126,8 +134,22 @@ def test_another_place_of_the_same_images_serves_the_split(predict, a_run, pictu
     result = predict(a_run, "--evaluate", copy, "--split", "val", "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     next(copy.iterdir()).unlink()
-    result = predict(a_run, "--evaluate", copy, "--split", "val", "--out", tmp_path / "out")
-    assert result.returncode == 2 and "does not hold the images of the run" in result.stderr
+    result = predict(a_run, "--evaluate", copy, "--split", "val", "--out", tmp_path / "new")
+    assert result.returncode == 2 and "does not hold the val images of the run" in result.stderr
+
+
+def test_of_a_place_with_splits_test_is_evaluated_alone(predict, a_run, pictures, tmp_path):
+    for number, picture in enumerate(sorted(pictures.iterdir())):
+        split = ("train", "train", "val", "test")[number // 2 % 4]
+        folder = tmp_path / "data" / split / picture.name[:3]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, folder)
+    tested = predict(a_run, tmp_path / "data", "--evaluate", "--out", tmp_path / "out")
+    assert tested.returncode == 0, tested.stderr
+    assert f"10 images of {tmp_path / 'data' / 'test'}" in tested.stdout
+    shutil.rmtree(tmp_path / "data" / "test")
+    asked = predict(a_run, tmp_path / "data", "--evaluate", "--out", tmp_path / "new")
+    assert asked.returncode == 2 and "has splits (train, val); which one?" in asked.stderr
 
 
 def test_damaged_images_are_named_get_no_row_and_fail_the_command(predict, a_run, pictures,
@@ -149,8 +171,7 @@ def test_damaged_images_are_named_get_no_row_and_fail_the_command(predict, a_run
 
 
 @pytest.mark.parametrize("arguments,message", [
-    ((), "name a run's folder or a checkpoint"),
-    (("{run}",), "name images, folders or zips"),
+    (("{run}",), "name a run's folder or a checkpoint, and then images"),
     (("{run}", "--evaluate"), "--evaluate needs one folder or zip"),
     (("{run}", "--split", "val", "{pictures}"), "--split needs --evaluate"),
     (("{run}", "--evaluate", "--split", "test"), "--split test: choose from val, train"),

@@ -6,7 +6,6 @@ import sys
 import pytest
 from PIL import Image
 
-from mixer.report import figures
 from mixer.report.figures import draw_comparison, draw_costs, draw_curves
 from mixer.report.runs import find_runs
 from tests.helpers.finished import finished_run
