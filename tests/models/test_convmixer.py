@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch import nn
 
 from mixer.models import load_weights
 from mixer.models.convmixer import ACTIVATIONS, ConvMixer
@@ -24,7 +23,7 @@ def test_equals_timm(assert_same_network, act):
     peer = convmixer.ConvMixer(dim=48, depth=3, kernel_size=5, patch_size=8, num_classes=4,
                                act_layer=ACTIVATIONS[act])
     model = ConvMixer(dim=48, depth=3, kernel_size=5, patch=8, num_classes=4, act=act)
-    assert_same_network(model, peer, nn.Module.load_state_dict)
+    assert_same_network(model, peer, load_weights)
 
 
 def test_equals_the_authors_sequential(assert_same_network):

@@ -1,16 +1,19 @@
+from functools import partial
+
 import pytest
 import torch
-from torch import nn
 
-from mixer.models import create_model
+from mixer.models import create_model, load_weights
 
 
+@pytest.mark.parametrize("package", ["torchvision.models", "timm"])
 @pytest.mark.parametrize("image_size", [64, 75])
-def test_equals_torchvision(assert_same_network, image_size):
-    models = pytest.importorskip("torchvision.models",
-                                 reason="needs torchvision: pip install torchvision")
-    assert_same_network(create_model("resnet18", num_classes=10), models.resnet18(num_classes=10),
-                        nn.Module.load_state_dict, image_size, torch.channels_last)
+def test_equals_torchvision_and_timm(assert_same_network, package, image_size):
+    models = pytest.importorskip(package, reason="needs timm and torchvision")
+    peer = (models.resnet18 if package != "timm" else partial(models.create_model, "resnet18"))(
+        num_classes=10)
+    assert_same_network(create_model("resnet18", num_classes=10), peer, load_weights, image_size,
+                        torch.channels_last)
 
 
 def test_initialised_as_torchvision():

@@ -4,15 +4,16 @@ import functools
 import json
 import math
 import shutil
-import signal
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 
 import mixer
+from mixer.predict.__main__ import kaggle_ids, labels_for
+from mixer.runtime.errors import InputError
 from mixer.runtime.files import read_csv
-from tests.helpers.commands import ROOT, TINY
-from tests.helpers.plants import Plant
+from tests.helpers.commands import TINY
 
 pytestmark = pytest.mark.faults
 
@@ -41,25 +42,26 @@ def rows_of(path):
         return list(csv.DictReader(f))
 
 
-def renamed(pictures, path, nested=None):
-    """A zip of the pictures as Kaggle's test1.zip: test1/N.png, and the label of each N."""
+def renamed(pictures, path, nested):
+    """A zip of the pictures as Kaggle's test1.zip, test1/N.png, one that holds it, and the label of
+    each N."""
     labels = {}
     with zipfile.ZipFile(path, "w") as file:
         for number, picture in enumerate(sorted(pictures.iterdir()), start=1):
             file.write(picture, f"test1/{number}.png")
             labels[number] = picture.name.startswith("dog")
-    if nested:
-        with zipfile.ZipFile(nested, "w") as file:
-            file.write(path, "test1.zip")
-            file.writestr("train.zip", "not read")
+    with zipfile.ZipFile(nested, "w") as file:
+        file.write(path, "test1.zip")
+        file.writestr("train.zip", "not read")
     return labels
 
 
 def test_files_folders_and_zips_are_answered_as_the_model_answers(predict, a_run, pictures,
                                                                   tmp_path):
     one = next(pictures.iterdir())
-    renamed(pictures, tmp_path / "test1.zip")
-    result = predict(a_run, one, pictures, tmp_path / "test1.zip", "--out", tmp_path / "out")
+    renamed(pictures, tmp_path / "test1.zip", tmp_path / "dogs-vs-cats.zip")
+    result = predict(a_run, one, pictures, tmp_path / "test1.zip", "--out", tmp_path / "out",
+                     fresh=True)
     assert result.returncode == 0 and result.stderr == "", result
     rows = rows_of(tmp_path / "out" / "predictions.csv")
     assert len(rows) == 1 + 40 - 1 + 40, "an image that is named twice counts once"
@@ -91,11 +93,10 @@ def test_one_image_is_answered_on_the_terminal_beside_the_run(predict, a_run, pi
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("kaggle", ["test1.zip", "dogs-vs-cats.zip"])
-def test_a_submission_has_the_log_loss_of_the_model(predict, a_run, pictures, tmp_path, kaggle):
-    labels = renamed(pictures, tmp_path / "test1.zip", tmp_path / "dogs-vs-cats.zip")
-    submission = tmp_path / "new" / "submission.csv"
-    result = predict(a_run, tmp_path / kaggle, "--submission", submission, "--out", tmp_path / "o")
+def test_a_submission_has_the_log_loss_of_the_model(predict, a_run, pictures, tmp_path):
+    kaggle, submission = tmp_path / "dogs-vs-cats.zip", tmp_path / "new" / "submission.csv"
+    labels = renamed(pictures, tmp_path / "test1.zip", kaggle)
+    result = predict(a_run, kaggle, "--submission", submission, "--out", tmp_path / "o")
     assert result.returncode == 0, result.stderr
     rows = rows_of(submission)
     assert [int(row["id"]) for row in rows] == sorted(labels)
@@ -109,7 +110,8 @@ def test_a_submission_has_the_log_loss_of_the_model(predict, a_run, pictures, tm
 
 
 @pytest.mark.parametrize("name,row", [("last.pt", -1), ("best.pt", None)])
-def test_the_split_of_a_run_gives_the_numbers_of_the_run(predict, a_run, tmp_path, name, row):
+def test_the_split_of_a_run_gives_the_numbers_of_the_run(predict, a_run, pictures, tmp_path,
+                                                         name, row):
     result = predict(a_run / name, "--evaluate", "--split", "val", "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
@@ -128,14 +130,13 @@ def test_the_split_of_a_run_gives_the_numbers_of_the_run(predict, a_run, tmp_pat
     truths = [row["truth"] for row in rows_of(tmp_path / "out" / "predictions.csv")]
     assert sorted(truths) == ["cat", "cat", "dog", "dog"]
 
-
-def test_another_place_of_the_same_images_serves_the_split(predict, a_run, pictures, tmp_path):
-    copy = shutil.copytree(pictures, tmp_path / "copy")
-    result = predict(a_run, "--evaluate", copy, "--split", "val", "--out", tmp_path / "out")
-    assert result.returncode == 0, result.stderr
+    # the same images at another place
+    copy, place = shutil.copytree(pictures, tmp_path / "copy"), ("--evaluate", tmp_path / "copy")
+    again = predict(a_run / name, *place, "--split", "val", "--out", tmp_path / "again")
+    assert result.stdout.splitlines()[4:-1] == again.stdout.splitlines()[4:-1], again
     next(copy.iterdir()).unlink()
-    result = predict(a_run, "--evaluate", copy, "--split", "val", "--out", tmp_path / "new")
-    assert result.returncode == 2 and "does not hold the val images of the run" in result.stderr
+    fewer = predict(a_run / name, *place, "--split", "val", "--out", tmp_path / "none")
+    assert fewer.returncode == 2 and "does not hold the val images of the run" in fewer.stderr
 
 
 def test_of_a_place_with_splits_test_is_evaluated_alone(predict, a_run, pictures, tmp_path):
@@ -175,9 +176,7 @@ def test_damaged_images_are_named_get_no_row_and_fail_the_command(predict, a_run
     (("{run}", "--evaluate"), "--evaluate needs one folder or zip"),
     (("{run}", "--split", "val", "{pictures}"), "--split needs --evaluate"),
     (("{run}", "--evaluate", "--split", "test"), "--split test: choose from val, train"),
-    (("{run}", "{pictures}", "--batchsize", "4"), "did you mean --batch-size?"),
     (("{tmp}", "{pictures}"), "holds neither best.pt nor last.pt"),
-    (("{tmp}/no.pt", "{pictures}"), "there is no checkpoint"),
     (("{run}/config.json", "{pictures}"), "is not a readable checkpoint"),
     (("{run}", "{tmp}/absent"), "absent does not exist"),
     (("{run}", "{run}/log.csv"), "no image decodes"),
@@ -196,29 +195,17 @@ def test_a_wrong_argument_is_named(predict, a_run, pictures, tmp_path, arguments
     assert not (tmp_path / "out" / "predictions.csv").exists()
 
 
-def test_classes_that_the_model_does_not_know_are_refused(predict, a_run, pictures, tmp_path):
-    other = tmp_path / "other"
-    for number, picture in enumerate(sorted(pictures.iterdir())):
-        folder = other / ("CAT" if number % 2 else "Bird")
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, folder / f"{number}.png")
-    result = predict(a_run, other, "--evaluate", "--out", tmp_path / "out")
-    assert result.returncode == 2
-    assert "classes that the model does not know: Bird; it knows cat, dog" in result.stderr
+def test_labels_are_in_the_order_of_the_models_classes():
+    images = SimpleNamespace(path="data", classes=["CAT", "dog"], labels=[0, 1, 1])
+    assert labels_for(images, ["dog", "cat"]) == [1, 0, 0]
+    assert labels_for(images, ["cat", "CAT", "dog"]) == [1, 2, 2], "exact names come first"
+    with pytest.raises(InputError, match="that the model does not know: dog; it knows cat, bird"):
+        labels_for(images, ["cat", "bird"])
 
 
-@pytest.mark.parametrize("signum,code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_command(predict, a_run, pictures, tmp_path, signum, code):
-    result = predict(a_run, pictures, "--out", tmp_path / "out", "--batch-size", 4, plants=[
-        Plant("mixer.training.recipe.logits_of", signum, call=3)])
-    assert result.returncode == code and "stopped by" in result.stderr
-    assert not (tmp_path / "out" / "predictions.csv").exists()
-
-
-def test_a_fresh_python_runs_the_module_and_helps(command, a_run, pictures, tmp_path):
-    result = command("mixer.predict", "--help", fresh=True).wait()
-    assert result.returncode == 0 and "usage: python -m mixer.predict" in result.stdout
-    assert "--submission" in result.stdout and "PATHS" in result.stdout
-    result = command("mixer.predict", a_run, pictures, "--out", tmp_path / "out", fresh=True).wait()
-    assert result.returncode == 0 and result.stderr == "", result.stderr
-    assert ROOT.joinpath("mixer/predict/__main__.py").exists()
+@pytest.mark.parametrize("classes, dog", [(["cat", "dog"], 1), (["Dogs", "cats"], 0)])
+def test_the_ids_of_a_submission_and_the_label_of_dogs(classes, dog):
+    assert kaggle_ids(["test1/12.jpg", "7.png"], classes) == ([12, 7], dog)
+    for files, others in ((["cat.1.jpg"], classes), (["1.jpg"], [*classes, "fox"])):
+        with pytest.raises(InputError, match="--submission"):
+            kaggle_ids(files, others)
