@@ -197,7 +197,7 @@ def test_unlabelled_images_are_found_once_and_in_order(pictures, tmp_path):
     # other images, in the same place of the cache
     array, _, _ = pack(find_unlabelled([one]), 16, tmp_path / "cache")
     assert (array[0] == find_unlabelled([one]).load(0, 16)).all()
-    assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
+    assert len(list((tmp_path / "cache").glob("*.uint8"))) == 1
 
 
 def test_the_test_images_of_kaggles_zip_are_read_in_place(tmp_path):
