@@ -14,11 +14,7 @@ FREE_ON_RESUME = {"data", "log_every", "cache", "bad_images", "data_on_device", 
 
 
 def resume_identity(config: Config, images: str) -> dict:
-    """Plain values that define a run, and its files by fingerprint, a digest of names and sizes.
-
-    With the digest of the images' contents, which are known once they are decoded: equal ones,
-    equal weights.
-    """
+    """Plain values that define a run; `images`, a digest of names and sizes, is one of them."""
     # a constant learning rate does not depend on the number of steps
     free = FREE_ON_RESUME | ({"steps", "epochs"} if config.schedule == "constant" else set())
     options = {name: value for name, value in vars(config).items() if name not in free}
