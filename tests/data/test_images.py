@@ -148,12 +148,6 @@ def test_a_run_that_only_starts_is_no_class(tmp_path):
     assert find_images(folder).classes == ["cat", "dog"]
 
 
-def test_a_file_with_the_name_of_a_folder(tmp_path):
-    (tmp_path / "x.zip").write_bytes(zipped({**dict.fromkeys(PETS, JPEG), "PetImages": b"",
-                                             "PetImages/Cat": b""}))
-    assert find_images(tmp_path / "x.zip").classes == ["Cat", "Dog"]
-
-
 def test_a_folder_without_a_name_is_named(tmp_path, monkeypatch):
     folder, _ = folder_and_zip(tmp_path, PETS)
     for place, path in ((folder / "PetImages" / "Cat", ".."), (folder / "PetImages", ".")):
