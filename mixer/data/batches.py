@@ -58,22 +58,20 @@ def split(images: ImageSet, indices: np.ndarray, digests: list[str | None], val_
         return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
     val = []
     for label, name in enumerate(images.classes):
-        # what is equal to an image of another class stays in training
-        of_class = [group for group in groups.values() if (labels[group] == label).all()]
         total = int((labels[indices] == label).sum())
         if total < 2:
             raise InputError(f"--data: class {name} has a single image, which cannot be both in "
                              "training and in validation: add images, or use --val-fraction 0")
-        if not of_class or len(of_class[0]) == total:
-            print(f"class {printable(name)} is not in validation: its images are copies of one, or "
-                  "of other classes' images", flush=True)
-            continue
-        count = min(max(1, round(val_fraction * total)), total - 1)
-        chosen = []
+        # what is equal to an image of another class stays in training
+        of_class = [group for group in groups.values() if (labels[group] == label).all()]
+        count, chosen = min(max(1, round(val_fraction * total)), total - 1), []
         for group in sorted(of_class, key=key):
             if len(chosen) + len(group) <= count:
                 chosen += group
-        val += chosen or min(of_class, key=len)  # all groups are larger
+        if not chosen:
+            print(f"class {printable(name)} is not in validation: its images are copies of each "
+                  "other, or of other classes' images", flush=True)
+        val += chosen
     val = np.array(sorted(val), dtype=np.int64)
     return np.setdiff1d(indices, val), val
 

@@ -28,7 +28,10 @@ def decode(data: bytes, size: int) -> np.ndarray:
             if W * H > MAX_PIXELS:
                 raise ValueError(f"{W}x{H} pixels are over the limit of {MAX_PIXELS:,}")
             image.load()  # all of it: `verify` does not notice a truncated file
-            orientation = _orientation(image)
+            try:  # not ImageOps.exif_transpose, which fails if it cannot write other tags back
+                orientation = image.getexif().get(ORIENTATION)
+            except Exception:  # damaged EXIF is none
+                orientation = None
             image = _on_white(image, data)
             if orientation in UPRIGHT:
                 image = image.transpose(UPRIGHT[orientation])
@@ -37,14 +40,6 @@ def decode(data: bytes, size: int) -> np.ndarray:
         raise ValueError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
     except Exception as e:  # on hostile bytes, Pillow raises nearly every exception type
         raise ValueError(str(e) or type(e).__name__) from e
-
-
-def _orientation(image):
-    """Not ImageOps.exif_transpose, which fails where it cannot write the other tags back."""
-    try:
-        return image.getexif().get(ORIENTATION)
-    except Exception:  # damaged EXIF is none
-        return None
 
 
 def _on_white(image, data):

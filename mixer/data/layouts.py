@@ -78,8 +78,8 @@ def _find_classes(path, places, hint):
     # what might be no class
     fault = None
     if depths != {2} and not deeper:
-        first, *_, last = sorted(places, key=lambda parts: (len(places[parts]), parts))
-        fault = f"there are {'/'.join(first)} and {'/'.join(last)}"
+        ordered = sorted(places, key=lambda parts: (len(places[parts]), parts))
+        fault = f"there are {'/'.join(ordered[0])} and {'/'.join(ordered[-1])}"
     elif all(map(role, names)) or any(map(NO_CLASS.fullmatch, names)):
         fault = f"{listed(names)} may be parts of the data set"
     elif len(animals) > len(dict(animals)):

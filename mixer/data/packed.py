@@ -1,7 +1,8 @@
-"""Decode every image once, into one uint8 array on disk."""
+"""Decode every image once, into one file on disk."""
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import warnings
@@ -12,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..runtime.errors import InputError, listed
-from ..runtime.files import cache_home, locked, writable_folder, write_csv, write_json
+from ..runtime.files import cache_home, locked, save_atomically, writable_folder, write_csv
 from .decoding import DECODING
 from .images import ImageSet, base_name
 
@@ -35,74 +36,60 @@ def pack(images: ImageSet, size: int, cache: Path | str | None = None
     cache, source = cache_folder(cache), Path(images.path)
     path_hash = hashlib.sha256(os.fsencode(source.absolute())).hexdigest()[:10]
     name = re.sub(r"\W+", "-", Path(base_name(source)).stem) + f"-{path_hash}-{size}px"
-    array_path, meta_path, temporary, lock = (
-        cache / f"{name}.{suffix}" for suffix in ("npy", "json", "tmp", "lock"))
-    expected = dict(key=images.cache_key, count=len(images), size=size, decoding=DECODING)
+    path, shape = cache / f"{name}.uint8", (len(images), size, size, 3)
+    key = [images.cache_key, DECODING]
     busy = "another process is decoding these images: waiting for it"
-    try:
-        with locked(lock, lambda: print(busy, flush=True)):
-            if packed := _open_packed(array_path, meta_path, expected):
-                return packed
+    with locked(cache / f"{name}.lock", lambda: print(busy, flush=True)):
+        packed = _open_packed(path, shape, key)
+        if packed is None:
             try:
-                faults, digests = _decode_all(images, size, temporary)
-                meta_path.unlink(missing_ok=True)  # never an old description with a new array
-                os.replace(temporary, array_path)
-                write_json(meta_path, {**expected, "faults": faults, "digests": digests})
-            except OSError:
-                array_path.unlink(missing_ok=True)  # useless without its description
-                raise
-            finally:
-                temporary.unlink(missing_ok=True)
-            return _open_packed(array_path, meta_path, expected)
-    except OSError as e:
-        mib = len(images) * size * size * 3 / 2**20
-        raise OSError(f"cannot keep {mib:,.0f} MiB of decoded images in {cache}: "
-                      f"{e.strerror or e}; choose another folder with --cache") from e
+                save_atomically(path, lambda temporary: _decode_all(images, shape, key, temporary))
+            except OSError as e:
+                raise OSError(f"cannot keep {math.prod(shape) / 2**20:,.0f} MiB of decoded images: "
+                              f"{e}; choose another folder with --cache") from e
+            packed = _open_packed(path, shape, key)
+    return packed
 
 
-def _open_packed(array_path, meta_path, expected):
-    """The result of `pack`; None if a file is missing or damaged, or does not match `expected`."""
+def _open_packed(path, shape, key):
+    """The result of `pack`; None if the file is missing or damaged, or has another key."""
     try:
-        meta = json.loads(meta_path.read_text())
-        faults = {int(index): fault for index, fault in meta.pop("faults").items()}
-        digests = meta.pop("digests")
-        array = np.load(array_path, mmap_mode="c")  # copy-on-write: nobody can change the file
+        with open(path, "rb") as file:
+            file.seek(math.prod(shape))
+            found, faults, digests = json.loads(file.read())
+        array = np.memmap(path, np.uint8, "c", shape=shape)  # nobody can change the file
+        faults = {int(index): fault for index, fault in faults.items()}
     except Exception:  # on damaged bytes, json and numpy raise nearly every exception type
         return None
-    shape = (expected["count"], expected["size"], expected["size"], 3)
-    if meta != expected or array.shape != shape or array.dtype != np.uint8:
-        return None
-    return array, faults, digests
+    return (array, faults, digests) if found == key else None
 
 
-def _decode_all(images, size, path):
-    """Write the array to `path`, in threads: {index: fault}, and a digest of each file."""
-    path.unlink(missing_ok=True)  # of a command that was killed
-    shape, row = (len(images), size, size, 3), size * size * 3
-    start = np.lib.format.open_memmap(path, "w+", np.uint8, shape).offset
-    digests = [None] * len(images)
+def _decode_all(images, shape, key, path):
+    """Write the pixels, in threads, and behind them a json of key, faults and digests."""
+    row, digests = math.prod(shape[1:]), [None] * len(images)
 
     def decode(index):
         """The fault of an image, or None. Written, not mapped: a full disk is then an error."""
         try:
             data = images.read(index)
             digests[index] = hashlib.blake2b(data, digest_size=16).hexdigest()
-            pixels = images.decode(data, size)
+            pixels = images.decode(data, shape[1])
         except ValueError as e:
             return str(e)
-        if os.pwrite(file.fileno(), pixels, start + index * row) < row:
+        if os.pwrite(file.fileno(), pixels, index * row) < row:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return None
     pool = ThreadPoolExecutor()
-    with open(path, "r+b") as file, warnings.catch_warnings():
+    with open(path, "wb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's: an image decodes or it does not
         try:
             faults = list(tqdm(pool.map(decode, range(len(images))), "decoding", len(images),
                                unit="image", disable=None))
         finally:
             pool.shutdown(cancel_futures=True)
-        os.fsync(file.fileno())
-    return {index: fault for index, fault in enumerate(faults) if fault}, digests
+        faults = {index: fault for index, fault in enumerate(faults) if fault}
+        file.seek(math.prod(shape))
+        file.write(json.dumps([key, faults, digests]).encode())
 
 
 def usable(images: ImageSet, faults: dict[int, str], policy: str,

@@ -55,6 +55,7 @@ DEEP, PARTS = "not sure which folders", "may be parts of the data set"
     (trees("day1", "day2"), DEEP),
     (trees("day1", "day2", classes=("cat",)), DEEP),
     (trees("val", "test"), DEEP),
+    (["train/a/b/0.jpg", "test/a/0.jpg"], DEEP),
     (trees("fold_0/train", "fold_0/val", "fold_1/train", "fold_1/val"), DEEP),
     (trees("train", "val", "copy/train", "copy/val"), DEEP),
     (["cat/0.jpg", "dog/0.jpg", *trees("again")], DEEP),
