@@ -95,8 +95,9 @@ def measure_peers(config, row: Row, load: Load) -> list[dict]:
     # the allocator belongs to a process
     as_users, repeats = f"{package}, plain fp32", max(1, config.repeats // VISITS)
     times, failures = visit_in_turn({
-        "ours": (time_training, ours(config, row, load), load, repeats, True),
-        as_users: (time_training, eager, load._replace(amp=None), repeats, False)})
+        f"{row.title}, ours": (time_training, ours(config, row, load), load, repeats, True),
+        f"{row.title}, {as_users}": (time_training, eager, load._replace(amp=None), repeats, False),
+    })
     measured = {"way": as_users, "batch_size": load.batch_size}
     if failures:
         measured["failed"] = next(iter(failures.values()))
