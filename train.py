@@ -21,7 +21,6 @@ from mixer.data.images import describe, digest, find_images
 from mixer.data.packed import pack, usable
 from mixer.experiments import row_name, seed_folder
 from mixer.models import create_model
-from mixer.report.comparison import write_comparison
 from mixer.report.figures import draw_curves
 from mixer.report.pictures import write_pictures
 from mixer.report.runs import summarise
@@ -34,20 +33,12 @@ from mixer.runtime.device import (
     pick_device,
 )
 from mixer.runtime.distributed import process_group, rank_and_size
-from mixer.runtime.errors import InputError, Interrupted, printable
+from mixer.runtime.errors import InputError, printable
 from mixer.runtime.files import locked, writable_folder, write_json
-from mixer.runtime.signals import Stop
 from mixer.training.checkpoint import checkpoint_to_resume, run_identity, start_from
-from mixer.training.config import (
-    DEMO,
-    MODEL_OPTIONS,
-    Config,
-    as_arguments,
-    has_several_runs,
-    planned_runs,
-    read_config,
-)
+from mixer.training.config import DEMO, MODEL_OPTIONS, Config, has_several_runs, read_config
 from mixer.training.recipe import predict
+from mixer.training.several import train_all
 from mixer.training.trainer import Trainer
 
 
@@ -72,7 +63,7 @@ def main(argv):
     if has_several_runs(config):
         rank, _ = rank_and_size()
         with claimed_folder(config, name, rank) as out:
-            train_all(config, out, rank)
+            train_all([sys.executable, __file__], config, out, rank)
     else:
         with (process_group(device, seed_folder(name, config.seed)) as world,
               claimed_folder(config, name, world.rank) as out):
@@ -217,41 +208,6 @@ def write_results(trainer, name, images, parameters, minutes):
     subset = "train" if summary["val_acc"] is None else "val"
     print(f"{name}: final {subset} accuracy {summary[f'{subset}_acc']:.3f} after {minutes:.1f} "
           f"minutes; results are in {printable(out)}")
-
-
-def train_all(config, out, rank):
-    """Train several runs, each in a process of its own: none inherits the memory of another."""
-    if rank == 0:
-        write_json(out / "config.json", vars(config))
-
-    # the runs, until a signal comes
-    done, failed = 0, {}
-    runs = planned_runs(config)
-    with Stop() as stop:
-        for planned in runs:
-            print(f"\n{planned.title}", flush=True)
-            arguments = as_arguments(config, **{**planned.changes, "rows": None, "seeds": None,
-                                                "out": out / planned.folder, "resume": "auto"})
-            code = stop.exit_code_of([sys.executable, __file__, *arguments])
-            if stop.signum:
-                break
-            if code:
-                failed[planned.folder] = f"failed (exit code {code})"
-                print(f"{planned.title} failed with exit code {code}; going on", file=sys.stderr)
-            else:
-                done += 1
-
-    # the table, and how it ended
-    if rank == 0:
-        table = write_comparison(out, failed)
-        print(f"\n{table}\n{done} of {len(runs)} runs done; {printable(out)}/table.md, "
-              "and its figures")
-    if stop.signum:
-        raise Interrupted(stop.signum, f" in {planned.title}; go on with the same command and "
-                                       "--resume auto")
-    if failed:
-        raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed; run again with "
-                           "--resume auto")
 
 
 if __name__ == "__main__":

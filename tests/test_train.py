@@ -193,11 +193,6 @@ def test_several_seeds_of_one_model_resume_and_are_reported_again(train, picture
         report.main([str(out / "convmixer-p8-d1")])
 
 
-def test_debug_shows_the_traceback(train, tmp_path):
-    result = train("--data", tmp_path / "none", "--debug", "--out", tmp_path / "run")
-    assert "Traceback" in result.stderr
-
-
 @pytest.mark.parametrize("arguments, message", [
     (["--batch-size", "37"], "--batch-size 37: there are 36 training images"),
     (["--device", "cuda:7"], "--device cuda:7: no such device"),

@@ -11,7 +11,7 @@ import traceback
 import typing
 from collections.abc import Callable, Iterable
 
-from .distributed import lost_another, rank_and_size
+from .distributed import rank_and_size
 from .errors import Diverged, InputError, Interrupted, UsageError, first_line, printable
 from .system import freed_memory_kept
 
@@ -49,7 +49,7 @@ def parse(config_class: type, argv: list[str], description: str, words: str | No
     for field in dataclasses.fields(config_class):
         kind, help = types[field.name], field.metadata["help"].replace("%", "%%")
         if field.name == words:
-            parser.add_argument(words, nargs="*", type=_word, help=help)
+            parser.add_argument(words, nargs="*", type=_word, metavar=words.upper(), help=help)
         elif kind is bool:
             parser.add_argument(flag(field.name), action="store_true", help=help)
         else:
@@ -139,16 +139,8 @@ def run(main: Callable[[list[str]], object], argv: list[str]) -> typing.NoReturn
             traceback.print_exc()
         e = Interrupted(signal.SIGINT) if isinstance(e, KeyboardInterrupt) else e
         if rank == 0 or not isinstance(e, (UsageError, Diverged, Interrupted)):
-            print(_line(e, f" (rank {rank})" if rank else ""), file=sys.stderr)
+            prefix = f"error (rank {rank}): " if rank else "error: "
+            line = printable(e if isinstance(e, InputError) else first_line(e))
+            print(line if isinstance(e, Interrupted) else prefix + line, file=sys.stderr)
         sys.exit(getattr(e, "exit_code", 1))
     sys.exit(0)
-
-
-def _line(e, rank):
-    """The line to print for an exception: ours in full, the first line of a library's."""
-    if isinstance(e, Interrupted):
-        return printable(e)
-    if lost_another(e):
-        return (f"error{rank}: another process of this run has died, and may have printed why; "
-                "--resume auto continues from the last checkpoint")
-    return f"error{rank}: {printable(e if isinstance(e, InputError) else first_line(e))}"

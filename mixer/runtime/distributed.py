@@ -87,8 +87,3 @@ def process_group(device: torch.device, name: str) -> Iterator[World]:
                          "start with torchrun, or unset them") from e
     yield World(rank, size)
     dist.destroy_process_group()  # not after a failure: it could wait for ranks that have died
-
-
-def lost_another(e: BaseException) -> bool:
-    """Whether an exception says that another rank has died."""
-    return isinstance(e, dist.DistError) or "gloo/transport" in str(e)

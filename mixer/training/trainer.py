@@ -155,7 +155,6 @@ class Trainer:
     def end_interval(self) -> None:
         """Validate, save, log. Raises Diverged before anything is saved."""
         row, state = self.measure(), self.state
-        self.check_weights()
         state.rows.append(row)
         self.running.reset()
         if len(self.val_set) and (state.best is None or row["val_acc"] > state.best["val_acc"]):
@@ -171,8 +170,15 @@ class Trainer:
         """The row of log.csv for the steps since the last one."""
         step, config = self.state.step, self.config
         steps_per_s, data_wait = self.clock.read()  # before the validation, which is not timed
-        train_loss, train_acc = self.read_running()
-        val_loss, val_acc = self.validate() if len(self.val_set) else (None, None)
+        train_loss, train_acc = self.running.read(self.world)
+        self.check_finite("training", train_loss)
+        val_loss = val_acc = None
+        if len(self.val_set):
+            self.world.broadcast_buffers(self.model)
+            val_loss, val_acc, self.state.confusion = evaluate(
+                self.model, self.val_set, config.batch_size, self.device,
+                classes=len(self.classes), amp=self.amp, world=self.world)
+            self.check_finite("validation", val_loss)
         return {"step": step, "train_loss": train_loss, "train_acc": train_acc,
                 "val_loss": val_loss, "val_acc": val_acc,
                 "lr": learning_rate(step - 1, config, self.steps),
@@ -181,47 +187,30 @@ class Trainer:
                 "memory_mib": peak_memory_mib(self.device) - self.images_mib,
                 "skipped": step - applied_steps(self.optimizer), "flops": self.step_flops * step}
 
-    def validate(self) -> tuple[float, float]:
-        self.world.broadcast_buffers(self.model)
-        loss, acc, self.state.confusion = evaluate(
-            self.model, self.val_set, self.config.batch_size, self.device,
-            classes=len(self.classes), amp=self.amp, world=self.world)
-        if not math.isfinite(loss):
-            raise self.diverged(f"the validation loss is {loss}")
-        return loss, acc
-
-    def read_running(self) -> tuple[float, float]:
-        """Training loss and accuracy since the last row. Raises Diverged at a non-finite loss."""
-        loss, acc = self.running.read(self.world)
-        if not math.isfinite(loss):
-            raise self.diverged(f"the training loss is {loss}")
-        if self.scaler.is_enabled() and (scale := self.scaler.get_scale()) < SMALLEST_SCALE:
-            raise self.diverged("every step's gradients overflow in fp16, down to a loss scale of "
-                                f"{scale:.1g}")
-        return loss, acc
-
-    def check_weights(self) -> None:
-        """Raise Diverged, in all ranks, if a weight or moment is not finite."""
+    def check_finite(self, subset: str, loss: float) -> None:
+        """Raise Diverged, in all ranks, if the loss, a weight or a moment is not finite."""
         tensors = list(self.model.state_dict().values())
         tensors += [tensor for state in self.optimizer.state.values() for tensor in state.values()]
         finite = [tensor.isfinite().all() for tensor in tensors
                   if tensor.is_floating_point() and tensor.device == self.device]
-        if not torch.stack(finite).all():
-            raise self.diverged("weights are not finite")
-
-    def diverged(self, what: str) -> Diverged:
-        message = (f"{what}, after step {self.state.last_row_step()} and by step "
-                   f"{self.state.step}: try a smaller --lr, a --warmup or --clip-grad 1")
+        if not math.isfinite(loss):
+            what = f"the {subset} loss is {loss}"
+        elif not torch.stack(finite).all():
+            what = "weights are not finite"
+        elif self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+            what = ("every step's gradients overflow in fp16, down to a loss scale of "
+                    f"{self.scaler.get_scale():.1g}")
+        else:
+            return
         last = self.out / "last.pt"
-        if self.world.rank == 0 and last.exists():
-            message += f"; the last good checkpoint is {last}"
-        return Diverged(message)
+        good = f"; the last good checkpoint is {last}" if last.exists() else ""
+        raise Diverged(f"{what}, after step {self.state.last_row_step()} and by step "
+                       f"{self.state.step}: try a smaller --lr, a --warmup or --clip-grad 1{good}")
 
     def stop(self, signum: int) -> None:
         """Save what no row has saved, and raise Interrupted."""
         if self.running.images:
-            self.read_running()
-            self.check_weights()
+            self.check_finite("training", self.running.read(self.world)[0])
             self.save_last()
         raise Interrupted(signum, f" at step {self.state.step}; "
                                   f"go on with --out={quote(str(self.out))} --resume auto")

@@ -132,15 +132,6 @@ def test_an_output_that_goes_away_costs_no_row(train, pictures, tmp_path, whole)
     assert_same_run(whole, out)
 
 
-def test_a_log_in_a_file_is_plain_lines(train, pictures, tmp_path):
-    log = tmp_path / "run.log"
-    result = train(*SHORT, "--data", pictures, "--out", tmp_path / "run", streams={2: log, 1: log})
-    lines = log.read_text().splitlines()
-    assert result.returncode == 0 and all(line.isprintable() for line in lines)
-    steps = [int(line[4:10]) for line in lines if line.startswith("step ")]
-    assert steps == list(range(5, 61, 5))
-
-
 def test_two_runs_in_one_folder(train, pictures, tmp_path, whole):
     """Started at the same moment, again and again: one trains, the others are refused, the run is
     what it would have been alone."""
@@ -165,13 +156,6 @@ def test_bench_stopped_takes_its_row_along(command, tmp_path, signum):
     assert process.wait().returncode == (130 if signum == signal.SIGINT else -signum)
     process.wait_for_its_children()
     assert not list((tmp_path / "out").iterdir())
-
-
-def test_bench_cannot_write_its_results(command, tmp_path):
-    (tmp_path / "file").touch()
-    result = command("bench.py", "--device", "cpu", "--out", tmp_path / "file").wait()
-    assert result.returncode == 2
-    assert result.stderr == f"error: --out: cannot write to {tmp_path / 'file'}: File exists\n"
 
 
 @pytest.mark.parametrize("steps", [3_000, pytest.param(200_000, marks=pytest.mark.campaign)])

@@ -10,7 +10,7 @@ from PIL import Image
 import mixer
 from mixer.data.augment import to_float
 from mixer.data.images import decode
-from mixer.models import create_model, load_weights
+from mixer.models import create_model
 from mixer.runtime.checkpoint import load_checkpoint, save_checkpoint
 from mixer.runtime.distributed import World
 from mixer.runtime.errors import InputError
@@ -99,27 +99,6 @@ def test_a_spoilt_description_is_refused(tmp_path, spoilt):
     save_checkpoint(tmp_path / "spoilt.pt", contents)
     with pytest.raises(ValueError, match="spoilt.pt describes no model of ours: "):
         mixer.load_model(tmp_path / "spoilt.pt")
-
-
-def test_timms_model_takes_the_weights_of_a_run(tmp_path):
-    timm = pytest.importorskip("timm", reason="needs timm: pip install timm")
-    trained = run(tmp_path, "convmixer")
-    peer = timm.models.convmixer.ConvMixer(dim=16, depth=1, kernel_size=3, patch_size=8,
-                                           num_classes=2, act_layer=torch.nn.ReLU).eval()
-    peer.load_state_dict(torch.load(tmp_path / "best.pt", weights_only=True)["state_dict"])
-    x = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE)
-    torch.testing.assert_close(peer(x), trained(x))
-    timm.models.load_checkpoint(peer, str(tmp_path / "last.pt"))
-
-
-def test_weights_of_another_activation_do_not_load(tmp_path):
-    run(tmp_path, "convmixer")
-    gelu = create_model("convmixer", **{**OPTIONS["convmixer"], "act": "gelu"})
-    with pytest.raises(ValueError, match="trained with act 'relu', and this model has 'gelu'"):
-        load_weights(gelu, tmp_path / "best.pt")
-    config = replace(CONFIGS["convmixer"], init_from=str(tmp_path / "best.pt"))
-    with pytest.raises(InputError, match="--init-from: .* trained with act 'relu'"):
-        start_from(config, gelu, ["cat", "dog"], World())
 
 
 def test_a_new_run_starts_from_a_checkpoint(tmp_path):

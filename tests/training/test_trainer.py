@@ -99,19 +99,6 @@ def test_resume_equals_the_uninterrupted_run(tmp_path, amp, after_step):
     assert_same_run(whole, cut)
 
 
-def test_each_row_is_saved(tmp_path, after_step):
-    saved = []
-    for step in (3, 4, 7, 9):
-        folder = tmp_path / str(step)
-        folder.mkdir()
-        after_step(step, lambda model: [][0])
-        with pytest.raises(IndexError):
-            trainer(folder).fit()
-        last = folder / "last.pt"
-        saved.append(load_checkpoint(last)["state"]["step"] if last.exists() else 0)
-    assert saved == [0, 3, 6, 6]
-
-
 def test_rows_cover_a_last_interval_of_any_length(tmp_path):
     rows = trainer(tmp_path, replace(SMALL, steps=7)).fit().rows
     assert [row["step"] for row in rows] == [3, 6, 7]

@@ -1,0 +1,46 @@
+"""Several runs, each in a process of its own: none inherits the memory of another."""
+import sys
+from pathlib import Path
+
+from ..report.comparison import write_comparison
+from ..runtime.errors import Interrupted, printable
+from ..runtime.files import write_json
+from ..runtime.signals import Stop
+from .config import Config, as_arguments, planned_runs
+
+
+def train_all(command: list[str], config: Config, out: Path, rank: int) -> None:
+    """Start `command`, that of train.py, for each run. Raises Interrupted when a signal came, and
+    RuntimeError if a run failed, after the others and the tables.
+    """
+    if rank == 0:
+        write_json(out / "config.json", vars(config))
+
+    # the runs, until a signal comes
+    done, failed = 0, {}
+    runs = planned_runs(config)
+    with Stop() as stop:
+        for planned in runs:
+            print(f"\n{planned.title}", flush=True)
+            arguments = as_arguments(config, **{**planned.changes, "rows": None, "seeds": None,
+                                                "out": out / planned.folder, "resume": "auto"})
+            code = stop.exit_code_of([*command, *arguments])
+            if stop.signum:
+                break
+            if code:
+                failed[planned.folder] = f"failed (exit code {code})"
+                print(f"{planned.title} failed with exit code {code}; going on", file=sys.stderr)
+            else:
+                done += 1
+
+    # the table, and how it ended
+    if rank == 0:
+        table = write_comparison(out, failed)
+        print(f"\n{table}\n{done} of {len(runs)} runs done; {printable(out)}/table.md, "
+              "and its figures")
+    if stop.signum:
+        raise Interrupted(stop.signum, f" in {planned.title}; go on with the same command and "
+                                       "--resume auto")
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed; run again with "
+                           "--resume auto")
