@@ -73,22 +73,22 @@ def plan(dtype: torch.dtype, N: int, H: int, W: int) -> tuple[torch.dtype, bool]
 # The depthwise half
 
 def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
-    """As reference.forward, without a gradient."""
-    original, conv, (x, bias) = x, *arranged(x, weight, x, bias)
+    """As reference.forward, without a gradient; y in the dtype and layout of the conv."""
+    conv, (x, bias) = arranged(x, weight, x, bias)
     y, mean, var = gelu_bn(conv(x, bias), gamma, beta, mean, var, eps)
     if residual:
         y += x
-    return laid_out_like(original, y), mean, var
+    return y, mean, var
 
 
 def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
-    """As reference.backward."""
-    original, conv, (dy, x, bias) = x, *arranged(x, weight, dy, x, bias)
+    """As reference.backward; dx in the dtype and layout of the conv."""
+    conv, (dy, x, bias) = arranged(x, weight, dy, x, bias)
     dz, *others = gelu_bn_backward(dy, conv(x, bias), gamma, mean, var, eps, batch_stats)
     dx, dweight = conv.backward(dz, x)
     if residual:
         dx += dy
-    return laid_out_like(original, dx), dweight, *others
+    return dx, dweight, *others
 
 
 def arranged(x, weight, *tensors):

@@ -7,7 +7,6 @@ import triton
 
 from . import depthwise_triton as kernels
 from . import reference
-from .reference import laid_out_like
 
 LARGEST_KERNEL = 11
 
@@ -134,7 +133,7 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, programs=Non
 
     `programs` per channel: by programs_per_channel if None.
     """
-    original, x = x, _strided(x)
+    x = _strided(x)
     y = torch.empty_like(x)
     _, samples, grid, common = _common(x, weight, bias, gamma, eps, residual, False, programs)
     S, C = grid[::-1]
@@ -144,15 +143,15 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, programs=Non
             kernels.forward_kernel[grid](beta_ptr=beta, y_ptr=y if S == 1 else None, mean_ptr=mean,
                                          var_ptr=var, **common)
             if S == 1:
-                return laid_out_like(original, y), mean[0], var[0]
+                return y, mean[0], var[0]
             mean, var = merge_moments(mean, var, samples, len(x))
         kernels.apply_kernel[grid](beta_ptr=beta, y_ptr=y, mean_ptr=mean, var_ptr=var, **common)
-    return laid_out_like(original, y), mean, var
+    return y, mean, var
 
 
 def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, programs=None):
     """As reference.backward; the last four in float32. `programs` as in `forward`."""
-    original, x = x, _strided(x)
+    x = _strided(x)
     dx = torch.empty_like(x)
     dy = dy if dy.stride() == x.stride() else torch.empty_like(x).copy_(dy)
     plan, _, grid, common = _common(x, weight, bias, gamma, eps, residual, True, programs)
@@ -175,12 +174,12 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, 
     with torch.cuda.device_of(x):
         if S == 1:
             kernels.backward_kernel[grid](SUMS=True, **sums, **gradients, **common)
-            return laid_out_like(original, dx), dw[0], db[0], dgamma[0], dbeta[0]
+            return dx, dw[0], db[0], dgamma[0], dbeta[0]
         kernels.backward_kernel[grid](SUMS=True, **sums, **dict.fromkeys(gradients), **common)
         dgamma, dbeta = dgamma.sum(0), dbeta.sum(0)
         kernels.backward_kernel[grid](SUMS=False, dgamma_ptr=dgamma, dbeta_ptr=dbeta, **gradients,
                                       **common)
-    return laid_out_like(original, dx), dw.sum(0), db.sum(0), dgamma, dbeta
+    return dx, dw.sum(0), db.sum(0), dgamma, dbeta
 
 
 def _common(x, weight, bias, gamma, eps, residual, backward, programs):

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from . import depthwise_cpu, reference
-from .reference import as_conv_inputs, only_needed, stats_dtype
+from .reference import as_conv_inputs, laid_out_like, only_needed, stats_dtype
 
 
 def depthwise_gelu_bn(
@@ -110,12 +110,12 @@ def why_not_triton(device: torch.device) -> str | None:
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None,
              beta: Tensor | None, mean: Tensor | None, var: Tensor | None, eps: float,
              residual: bool) -> tuple[Tensor, Tensor, Tensor]:
-    run = implementation(x.device, x.shape, weight.shape[-1], x.dtype).forward
     with torch.autocast(x.device.type, enabled=False):
+        run = implementation(x.device, x.shape, weight.shape[-1], x.dtype).forward
         y, *batch_stats = run(x, weight, bias, gamma, beta, mean, var, eps, residual)
     if mean is not None:  # an op may not return its inputs
         batch_stats = (x.new_empty(0, dtype=stats_dtype(x)) for _ in range(2))
-    return y, *batch_stats
+    return laid_out_like(x, y), *batch_stats
 
 
 @_forward.register_fake
@@ -128,10 +128,11 @@ def _(x, weight, bias, gamma, beta, mean, var, eps, residual):
 def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None,
               mean: Tensor, var: Tensor, eps: float, residual: bool, batch_stats: bool,
               ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    run = implementation(x.device, x.shape, weight.shape[-1], x.dtype).backward
     mean, var = mean.to(stats_dtype(x)), var.to(stats_dtype(x))
     with torch.autocast(x.device.type, enabled=False):
-        return run(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats)
+        run = implementation(x.device, x.shape, weight.shape[-1], x.dtype).backward
+        dx, *others = run(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats)
+    return laid_out_like(x, dx), *others
 
 
 @_backward.register_fake

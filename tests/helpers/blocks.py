@@ -44,11 +44,15 @@ def make_block(N, C, H, W, K, dtype=torch.float32, *, residual=True, fixed_stats
 
 
 def run(implementation, block):
-    """{name: result} of an implementation's two functions, without those of absent parameters."""
+    """{name: result} of an implementation's two functions, without those of absent parameters.
+
+    y and dx are in the dtype and layout of x, as the operator returns them.
+    """
     y, mean, var = implementation.forward(*block[:-1])
-    gradients = implementation.backward(block.dy, *block[:4], mean, var, block.eps,
-                                        block.residual, block.mean is None)
-    return only_present(block, (y, mean, var, *gradients))
+    dx, *gradients = implementation.backward(block.dy, *block[:4], mean, var, block.eps,
+                                             block.residual, block.mean is None)
+    y, dx = (reference.laid_out_like(block.x, t) for t in (y, dx))
+    return only_present(block, (y, mean, var, dx, *gradients))
 
 
 def by_autograd(block):

@@ -120,10 +120,7 @@ def test_layouts(layout):
     other = block._replace(x=LAYOUTS[layout](block.x))
     assert other.x.stride() != block.x.stride()
     for dy in (block.dy, LAYOUTS[layout](block.dy), block.dy[:1, :1, :1, :1].expand_as(block.dy)):
-        results = run(launched(1), other._replace(dy=dy))
-        assert not too_far(results, other._replace(dy=dy))
-        strides = torch.empty_like(other.x).stride()
-        assert results["y"].stride() == results["dx"].stride() == strides
+        assert not too_far(run(launched(1), other._replace(dy=dy)), other._replace(dy=dy))
 
 
 def test_channel_major_is_not_copied():
