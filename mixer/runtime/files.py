@@ -41,12 +41,6 @@ def save_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def reserve(path: Path | str) -> None:
-    """Take the disk space of a sparse file: under a memory map, a full disk kills the process."""
-    with open(path, "r+b") as f:
-        os.posix_fallocate(f.fileno(), 0, os.path.getsize(path))
-
-
 def cache_home() -> Path:
     """The user's folder for caches."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

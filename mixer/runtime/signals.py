@@ -1,10 +1,7 @@
 """The signals that stop a run: Ctrl-C, SIGTERM, SIGHUP, and SIGUSR1 (Slurm's --signal=USR1)."""
-import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -44,23 +41,3 @@ class Stop:
         code = self.child.wait()
         self.child = None
         return code if code >= 0 else 128 - code
-
-
-@contextlib.contextmanager
-def blocked() -> Iterator[None]:
-    """Inside, no signal arrives."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def die_with_parent(parent: int) -> None:
-    """Called in a child of process `parent`: the system kills it when the parent ends."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    for signum in STOPPING:
-        signal.signal(signum, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-    if os.getppid() != parent:  # it has ended already
-        os._exit(1)

@@ -49,12 +49,3 @@ def peak_resident_mib() -> float:
             fields = dict(line.split(":", 1) for line in f)
         return int(fields["VmHWM"].split()[0]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # a Mac counts bytes
-
-
-def limit_memory(more: int) -> None:
-    """Let this process map `more` bytes beyond what it has, then raise MemoryError."""
-    with open("/proc/self/statm") as f:
-        limit = int(f.read().split()[0]) * resource.getpagesize() + more
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    with contextlib.suppress(ValueError):  # a lower limit stays
-        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
