@@ -24,7 +24,7 @@ def write_pictures(out: Path, model: nn.Module, title: str, subset: Subset, file
                    device: torch.device, probabilities: torch.Tensor | None = None,
                    classes: list[str] | None = None) -> list[str]:
     """Write filters.png, mistakes.png if the probabilities (M, classes) of labelled images are
-    given, and attention.png of a ViT, into the folder `out`. Returns the names that were written.
+    given, and attention.png of a ViT, into the folder `out`. Returns the names of those there.
 
     files: the name of each image of `subset`, M of them. A picture that cannot be drawn costs one
     line on stderr, and no result.
@@ -34,14 +34,12 @@ def write_pictures(out: Path, model: nn.Module, title: str, subset: Subset, file
         pictures.append(("mistakes.png", draw_mistakes, (subset, files, probabilities, classes)))
     if hasattr(model, "pos_embed") and len(subset):
         pictures.append(("attention.png", draw_attention, (model, subset, files, device)))
-    written = []
     for name, draw, arguments in pictures:
         try:
             draw(out / name, title, *arguments)
-            written.append(name)
         except Exception as e:  # whatever a drawing library raises
             print(f"{name} is not drawn: {printable(first_line(e))}", file=sys.stderr)
-    return written
+    return [name for name, *_ in pictures if (out / name).exists()]
 
 
 def draw_mistakes(path: Path, title: str, subset: Subset, files: Sequence[str],
