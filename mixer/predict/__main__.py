@@ -160,9 +160,9 @@ def find(config: Config, folder: Path, contents: dict) -> tuple[ImageSet, np.nda
     else:
         test = Path(places[0], "test")
         images = find_images(test if test.is_dir() else places[0])
-        if splits := set(images.splits) - {""}:
-            raise InputError(f"{places[0]} has splits ({listed(sorted(splits))}); which one? Give "
-                             f"its folder, as {places[0]}/val")
+        if any(images.splits) or "test images" in "; ".join(images.notes):
+            raise InputError(f"{places[0]} has splits; which one? Give its folder, as "
+                             f"{places[0]}/test")
     return images, np.arange(len(images))
 
 

@@ -16,7 +16,7 @@ MARKERS = {"resnet18": "o", "efficientnetv2_b0": "s", "vit_linear": "^", "vit_cn
 
 
 def drawing(draw: Callable) -> Callable:
-    """A function that draws the same on every machine, whatever the settings of Matplotlib there.
+    """A function of a path that draws the same on every machine, whatever Matplotlib's settings.
 
     It returns whether it has drawn. If it fails, one line says so, and the command goes on. Raises
     OSError if the disk is full.
@@ -32,7 +32,8 @@ def drawing(draw: Callable) -> Callable:
         except OSError:
             raise
         except Exception as e:
-            print(f"{draw.__name__} failed: {type(e).__name__}: {first_line(e)}", file=sys.stderr)
+            print(f"{Path(args[0]).name} is not drawn: {type(e).__name__}: {first_line(e)}",
+                  file=sys.stderr)
             return False
     return drawn
 

@@ -23,7 +23,7 @@ def write_pictures(out: Path, model: nn.Module, title: str, subset: Subset, file
                    device: torch.device, probabilities: torch.Tensor | None = None,
                    classes: list[str] | None = None) -> list[str]:
     """Write filters.png, mistakes.png if the probabilities (M, classes) of labelled images are
-    given, and attention.png of a ViT, into the folder `out`. Returns the names that were written.
+    given, and attention.png of a ViT, into the folder `out`. Returns the names of those there.
 
     files: the name of each image of `subset`, M of them. A picture that cannot be drawn costs one
     line on stderr, and no result.

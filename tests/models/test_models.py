@@ -1,7 +1,6 @@
 """create_model: the nine rows, their sizes, gradients and errors."""
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from mixer.experiments import ROWS
@@ -66,12 +65,3 @@ def test_wrong_options(name, options, message):
     with pytest.raises(ValueError) as e:
         create_model(name, **options)
     assert message in str(e.value)
-
-
-def test_the_options_of_timm_and_of_the_authors_768_32():
-    vit = create_model("vit_linear", **SMALL_VIT, qkv_bias=True, norm_eps=1e-6)
-    assert vit.blocks[0].attn.qkv.bias is not None
-    assert {m.eps for m in vit.modules() if isinstance(m, nn.LayerNorm)} == {1e-6}
-    relu = create_model("convmixer", dim=8, depth=2, act="relu")
-    assert sum(isinstance(m, nn.ReLU) for m in relu.modules()) == 5
-    assert not any(isinstance(m, nn.GELU) for m in relu.modules())

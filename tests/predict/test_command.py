@@ -139,18 +139,19 @@ def test_the_split_of_a_run_gives_the_numbers_of_the_run(predict, a_run, picture
     assert fewer.returncode == 2 and "does not hold the val images of the run" in fewer.stderr
 
 
-def test_of_a_place_with_splits_test_is_evaluated_alone(predict, a_run, pictures, tmp_path):
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "val")])
+def test_of_a_place_with_splits_test_is_evaluated_alone(predict, a_run, pictures, tmp_path, splits):
+    data = tmp_path / "data"
     for number, picture in enumerate(sorted(pictures.iterdir())):
-        split = ("train", "train", "val", "test")[number // 2 % 4]
-        folder = tmp_path / "data" / split / picture.name[:3]
+        folder = data / splits[number // 4 % 2] / picture.name[:3]
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(picture, folder)
-    tested = predict(a_run, tmp_path / "data", "--evaluate", "--out", tmp_path / "out")
-    assert tested.returncode == 0, tested.stderr
-    assert f"10 images of {tmp_path / 'data' / 'test'}" in tested.stdout
-    shutil.rmtree(tmp_path / "data" / "test")
-    asked = predict(a_run, tmp_path / "data", "--evaluate", "--out", tmp_path / "new")
-    assert asked.returncode == 2 and "has splits (train, val); which one?" in asked.stderr
+    shutil.make_archive(data, "zip", data)
+    result = predict(a_run, data, "--evaluate", "--out", tmp_path / "out")
+    if "test" in splits:
+        assert result.returncode == 0 and f"20 images of {data / 'test'}" in result.stdout, result
+        result = predict(a_run, f"{data}.zip", "--evaluate", "--out", tmp_path / "new")
+    assert result.returncode == 2 and "has splits; which one?" in result.stderr
 
 
 def test_damaged_images_are_named_get_no_row_and_fail_the_command(predict, a_run, pictures,

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from mixer.data.batches import Subset
 from mixer.models import create_model
 from mixer.report import pictures
+from mixer.report.figures import drawing
 from mixer.report.pictures import class_attention, first_filters, write_pictures
 
 CPU = torch.device("cpu")
@@ -95,7 +96,7 @@ def test_without_labels_or_images_fewer_pictures_are_made(tmp_path):
 def test_a_picture_that_cannot_be_drawn_is_a_line_and_no_error(tmp_path, monkeypatch, capsys):
     def fails(*_, **__):
         raise LookupError("no module\nof a notebook")
-    monkeypatch.setattr(pictures, "draw_filters", fails)
+    monkeypatch.setattr(pictures, "draw_filters", drawing(fails))
     model = create_model("vit_cnn", **VIT)
     assert write_pictures(tmp_path, model, "vit", a_subset(2), ["a", "b"], CPU) == ["attention.png"]
-    assert capsys.readouterr().err == "filters.png is not drawn: no module\n"
+    assert capsys.readouterr().err == "filters.png is not drawn: LookupError: no module\n"

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mixer.models.flops import forward_flops
+from mixer.report.figures import drawing
 from mixer.runtime.checkpoint import load_checkpoint
 from mixer.runtime.distributed import World
 from mixer.runtime.errors import Diverged, Interrupted
@@ -125,11 +126,11 @@ def test_a_picture_that_cannot_be_drawn_costs_a_line(tmp_path, monkeypatch, caps
     """As where MPLBACKEND names a package that is not there."""
     def broken(*args):
         raise ModuleNotFoundError("No module named 'matplotlib_inline'\nand more")
-    monkeypatch.setattr(trainer_module, "draw_curves", broken)
+    monkeypatch.setattr(trainer_module, "draw_curves", drawing(broken))
     monkeypatch.setattr(trainer_module, "ROWS_PER_DRAWING", 2)
     assert trainer(tmp_path).fit().step == 9
-    assert capsys.readouterr().err == (f"no picture in {tmp_path / 'curves.png'}: "
-                                       "No module named 'matplotlib_inline'\n")
+    assert capsys.readouterr().err == (
+        "curves.png is not drawn: ModuleNotFoundError: No module named 'matplotlib_inline'\n")
 
 
 def test_a_loss_scale_that_collapses(tmp_path):
