@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..runtime.errors import InputError, listed
 from ..runtime.files import cache_home, locked, save_atomically, writable_folder, write_csv
+from ..runtime.system import cores
 from .decoding import DECODING
 from .images import ImageSet, base_name
 
@@ -79,7 +80,7 @@ def _decode_all(images, shape, key, path):
         if os.pwrite(file.fileno(), pixels, index * row) < row:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return None
-    pool = ThreadPoolExecutor()
+    pool = ThreadPoolExecutor(cores())
     with open(path, "wb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's: an image decodes or it does not
         try:

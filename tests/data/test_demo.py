@@ -37,6 +37,21 @@ def linear_accuracy(features, ridge):
     return ((x[half:] @ weights > 0) == LABELS[half:]).mean()
 
 
+def nearest_accuracy(features):
+    """Accuracy of the label of the nearest neighbour in the first half; features (N, F)."""
+    half = N // 2
+    fit, test = features[:half], features[half:]
+    # without the test picture's own square, which is the same for all neighbours
+    distance = (fit ** 2).sum(1) - 2 * test @ fit.T
+    return (LABELS[:half][distance.argmin(1)] == LABELS[half:]).mean()
+
+
+def thumbnails(pictures, side):
+    """(N, S, S, 3) uint8 -> (N, side, side, 3) in 0..1, means over squares."""
+    n, S = pictures.shape[:2]
+    return pictures.reshape(n, side, S // side, side, S // side, 3).mean((2, 4)) / 255
+
+
 def colour_features(pictures):
     """Means, standard deviations and a 4 x 4 x 4 colour histogram, (N, 70)."""
     bins = (pictures // 64).astype(int) @ [16, 4, 1]
@@ -98,6 +113,13 @@ def test_colour_and_brightness_do_not_tell_the_class(pictures):
     assert max(accuracies.values()) < 0.65, accuracies
 
 
+def test_templates_do_not_tell_the_class(pictures):
+    """Grey pixels and neighbours see some shape, as the face is near the middle, but not enough."""
+    near = nearest_accuracy(thumbnails(pictures, 8).reshape(N, -1))
+    linear = linear_accuracy(thumbnails(pictures, 24).mean(3).reshape(N, -1), ridge=1000)
+    assert near < 0.92 and linear < 0.88, (near, linear)  # measured: 0.88, 0.84
+
+
 def test_the_probes_find_a_tint(pictures):
     """The same rules on a spoilt data set, whose cats are redder."""
     tinted = pictures.astype(int) + (LABELS == 0)[:, None, None, None] * np.array([60, 0, -60])
@@ -107,3 +129,11 @@ def test_the_probes_find_a_tint(pictures):
     darker = pictures * np.where(LABELS == 0, 0.35, 1.0)[:, None, None, None]
     accuracies = colour_accuracies(darker.astype(np.uint8))
     assert accuracies["brightness"] > 0.9 and accuracies["green"] > 0.9, accuracies
+
+
+def test_the_template_probes_find_a_fixed_shape(pictures):
+    """A bright square at the same place in each dog's picture: both template rules must see it."""
+    marked = pictures.copy()
+    marked[1::2, 6:18, 6:18] = 255
+    assert nearest_accuracy(thumbnails(marked, 8).reshape(N, -1)) > 0.92
+    assert linear_accuracy(thumbnails(marked, 24).mean(3).reshape(N, -1), ridge=1000) > 0.92
