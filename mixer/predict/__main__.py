@@ -160,7 +160,7 @@ def find(config: Config, folder: Path, contents: dict) -> tuple[ImageSet, np.nda
     else:
         test = Path(places[0], "test")
         images = find_images(test if test.is_dir() else places[0])
-        if any(images.splits) or "test images" in "; ".join(images.notes):
+        if any(images.splits) or "test images" in images.note:
             raise InputError(f"{places[0]} has splits; which one? Give its folder, as "
                              f"{places[0]}/test")
     return images, np.arange(len(images))

@@ -18,8 +18,7 @@ MARKERS = {"resnet18": "o", "efficientnetv2_b0": "s", "vit_linear": "^", "vit_cn
 def drawing(draw: Callable) -> Callable:
     """A function of a path that draws the same on every machine, whatever Matplotlib's settings.
 
-    It returns whether it has drawn. If it fails, one line says so, and the command goes on. Raises
-    OSError if the disk is full.
+    It returns whether it has drawn. If it fails, one line says so: a picture is not worth a run.
     """
     @functools.wraps(draw)
     def drawn(*args, **kwargs) -> bool:
@@ -29,8 +28,6 @@ def drawing(draw: Callable) -> Callable:
             with style.context("default"):
                 draw(*args, **kwargs)
             return True
-        except OSError:
-            raise
         except Exception as e:
             print(f"{Path(args[0]).name} is not drawn: {type(e).__name__}: {first_line(e)}",
                   file=sys.stderr)

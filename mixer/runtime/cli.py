@@ -118,7 +118,9 @@ def flag(name: str) -> str:
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """` (did you mean X?)`, or nothing if no choice is similar."""
-    near = difflib.get_close_matches(word, choices, n=1)
+    choices = list(choices)
+    near = ([choice for choice in choices if choice.startswith(word)]
+            or difflib.get_close_matches(word, choices, n=1))
     return f" (did you mean {near[0]}?)" if near else ""
 
 

@@ -162,6 +162,7 @@ class Trainer:
             self.save("best.pt", {"row": row})
         self.save_last()
         self.bar.write(describe(row), file=sys.stdout)
+        sys.stdout.flush()
         if self.world.rank == 0 and len(state.rows) % ROWS_PER_DRAWING == 0:
             draw_curves(self.out / "curves.png", state.rows, self.name)
         self.clock.start()

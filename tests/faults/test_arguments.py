@@ -6,6 +6,7 @@ import pytest
 
 import bench
 from mixer.runtime.cli import option_types
+from mixer.runtime.errors import InputError
 from mixer.training.config import Config, read_config
 from tests.helpers.commands import TINY
 
@@ -50,7 +51,7 @@ def test_any_arguments_give_a_config_or_a_readable_refusal(argv):
     for read in (lambda: read_config(argv, ""), lambda: bench.read_config(argv)):
         try:
             assert read() is not None
-        except bench.InputError as e:
+        except InputError as e:
             assert e.exit_code == 2 and str(e)
 
 

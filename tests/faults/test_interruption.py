@@ -37,7 +37,7 @@ def test_a_signal_at_a_chosen_moment_of_the_loop(train, pictures, tmp_path, whol
 
 
 @pytest.mark.parametrize("where", [
-    "mixer.data.images.find_images", "mixer.models.create_model", "mixer.data.packed.write_json",
+    "mixer.data.images.find_images", "mixer.models.create_model", "os.pwrite",
     "mixer.report.figures.draw_curves", "mixer.report.runs.summarise"])
 def test_a_signal_outside_the_loop_ends_the_process(train, pictures, tmp_path, whole, where):
     arguments = [*SHORT, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto"]

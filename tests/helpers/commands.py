@@ -140,7 +140,8 @@ def forked(f, *args):
 def _prepare(streams, limits, ignored):
     """Signals, streams and limits of this process, as its parent wants them."""
     for signum in STOPPING:  # not as in the server, nor as nohup set them for pytest
-        signal.signal(signum, signal.SIG_IGN if signum in ignored else signal.SIG_DFL)
+        usual = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
+        signal.signal(signum, signal.SIG_IGN if signum in ignored else usual)
     for number, path in streams.items():
         read_too = number == 0 or str(path).startswith("/dev/")
         opened = os.open(path, os.O_CREAT | (os.O_RDWR if read_too else os.O_WRONLY))

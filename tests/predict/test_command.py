@@ -161,7 +161,7 @@ def test_damaged_images_are_named_get_no_row_and_fail_the_command(predict, a_run
     (folder / "phone.heic").write_bytes(b"x")
     result = predict(a_run, folder, "--out", tmp_path / "out")
     assert result.returncode == 1
-    assert "1 files of other formats ignored: .heic 1" in result.stdout
+    assert "left out: .heic 1" in result.stdout
     assert "broken.jpg (" in result.stdout
     assert result.stderr.startswith("error: 1 images do not decode and have no row")
     files = [row["file"] for row in rows_of(tmp_path / "out" / "predictions.csv")]
@@ -176,7 +176,7 @@ def test_damaged_images_are_named_get_no_row_and_fail_the_command(predict, a_run
     (("{run}",), "name a run's folder or a checkpoint, and then images"),
     (("{run}", "--evaluate"), "--evaluate needs one folder or zip"),
     (("{run}", "--split", "val", "{pictures}"), "--split needs --evaluate"),
-    (("{run}", "--evaluate", "--split", "test"), "--split test: choose from val, train"),
+    (("{run}", "--evaluate", "--split", "test"), "--split invalid choice: 'test'"),
     (("{tmp}", "{pictures}"), "holds neither best.pt nor last.pt"),
     (("{run}/config.json", "{pictures}"), "is not a readable checkpoint"),
     (("{run}", "{tmp}/absent"), "absent does not exist"),

@@ -77,9 +77,9 @@ def test_the_settings_of_a_machine_change_no_figure(tmp_path):
     assert pictures[0] == pictures[1]
 
 
-def test_a_drawing_that_fails_is_one_line_and_a_full_disk_an_error(tmp_path, capsys, monkeypatch):
+def test_a_drawing_that_fails_is_one_line(tmp_path, capsys):
     draw_curves(tmp_path / "curves.png", [{"step": "none"}], "a run")
     assert capsys.readouterr().err == "curves.png is not drawn: KeyError: 'train_loss'\n"
     assert not list(tmp_path.iterdir())
-    with pytest.raises(OSError, match="cannot write"):
-        draw_curves(tmp_path / "nowhere" / "curves.png", LOG, "a run")
+    draw_curves(tmp_path / "nowhere" / "curves.png", LOG, "a run")
+    assert capsys.readouterr().err.startswith("curves.png is not drawn: OSError: cannot write")
