@@ -45,21 +45,28 @@ def results(model, x, dy, of_x=True):
                                            (3, 8, 4, 18), (5, 5, 1, 9), (512, 6, 1, 8)])
 def test_as_exact_as_its_parts(channel_major, C, D, P, side, dtype, of_x):
     """Each result has at most twice the error of the parts in the same dtype, against float64, and
-    one rounding of its largest element."""
+    one rounding of its largest element. The errors are the largest of eight batches: a weight
+    gradient of four elements is by luck three times as exact in one of them."""
     plain, fused = unit(C, D, P), fused_unit(C, D, P)
     exact = copy.deepcopy(plain).double()
-    x, dy = torch.randn(3, C, side, side).to(dtype), torch.randn(3, D, side // P, side // P)
     for training in (True, False):
         for model in (plain, fused, exact):
             model.train(training)
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            ours, theirs = (results(model, x, dy.to(dtype), of_x) for model in (fused, plain))
-        right = results(exact, x.double(), dy.to(dtype).double(), of_x)
-        for got, eager, want in zip(ours, theirs, right, strict=True):
-            assert got.dtype == eager.dtype and got.shape == eager.shape
-            error, limit = ((t.double() - want).abs().max().item() for t in (got, eager))
-            floor = torch.finfo(dtype).eps * want.abs().max().item()
-            assert error <= 2 * limit + floor, (error, limit, floor)
+        largest = []
+        for _ in range(8 if C < 512 else 1):
+            x, dy = torch.randn(3, C, side, side), torch.randn(3, D, side // P, side // P)
+            x, dy = x.to(dtype), dy.to(dtype)
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                ours, theirs = (results(model, x, dy, of_x) for model in (fused, plain))
+            right = results(exact, x.double(), dy.double(), of_x)
+            errors = []
+            for got, eager, want in zip(ours, theirs, right, strict=True):
+                assert got.dtype == eager.dtype and got.shape == eager.shape
+                errors.append([*((t.double() - want).abs().max() for t in (got, eager)),
+                               torch.finfo(dtype).eps * want.abs().max()])
+            largest.append(torch.tensor(errors))
+        error, limit, floor = torch.stack(largest).amax(0).T
+        assert (error <= 2 * limit + floor).all(), (error, limit, floor)
 
 
 def test_it_saves_two_activations_and_asks_no_gradient_of_an_image(channel_major):
