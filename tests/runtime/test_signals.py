@@ -9,13 +9,24 @@ from mixer.runtime.signals import STOPPING, Stop
 from tests.helpers.commands import ROOT
 
 SECOND = """
-import signal, time
+import signal
 from mixer.runtime.signals import Stop
+for signum in (signal.{0}, signal.{1}):
+    signal.signal(signum, signal.SIG_DFL)
 with Stop() as stop:
     for signum in (signal.{0}, signal.{1}):
         signal.raise_signal(signum)
     print("here", stop.signum)
 """
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_ignored():
+    """As nohup, or a shell's &, would have it for pytest."""
+    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in STOPPING}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @pytest.mark.parametrize("signum", STOPPING, ids=lambda signum: signum.name)
