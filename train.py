@@ -180,7 +180,7 @@ def load_data(config, images, out, device, world):
 
     # on the device if they fit
     tensor, labels = torch.from_numpy(array), torch.tensor(images.labels)
-    if fits_on(device, tensor.nbytes, "auto"):
+    if fits_on(device, tensor.nbytes):
         tensor, labels = tensor.to(device), labels.to(device)
     place = "GPU memory" if tensor.device.type == "cuda" else "a memory-mapped file"
     print(f"{len(train):,} training and {len(val):,} validation images, "

@@ -36,7 +36,7 @@ def measure_data(path: Path | str, load: Load, repeats: int, most: int = 2000) -
             raise InputError(f"--data: none of {len(images):,} images in {path} decodes: "
                              f"{next(iter(faults.values()))}")
         tensor, labels = torch.from_numpy(array), torch.tensor(images.labels)
-        if fits_on(load.device, tensor.nbytes, "auto"):
+        if fits_on(load.device, tensor.nbytes):
             tensor, labels = tensor.to(load.device), labels.to(load.device)
         few, subset = indices[::max(1, len(indices) // DECODED)], Subset(tensor, labels, indices)
         random, epochs = np.random.default_rng(0), np.zeros(load.batch_size, int)

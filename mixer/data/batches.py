@@ -76,13 +76,9 @@ def split(images: ImageSet, indices: np.ndarray, digests: list[str | None], val_
     return np.setdiff1d(indices, val), val
 
 
-def fits_on(device: torch.device, size: int, choice: str) -> bool:
-    """Whether to keep `size` bytes of images on `device`; "auto": in half of its free memory."""
-    if device.type == "cpu" or choice == "no":
-        return False
-    if choice == "yes" or device.type != "cuda":
-        return choice == "yes"
-    return size < torch.cuda.mem_get_info(device)[0] / 2
+def fits_on(device: torch.device, size: int) -> bool:
+    """Whether to keep `size` bytes of images on a GPU: in half of its free memory."""
+    return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2
 
 
 @dataclass

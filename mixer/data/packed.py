@@ -1,5 +1,4 @@
 """Decode every image once, into one file on disk."""
-import errno
 import hashlib
 import json
 import math
@@ -77,8 +76,9 @@ def _decode_all(images, shape, key, path):
             pixels = images.decode(data, shape[1])
         except ValueError as e:
             return str(e)
-        if os.pwrite(file.fileno(), pixels, index * row) < row:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done, pixels = 0, memoryview(pixels).cast("B")
+        while done < row:  # a disk that fills up takes a part; the rest then says why it does not
+            done += os.pwrite(file.fileno(), pixels[done:], index * row + done)
         return None
     pool = ThreadPoolExecutor(cores())
     with open(path, "wb") as file, warnings.catch_warnings():

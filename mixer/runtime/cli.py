@@ -119,8 +119,8 @@ def flag(name: str) -> str:
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """` (did you mean X?)`, or nothing if no choice is similar."""
     choices = list(choices)
-    near = ([choice for choice in choices if choice.startswith(word)]
-            or difflib.get_close_matches(word, choices, n=1))
+    near = [choice for choice in choices if len(word) > 2 and choice.startswith(word)]
+    near = near or difflib.get_close_matches(word, choices, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 

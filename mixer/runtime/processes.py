@@ -45,15 +45,19 @@ def attempt(f: Callable, *args, debug: bool = False) -> tuple[object, str | None
 
 def in_fresh_process(f: Callable, *args):
     """Return f(*args), run in a fresh process. Raises ChildFailed if that fails or dies."""
-    with ProcessPoolExecutor(1, mp_context=SPAWN, initializer=_end_with_parent) as fresh:
-        try:
-            return fresh.submit(_call, f, args).result()
-        except BrokenProcessPool:
-            raise ChildFailed("its process was killed (out of memory?)") from None
-        except KeyboardInterrupt:
-            for process in multiprocessing.active_children():
-                process.kill()
-            raise
+    fresh = ProcessPoolExecutor(1, mp_context=SPAWN, initializer=_end_with_parent)
+    wait = True
+    try:
+        return fresh.submit(_call, f, args).result()
+    except BrokenProcessPool:
+        raise ChildFailed("its process was killed (out of memory?)") from None
+    except KeyboardInterrupt:  # perhaps before the executor's thread has started
+        wait = False
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
+    finally:
+        fresh.shutdown(wait)
 
 
 def _call(f, args):

@@ -79,7 +79,7 @@ def test_help_shows_choices_and_defaults(capsys):
 def test_did_you_mean():
     assert did_you_mean("resnet", ["vit", "resnet18"]) == " (did you mean resnet18?)"
     assert did_you_mean("--batch", ["--patch", "--batch-size"]) == " (did you mean --batch-size?)"
-    assert did_you_mean("q", ["vit", "resnet18"]) == did_you_mean("x", []) == ""
+    assert did_you_mean("re", ["vit", "resnet18"]) == did_you_mean("x", []) == ""
 
 
 @pytest.fixture
