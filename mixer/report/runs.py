@@ -1,6 +1,7 @@
 """The log of a run -> a line and a summary; the runs in a folder."""
 import json
 import statistics
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,9 @@ def summarise(name: str, config, state, *, steps: int, parameters: int, dtype: s
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: what its folder says. A log without FLOPs has None for them."""
+    """A finished run: what its folder says. The rows of the log have the training images, seconds
+    and FLOPs up to their step, the summary those of the last one; None if they are not known.
+    """
 
     summary: dict
     config: dict
@@ -59,13 +62,12 @@ class Run:
         return sum(map(sum, self.summary["confusion"] or []))
 
 
-def find_runs(out: Path, failed: set[str] | frozenset[str] = frozenset()) -> dict[str, list[Run]]:
-    """{row name: its runs by seed} of the finished runs in the folders of `out`.
+def find_runs(out: Path, failed: Collection[str] = ()) -> dict[str, list[Run]]:
+    """{row name: its runs by seed} of the finished runs in the folders of `out`, in ROWS' order.
 
-    The nine rows come first, in their order. Folders with other names than train.py gives, and
-    those in `failed`, are passed over. The rows of a log have the training `images` and `seconds`
-    up to their step, the seconds by the median images/s of the run's lines: a pause, or another job
-    beside some of the lines, does not count. They are None if no line has images/s.
+    Folders with other names than train.py gives, and those in `failed`, are passed over. The
+    seconds are images over the median images/s of the run's lines: a pause, or another job beside
+    some of the lines, does not count.
     """
     found = {row.name: {} for row in ROWS}
     for path in sorted(out.glob("*/summary.json")):
@@ -78,6 +80,7 @@ def find_runs(out: Path, failed: set[str] | frozenset[str] = frozenset()) -> dic
         for row in log:  # an old log has other seconds, with what disturbed the run
             row["images"] = row["step"] * summary["batch_size"]
             row["seconds"] = row["images"] / rate if rate else None
+        summary |= {cost: log[-1][cost] for cost in ("images", "seconds", "flops")}
         config, environment = (json.loads((folder / f"{name}.json").read_text())
                                for name in ("config", "environment"))
         found.setdefault(name, {})[seed] = Run(summary, config, environment, log)
