@@ -40,14 +40,14 @@ def measure_kernels(config, rows: list[Row], device: torch.device) -> dict[str, 
 
     # the block alone
     lists = {"blocks": [], "shapes": []}
-    calls = [("blocks", shape, amp, ()) for shape in SHAPES[device.type]]
-    if not on_gpu:
-        calls += [("shapes", shape, dtype, ("eager", "fused"))
-                  for shape, dtype in itertools.product(GRID, (None, torch.bfloat16))]
-    for name, shape, dtype, candidates in calls:
-        announce(f"block {shape}, {dtype or torch.float32}")
-        measured, failed = attempt(measure_block, shape, dtype, config.repeats, device, candidates)
-        lists[name] += measured or [{"shape": shape_text(shape), "failed": failed}]
+    for name, shapes, dtypes, candidates in (
+            ("blocks", SHAPES[device.type], (amp,), ()),
+            ("shapes", [] if on_gpu else GRID, (None, torch.bfloat16), ("eager", "fused"))):
+        for shape, dtype in itertools.product(shapes, dtypes):
+            announce(f"block {shape}, {dtype or torch.float32}")
+            rows_of_shape, failed = attempt(measure_block, shape, dtype, config.repeats, device,
+                                            candidates)
+            lists[name] += rows_of_shape or [{"shape": shape_text(shape), "failed": failed}]
     lists["shapes"] = [row for row in lists["shapes"] if row.get("candidate") != "eager"]
 
     # training steps: our ConvMixers, and one of timm's

@@ -108,7 +108,7 @@ def measure_in_turn(groups: list[tuple[Workload, dict[tuple, MakeModel]]],
         models = {key: make for key, make in models.items() if "failed" not in rows[key]}
         if not models:
             continue
-        announce(f"time, {number + 1} of {PROCESSES_PER_ROW}:", *models)
+        announce(f"time, {number + 1} of {PROCESSES_PER_ROW}:", *next(iter(models)))
         taken, failed = attempt(with_allocator, time_models, models, workload,
                                 repeats // PROCESSES_PER_ROW)
         for key in models if failed else ():

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..experiments import BY_NAME, EPOCH_IMAGES, published_curves
 from ..runtime.files import write_csv, write_text
 from .figures import draw_comparison
-from .intervals import Interval, accuracy_intervals, best_of, frontier
+from .intervals import accuracy_intervals, best_of, frontier
 from .reproduction import compare_curves
 from .runs import Run, find_runs, on_published_images
 from .tables import number, paragraph, table
@@ -90,7 +90,7 @@ def main_table(runs: dict[str, list[Run]], failed: dict[str, str]) -> str:
     lines = []
     for name in sorted({*runs, *reasons}, key=[*TITLES, *runs, *reasons].index):
         line = {"row": TITLES.get(name, name),
-                **{key: _interval_text(of_key.get(name)) for key, of_key in intervals.items()}}
+                **{key: str(of_key.get(name, "-")) for key, of_key in intervals.items()}}
         if curves.get(name):
             line |= vars(BY_NAME[name]) | {"published_acc": curves[name][-1][2]}
         if name in runs:
@@ -124,7 +124,7 @@ def cost_text(runs: dict[str, list[Run]]) -> str:
         intervals = _intervals(runs, partial(accuracy_at, cost=cost, budget=budget))
         best = best_of(intervals)
         for name, line in lines.items():
-            line[heading] = _interval_text(intervals.get(name)) + (" *" if name in best else "")
+            line[heading] = f"{intervals.get(name, '-')}{' *' if name in best else ''}"
 
     # the frontier of the final accuracy
     final = _intervals(runs, "val_acc")
@@ -162,10 +162,6 @@ def reproduction_text(points: Sequence[dict]) -> str:
         "the published ones.", "", table(lines, REPRODUCTION), "",
         "The published accuracy is inside at {acc_inside} of {points} points, the published loss "
         "at {loss_inside} of {points}.".format(**inside(points)), paragraph(POINTS)])
-
-
-def _interval_text(interval: Interval | None) -> str:
-    return f"{interval.mean:.3f} ± {interval.half:.3f}" if interval else "-"
 
 
 def _values(seeds: list[Run], value: str | Callable[[Run], float | None]) -> list[float]:

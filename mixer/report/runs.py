@@ -26,23 +26,19 @@ def describe(row: dict) -> str:
 def summarise(name: str, config, state, *, steps: int, parameters: int, dtype: str, data: str,
               classes: list[str]) -> dict:
     """summary.json: the final numbers of one run, and what they were measured on."""
-    last = state.rows[-1]
+    last, best = state.rows[-1], state.best or {}
     rates = [row["images_per_s"] for row in state.rows if row["images_per_s"]]
     rate = statistics.median(rates) if rates else None
     return {
-        "name": name, "arch": config.arch, "patch": config.patch, "depth": config.depth,
-        "kernel_size": config.kernel_size, "parameters": parameters,
-        "batch_size": config.batch_size, "image_size": config.image_size, "steps": steps,
-        "dtype": dtype, "seed": config.seed, "data": data, "classes": classes,
-        "train_loss": last["train_loss"], "train_acc": last["train_acc"],
-        "val_loss": last["val_loss"], "val_acc": last["val_acc"],
-        "best_val_acc": state.best and state.best["val_acc"],
-        "best_step": state.best and state.best["step"],
-        "confusion": state.confusion,
-        "images_per_s": rate,
+        "name": name, "parameters": parameters, "steps": steps, "dtype": dtype, "data": data,
+        "classes": classes,
+        **{key: getattr(config, key) for key in ("arch", "patch", "depth", "kernel_size",
+                                                 "batch_size", "image_size", "seed")},
+        **{key: last[key] for key in ("train_loss", "train_acc", "val_loss", "val_acc",
+                                      "memory_mib", "skipped", "flops")},
+        "best_val_acc": best.get("val_acc"), "best_step": best.get("step"),
+        "confusion": state.confusion, "images_per_s": rate,
         f"seconds_per_{EPOCH_IMAGES}_images": EPOCH_IMAGES / rate if rate else None,
-        "memory_mib": last["memory_mib"], "skipped": last["skipped"],
-        "flops": last["flops"],
     }
 
 
