@@ -1,7 +1,8 @@
-"""Measure time, memory and FLOPs of the models and kernels, beside the limits of this machine.
+"""Measure time, memory and FLOPs of the models and kernels.
 
 python bench.py
 python bench.py --rows convmixer-p24,vit_cnn-p24 --peers
+python bench.py --arch convmixer --patch 12 --depth 2
 python bench.py --data dogs-vs-cats.zip --out results/here
 python bench.py --image-size 192,288,384
 python bench.py --kernels-table
@@ -14,29 +15,36 @@ from dataclasses import dataclass
 import torch
 
 from mixer.bench.block import measure_kernels
-from mixer.bench.rows import measure_models
+from mixer.bench.measure import measure_models
 from mixer.data.images import base_name, find_images
 from mixer.experiments import ROWS, Row
-from mixer.models import model_options
+from mixer.models import MODELS, model_options
 from mixer.report.measurements import bench_text, kernels_text
-from mixer.report.tables import csv_rows
 from mixer.runtime.cli import chosen, flag, option, parse, run, whole_numbers
 from mixer.runtime.device import DTYPES, environment, pick_amp, pick_device
 from mixer.runtime.distributed import rank_and_size
 from mixer.runtime.errors import UsageError
 from mixer.runtime.files import writable_folder, write_csv, write_json, write_text
+from mixer.training.config import MODEL_OPTIONS
+from mixer.training.config import Config as TrainConfig
 
 AMP_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# --patch and the like, as in train.py
+ModelOptions = dataclasses.make_dataclass("ModelOptions", [
+    (field.name, field.type, dataclasses.field(default=None, metadata=field.metadata))
+    for field in dataclasses.fields(TrainConfig) if field.name in MODEL_OPTIONS], frozen=True)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ModelOptions):
     """Every option of bench.py."""
 
+    arch: str | None = option(None, "one model, with the options above, instead of the rows",
+                              choices=tuple(MODELS))
     rows: str | None = option(None, "some of the rows, as resnet18,convmixer-p24; default: all")
     peers: bool = option(False, "also the torchvision and timm versions, eager and compiled")
-    data: str | None = option(None, "image folder or zip: also how fast it is read and augmented")
-    kernels_table: bool = option(False, "instead: the fused block against plain PyTorch")
+    data: str | None = option(None, "image folder or zip; also benchmark loading and augmentation")
+    kernels_table: bool = option(False, "benchmark the fused block against plain PyTorch instead")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: the GPU if there is one")
     batch_size: int | None = option(None, "images per step; default: 250, on a CPU 8", least=2)
     image_size: str = option("192", "pixels square; several, as 192,288,384: each of them")
@@ -45,12 +53,12 @@ class Config:
     compile: bool = option(False, "torch.compile the models")
     kernels: str = option("auto", "ConvMixer's depthwise unit: fused or plain PyTorch",
                           choices=("auto", "torch"))
-    repeats: int = option(12, "how often each thing is timed, in turn with the others", least=3)
+    repeats: int = option(12, "timing repeats per candidate, interleaved", least=3)
     out: str | None = option(None, "folder for csv, json and markdown; default: print only")
 
 
 # options of the models' table alone
-FOR_MODELS = {"rows", "peers", "data", "batch_size", "image_size", "compile", "kernels"}
+FOR_MODELS = {"arch", "rows", "peers", "data", "batch_size", "image_size", "compile", "kernels"}
 
 
 def main(argv: list[str]) -> None:
@@ -69,7 +77,9 @@ def main(argv: list[str]) -> None:
     if out:
         write_json(out / f"{name}.json", result)
         for key, measured in lists.items():
-            write_csv(out / f"{key}.csv", csv_rows(measured))
+            keys = dict.fromkeys(name for row in measured for name in row)
+            write_csv(out / f"{key}.csv", [{name: row.get(name) for name in keys}
+                                           for row in measured])
     text = as_text(result)
     print(text)
     if out:
@@ -91,17 +101,24 @@ def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
     options, problems = parse(Config, argv, __doc__), []
     config = Config(**options)
 
-    # the rows, and whether the image size suits them
+    # the rows or the model, and whether the image size suits them
     rows = chosen("rows", config.rows, {row.name: row for row in ROWS})
+    of_model = {name: options[name] for name in MODEL_OPTIONS if name in options}
+    if config.arch:
+        title = " ".join([config.arch, *(f"{name} {value}" for name, value in of_model.items())])
+        rows = [Row(title, config.arch, options=of_model)]
     sizes = whole_numbers("image_size", config.image_size, least=1)
     for row, side in itertools.product(rows, sizes):
         try:
             model_options(row.arch, side, **row.options)
         except ValueError as e:
-            problems.append(f"--image-size {side} does not suit {row.name}: {e}; choose other "
-                            "--rows")
+            problems.append(f"{row.title} at --image-size {side}: {e}")
 
     # options that do not go together
+    if config.arch and config.rows:
+        problems.append("--arch and --rows exclude each other")
+    if not config.arch:
+        problems += [f"{flag(name)} needs --arch" for name in of_model]
     if config.kernels_table:
         problems += [f"{flag(name)} does not go with --kernels-table"
                      for name in options if name in FOR_MODELS]

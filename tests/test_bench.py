@@ -1,5 +1,5 @@
 """bench.py: its tables and files from small models and shapes, its refusals, its exit codes."""
-import importlib.util
+import itertools
 import json
 
 import pytest
@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 import bench
-from mixer.bench import block, timing
+from mixer.bench import block, measure
 from mixer.experiments import Row
 from mixer.report.measurements import bench_text, kernels_text
 from mixer.runtime import processes
@@ -15,7 +15,7 @@ from mixer.runtime.device import has_native_bf16
 from mixer.runtime.errors import InputError
 from mixer.runtime.processes import ChildFailed
 from tests.helpers.networks import IMAGE_SIZE, TINY
-from tests.helpers.tables import RESULTS, cells
+from tests.helpers.tables import RESULTS, cells, headings
 
 SMALL = ["--device", "cpu", "--repeats", "3"]
 SMALL_MODELS = [*SMALL, "--image-size", str(IMAGE_SIZE), "--batch-size", "2"]
@@ -30,18 +30,9 @@ def small(monkeypatch):
     monkeypatch.setattr(block, "GRID", [(2, 4, 8, 9), (2, 4, 6, 3)])
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: self)
     monkeypatch.setattr(processes, "in_fresh_process", lambda f, *args: f(*args))
-    monkeypatch.setattr(timing, "COPY_FLOATS", 2**10)
-    monkeypatch.setattr(timing, "MATMUL_SIDE", {"cpu": 16})
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-
-
-def assert_keys_are_in(committed, result):
-    """Those of the first row in each list, so that its table reads the committed ones too."""
-    committed = json.loads((RESULTS / committed).read_text())
-    assert set(result) <= set(committed)
-    for name, contents in result.items():
-        if isinstance(contents, list) and contents:
-            assert set(contents[0]) <= set(committed[name][0]), name
+    mib = itertools.count(1)
+    monkeypatch.setattr(measure, "peak_memory_mib", lambda device: next(mib))
+    monkeypatch.setattr(block, "find_spec", lambda name: None)  # timm's large model
 
 
 def test_the_models_table_and_its_files(small, tmp_path, capsys):
@@ -50,32 +41,43 @@ def test_the_models_table_and_its_files(small, tmp_path, capsys):
     for i in range(4):
         Image.new("RGB", (30, 30)).save(images / f"{('cat', 'dog')[i % 2]}.{i}.jpg")
     bench.main([*SMALL_MODELS, "--peers", "--data", str(images), "--out", str(out)])
-    printed = capsys.readouterr()
-    result = json.loads((out / "bench.json").read_text())
-    assert (out / "bench.md").read_text() == bench_text(result)
-    assert bench_text(result) in printed.out
-    assert_keys_are_in("bench-cpu/bench.json", result)
+    result, text = json.loads((out / "bench.json").read_text()), (out / "bench.md").read_text()
+    assert text == bench_text(result) and text in capsys.readouterr().out
+    assert headings(text) == [[heading for heading in head if "2080" not in heading] for head in
+                              headings((RESULTS / "bench-cpu/bench.md").read_text())]
     assert {p.name for p in out.iterdir()} == {
         "bench.json", "bench.md", "models.csv", "peers.csv", "data.csv"}
-    assert [row["row"] for row in result["models"]] == ["ConvMixer 24", "ViT 24 Linear"]
-    assert result["peers"] == [] and "needs timm (pip install timm)" in printed.err
     assert str(tmp_path) not in json.dumps(result)
     assert result["config"]["amp"] == ("bf16" if has_native_bf16() else "off")
-    for row in result["models"]:
+    assert [row["row"] for row in result["models"]] == ["ConvMixer 24", "ViT 24 Linear"]
+    assert [(row["row"], row["candidate"]) for row in result["peers"]] == [
+        ("ConvMixer 24", name) for name in ("ours", "timm", "timm, compiled", "timm, plain fp32")]
+    for row in result["models"] + result["peers"]:
         assert row["training_images_per_s"] == pytest.approx(2000 / row["training_ms"])
         assert row["training_p20"] <= row["training_ms"] <= row["training_p80"]
         assert row["parameters"] > 0
     header, first, _ = (out / "models.csv").read_text().splitlines()
-    assert header.startswith("row,image_size,batch_size,parameters,")
-    assert first.startswith(f"ConvMixer 24,{IMAGE_SIZE},2,")
+    assert header.startswith("row,candidate,image_size,batch_size,parameters,")
+    assert first.startswith(f"ConvMixer 24,ours,{IMAGE_SIZE},2,")
+
+
+def test_a_model_that_is_not_among_the_rows(small, tmp_path, capsys):
+    options = ["--patch", "4", "--dim", "8", "--depth", "2", "--kernel-size", "3"]
+    bench.main([*SMALL_MODELS, "--arch", "convmixer", *options, "--peers", "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "bench.json").read_text())
+    (ours,), (_, peer, *_) = result["models"], result["peers"]
+    assert ours["row"] == peer["row"] == "convmixer patch 4 dim 8 depth 2 kernel_size 3"
+    for key in ("parameters", "gflop_per_image"):
+        assert ours[key] == peer[key] > 0
+    assert cells(capsys.readouterr().out, "convmixer patch 4")[0][2:]
 
 
 def test_several_image_sizes_one_of_which_fails(small, tmp_path, monkeypatch, capsys):
     """It stays in the table, with its reason, and the exit code tells."""
-    def one_fails(f, make, load, *args):
-        if load.image_size == 64 and make.args[0].arch == "vit_linear":
+    def one_fails(f, g, models, workload, *args):
+        if workload.image_size == 64 and "vit_linear" in str(models):
             raise ChildFailed("out of memory: all of it")
-        return f(make, load, *args)
+        return f(g, models, workload, *args)
     monkeypatch.setattr(processes, "in_fresh_process", one_fails)
     sizes = [*SMALL, "--batch-size", "2", "--image-size", "32,48,64"]
     with pytest.raises(RuntimeError, match="1 of the measurements failed"):  # exit code 1
@@ -87,13 +89,13 @@ def test_several_image_sizes_one_of_which_fails(small, tmp_path, monkeypatch, ca
     *done, failed = result["models"]
     assert [(row["image_size"], row["row"]) for row in result["models"]] == [
         (side, row) for side in (32, 48, 64) for row in ("ConvMixer 24", "ViT 24 Linear")]
-    assert failed == {"row": "ViT 24 Linear", "image_size": 64, "batch_size": 2,
-                      "failed": "out of memory: all of it"}
+    assert failed == {"row": "ViT 24 Linear", "candidate": "ours", "image_size": 64,
+                      "batch_size": 2, "failed": "out of memory: all of it"}
     assert all(row["training_ms"] > 0 for row in done)
     lines = cells(printed, "ViT 24 Linear")[:3]
     assert [line[0] for line in lines] == [f"ViT 24 Linear, {side} px" for side in (32, 48, 64)]
     assert lines[2][1] == "out of memory"
-    assert "ViT 24 Linear, 64 px, batch 2: out of memory: all of it" in printed
+    assert "row ViT 24 Linear; candidate ours; image_size 64; batch_size 2; failed out" in printed
     csv = (tmp_path / "models.csv").read_text().splitlines()
     assert csv[6].endswith(",out of memory: all of it")
 
@@ -102,32 +104,34 @@ def test_several_image_sizes_one_of_which_fails(small, tmp_path, monkeypatch, ca
 def test_a_batch_that_no_memory_holds_fails_in_its_own_process(capsys):
     with pytest.raises(RuntimeError, match="failed"):
         bench.main([*SMALL, "--rows", "convmixer-p24", "--batch-size", "100000000"])
-    assert "ConvMixer 24, batch 100000000: out of memory" in capsys.readouterr().out
+    assert "batch_size 100000000; failed out of memory" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_kernels_table_and_its_files(small, tmp_path, capsys):
     bench.main([*SMALL, "--kernels-table", "--out", str(tmp_path)])
-    printed = capsys.readouterr().out
     result = json.loads((tmp_path / "kernels.json").read_text())
-    assert (tmp_path / "kernels.md").read_text() == kernels_text(result)
-    assert kernels_text(result) in printed
-    assert_keys_are_in("kernels-cpu/kernels.json", result)
+    text = (tmp_path / "kernels.md").read_text()
+    assert text == kernels_text(result) and text in capsys.readouterr().out
+    assert headings(text) == headings((RESULTS / "kernels-cpu/kernels.md").read_text())
     assert {p.name for p in tmp_path.iterdir()} == {
         "kernels.json", "kernels.md", "blocks.csv", "shapes.csv", "steps.csv"}
-    assert len(result["blocks"]) == 2 * 2 * 5 and len(result["shapes"]) == 2 * 4
-    assert [(row["model"], row["way"]) for row in result["steps"]] == [
-        ("ConvMixer 24", way) for way in ("eager", "compile", "fused")]
+    assert len(result["blocks"]) == 2 * 2 * 4 and len(result["shapes"]) == 2 * 4
+    assert {row["candidate"] for row in result["shapes"]} == {"fused"}
+    assert [(row["row"], row["candidate"]) for row in result["steps"]] == [
+        ("ConvMixer 24", name) for name in ("eager", "compile", "fused")]
 
 
 @pytest.mark.parametrize("arguments, messages", [
     (["--rows", "convmixer-24"], ["choose from resnet18, ", "(did you mean convmixer-p24?)"]),
-    (["--image-size", "100"], ["does not suit vit_linear-p24", "does not suit convmixer-p16"]),
-    (["--image-size", "192,200"], ["--image-size 200 does not suit vit_linear-p24: patch 24",
-                                   "--image-size 200 does not suit convmixer-p16"]),
+    (["--image-size", "192,200"], ["ViT 24 Linear at --image-size 200: patch 24",
+                                   "ConvMixer 16 at --image-size 200"]),
     (["--image-size", "192,288", "--peers", "--data", "x"],
      ["--peers does not go with several sizes", "--data does not go with several sizes"]),
     (["--kernels-table", "--peers", "--rows", "resnet18"],
      ["--peers does not go with --kernels-table", "--rows does not go with --kernels-table"]),
+    (["--arch", "resnet18", "--rows", "resnet18"], ["--arch and --rows exclude each other"]),
+    (["--arch", "resnet18", "--patch", "16"], ["resnet18 has no patch"]),
+    (["--patch", "16"], ["--patch needs --arch"]),
     (["--batch-size", "1"], ["--batch-size must be at least 2"]),
     (["--image-size", "-1"], ["--image-size must be at least 1"]),
     (["--device", "cpu", "--amp", "fp16"], ["no fp16 training on the CPU"]),

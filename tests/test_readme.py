@@ -153,7 +153,8 @@ def test_every_other_number_of_the_front_page_is_in_the_results():
     """Of its prose: whatever has a decimal point."""
     run = results("cpu-25k/convmixer-p24/summary.json")
     steps = results("kernels-cpu/kernels.json")["steps"]
-    fused = [row["faster"] for row in steps if row["way"] == "fused" and "timm" not in row["model"]]
+    fused = [row["faster"] for row in steps
+             if row["candidate"] == "fused" and "timm" not in row["row"]]
     demo = (ROOT / "results/demo.txt").read_text()
     demo = re.search(r"final val accuracy (\S+) after (\S+) min", demo)
     known = {f"{run['train_acc']:.3f}", f"{run['val_acc']:.3f}", demo[1],

@@ -1,4 +1,4 @@
-"""How fast a training step is fed: decoding, packing, reading, augmenting."""
+"""How fast a training step is fed: decoding into one file, reading, augmenting."""
 import dataclasses
 import tempfile
 from pathlib import Path
@@ -10,61 +10,43 @@ from ..data.augment import augment, draws_for
 from ..data.batches import Subset, fits_on
 from ..data.images import find_images
 from ..data.packed import pack
-from ..runtime.errors import InputError
-from .measure import Load
 from .timing import race
 
-DECODED = 64  # images that one process decodes in each repeat
+MOST_IMAGES = 2000  # evenly spaced
 BATCHES = 16  # in each repeat: one batch is too short to time
 
 
-def measure_data(path: Path | str, load: Load, repeats: int, most: int = 2000) -> list[dict]:
-    """The images/s of each stage, on at most `most` of the images at `path`, evenly spaced.
-
-    Raises InputError as `find_images` does, and if no image decodes.
-    """
+def measure_data(path: Path | str, image_size: int, batch_size: int, device: torch.device,
+                 repeats: int) -> list[dict]:
+    """The images/s of each stage, on at most MOST_IMAGES of the images at `path`."""
     images = find_images(path)
-    chosen = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
+    chosen = np.linspace(0, len(images) - 1, min(MOST_IMAGES, len(images))).astype(int)
     images = dataclasses.replace(images, **{
         name: [getattr(images, name)[i] for i in chosen]
         for name in ("files", "names", "labels", "splits", "sizes")})
     with tempfile.TemporaryDirectory() as folder:
-        # decode all of them, to leave out the damaged ones
-        array, faults, _ = pack(images, load.image_size, folder)
-        indices = np.setdiff1d(np.arange(len(images)), list(faults))
-        if not len(indices):
-            raise InputError(f"--data: none of {len(images):,} images in {path} decodes: "
-                             f"{next(iter(faults.values()))}")
-        tensor, labels = torch.from_numpy(array), torch.tensor(images.labels)
-        if fits_on(load.device, tensor.nbytes):
-            tensor, labels = tensor.to(load.device), labels.to(load.device)
-        few, subset = indices[::max(1, len(indices) // DECODED)], Subset(tensor, labels, indices)
-        random, epochs = np.random.default_rng(0), np.zeros(load.batch_size, int)
-        batch, _ = subset.batch(np.arange(load.batch_size) % len(subset), load.device)
-
-        def decode():
-            for index in few:
-                images.load(index, load.image_size)
-
-        def pack_anew():
+        def decode_all():
             with tempfile.TemporaryDirectory(dir=folder) as cache:
-                pack(images, load.image_size, cache)
+                return pack(images, image_size, cache)
+
+        # the images that are not damaged
+        array, faults, _ = decode_all()
+        indices = np.setdiff1d(np.arange(len(images)), list(faults))
+        place = device if fits_on(device, array.nbytes) else "cpu"
+        subset = Subset(torch.from_numpy(array).to(place), torch.tensor(images.labels).to(place),
+                        indices)
 
         def samples():
-            return random.integers(len(subset), size=load.batch_size)
+            return random.integers(len(subset), size=batch_size)
 
-        def read():
-            subset.batch(samples(), load.device)
-
-        def augment_batch():
-            augment(batch, *draws_for(0, epochs, samples(), len(subset)))
-
-        # what happens once in turn, then what happens in every step
-        times = race({"decoding, one process": decode, "packing, all cores": pack_anew},
-                     repeats, load.device)
-        times |= race({"reading a batch": read, "augmenting it": augment_batch},
-                      repeats, load.device, BATCHES)
-    counts = len(few), len(images), load.batch_size, load.batch_size  # images of a call
+        # what happens once, then what happens in every step
+        random, epochs = np.random.default_rng(0), np.zeros(batch_size, int)
+        batch, _ = subset.batch(samples(), device)
+        times = race({"decoding, all cores": decode_all}, repeats, device)
+        times |= race({"reading a batch": lambda: subset.batch(samples(), device),
+                       "augmenting it": lambda: augment(batch, *draws_for(
+                           0, epochs, samples(), len(subset)))}, repeats, device, BATCHES)
+    counts = len(images), batch_size, batch_size  # images of a call
     return [{"stage": stage, "images_per_s": 1000 * count / t["ms"], "p20": 1000 * count / t["p80"],
              "p80": 1000 * count / t["p20"]}
             for (stage, t), count in zip(times.items(), counts, strict=True)]

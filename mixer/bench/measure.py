@@ -1,36 +1,45 @@
-"""What one model takes: parameters, FLOPs, bytes saved for backward, time, memory.
+"""What a model takes: parameters, FLOPs, bytes saved for backward, memory, time.
 
-Each model is measured in a fresh process, so that none inherits another's allocator, caches or
-cuDNN choices. What is measured becomes a row: a dict, whose keys end in their unit.
+Each model is measured in fresh processes, so that none inherits another's allocator, caches or
+cuDNN choices. A measurement is a row: a dict, whose keys end in their unit.
 """
 import contextlib
-import functools
+import itertools
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from ..experiments import EPOCH_IMAGES
-from ..models.flops import TRAINING_PASSES, forward_flops
-from ..runtime.device import peak_memory_mib
-from ..runtime.processes import attempt, in_one_line
+from ..experiments import EPOCH_IMAGES, Row
+from ..models import create_model
+from ..models.flops import forward_flops
+from ..runtime.device import peak_memory_mib, pick_amp
+from ..runtime.processes import attempt
 from ..runtime.system import freed_memory_kept
 from ..training.recipe import make_optimizer, train_step
-from .timing import large_copy, large_product, percentiles, race, take_in_turn
+from .candidates import build, peer_model, peer_package
+from .data import measure_data
+from .timing import median_ratio, percentiles, take_in_turn
 
 MIB = 2**20
 STEPS = {"cuda": 10, "cpu": 1}  # in each repeat
-MakeModel = Callable[[], nn.Module]  # -> a model on the device of the load
+# minutes apart, so that the spread includes what differs between them
+PROCESSES_PER_ROW = 3
+MakeModel = Callable[[], nn.Module]  # -> a model on the device of the workload
 
 
-class Load(NamedTuple):
-    """The input of a model: (batch_size, 3, image_size, image_size), its device, autocast dtype."""
+class Workload(NamedTuple):
+    """The input of a model: (batch_size, 3, image_size, image_size), its device, autocast dtype,
+    and whether the allocator keeps freed memory, as in our commands.
+    """
     batch_size: int
     image_size: int
     device: torch.device
     amp: torch.dtype | None
+    keep_freed_memory: bool = True
 
     def images(self) -> torch.Tensor:
         return torch.rand(self.batch_size, 3, self.image_size, self.image_size, device=self.device)
@@ -39,47 +48,151 @@ class Load(NamedTuple):
         return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
 
 
-def announce(text: str) -> None:
-    print(f"measuring {text}", file=sys.stderr, flush=True)
+def announce(*words: object) -> None:
+    print("measuring", *words, file=sys.stderr, flush=True)
 
 
-def training_step(model: nn.Module, load: Load) -> Callable:
-    """A callable that takes one step as train.py does: forward, backward, Adam."""
-    images = load.images()
-    labels = torch.randint(0, 2, (load.batch_size,), device=load.device)
+def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, list[dict]]:
+    """The lists of bench.json: the rows at each image size, and on request peers and data.
+
+    A peer is measured beside ours, eager and compiled, at the same precision and with the same
+    allocator; and by itself as users run it, in fp32 with the system's allocator.
+    """
+    alone, together = [], []
+    for side, row in itertools.product(config.image_size, rows):
+        workload = Workload(config.batch_size, side, device, pick_amp(config.amp, device))
+        create = partial(create_model, row.arch, image_size=side, **row.options)
+        ours = partial(build, create, device, config.kernels, config.compile)
+        alone.append((workload, {(row.title, side, "ours"): ours}))
+        if config.peers and (package := peer_package(row.arch)):
+            create = partial(peer_model, row, side)
+            eager, compiled = (partial(build, create, device, compile=compile)
+                               for compile in (False, True))
+            together.append((workload, {(row.title, side, "ours"): ours,
+                                        (row.title, side, package): eager,
+                                        (row.title, side, f"{package}, compiled"): compiled}))
+            alone.append((workload._replace(amp=None, keep_freed_memory=False),
+                          {(row.title, side, f"{package}, plain fp32"): eager}))
+
+    measured = measure_in_turn(alone, config.repeats)
+    lists = {"models": [row for row in measured if row["candidate"] == "ours"]}
+    if config.peers:
+        lists["peers"] = measure_in_turn(together, config.repeats) + [
+            row for row in measured if row["candidate"] != "ours"]
+    if config.data:
+        announce(config.data)
+        stages, failed = attempt(measure_data, config.data, config.image_size[0],
+                                 config.batch_size, device, config.repeats)
+        lists["data"] = stages or [{"stage": "all", "failed": failed}]
+    return lists
+
+
+def measure_in_turn(groups: list[tuple[Workload, dict[tuple, MakeModel]]],
+                    repeats: int) -> list[dict]:
+    """A row for each model of each group: {(title, image size, candidate): how to make it}.
+
+    `faster` and `memory_ratio` compare it to the first one of its title and image size. A model
+    that fails is not measured again, and its row says why.
+    """
+    # counts and memory, each model in a process of its own
+    rows, times = {}, {}
+    for workload, models in groups:
+        for key, make in models.items():
+            announce("memory:", *key)
+            taken, failed = attempt(with_allocator, count_model, make, workload)
+            rows[key] = {"row": key[0], "candidate": key[2], "image_size": workload.image_size,
+                         "batch_size": workload.batch_size, **(taken or {"failed": failed})}
+
+    # times, the groups in turn, and in each process its models in turn
+    for number, (workload, models) in itertools.product(range(PROCESSES_PER_ROW), groups):
+        models = {key: make for key, make in models.items() if "failed" not in rows[key]}
+        if not models:
+            continue
+        announce(f"time, {number + 1} of {PROCESSES_PER_ROW}:", *next(iter(models)))
+        taken, failed = attempt(with_allocator, time_models, models, workload,
+                                repeats // PROCESSES_PER_ROW)
+        for key in models if failed else ():
+            rows[key]["failed"] = failed
+        for key, ms in (taken or {}).items():
+            times.setdefault(key, []).extend(ms)
+
+    # what the times say
+    for key, row in rows.items():
+        if "failed" in row:
+            continue
+        for mode in ("training", "inference"):
+            ms = percentiles(times[key, mode])
+            row |= {f"{mode}_{name}": value for name, value in ms.items()}
+            row[f"{mode}_images_per_s"] = 1000 * row["batch_size"] / ms["ms"]
+        row["seconds_per_25000_images"] = EPOCH_IMAGES / row["training_images_per_s"]
+        first = next(other for other in rows if other[:2] == key[:2])
+        if "failed" not in rows[first]:
+            row["faster"] = median_ratio(times[first, "training"], times[key, "training"])
+            row["memory_ratio"] = rows[first]["training_mib"] / row["training_mib"]
+    return list(rows.values())
+
+
+def with_allocator(f: Callable, models: object, workload: Workload, *args):
+    """f(models, workload, *args) in a fresh process, with the workload's allocator."""
+    with freed_memory_kept() if workload.keep_freed_memory else contextlib.nullcontext():
+        return f(models, workload, *args)
+
+
+def time_models(models: dict, workload: Workload, repeats: int) -> dict[tuple, list[float]]:
+    """{key: make} -> {(key, "training" or "inference"): milliseconds of a step for each repeat}."""
+    steps = {(key, mode): step for key, make in models.items()
+             for mode, step in model_steps(make(), workload).items()}
+    return take_in_turn(steps, repeats, workload.device, STEPS[workload.device.type])
+
+
+def model_steps(model: nn.Module, workload: Workload) -> dict[str, Callable]:
+    """training: a step as train.py takes it: forward, backward, Adam. inference: the logits of one
+    batch, in eval mode.
+    """
+    images = workload.images()
+    labels = torch.randint(0, 2, (workload.batch_size,), device=workload.device)
     optimizer = make_optimizer(model, 1e-4)
     # a small scale: a step that overflows is skipped, which takes less time and memory
-    scaler = torch.amp.GradScaler(load.device.type, init_scale=2.0**10,
-                                  enabled=load.amp == torch.float16)
+    scaler = torch.amp.GradScaler(workload.device.type, init_scale=2.0**10,
+                                  enabled=workload.amp == torch.float16)
 
-    def step():
+    def training():
         model.train()
-        train_step(model, images, labels, optimizer, scaler, amp=load.amp)
-    return step
-
-
-def inference_step(model: nn.Module, load: Load) -> Callable:
-    """A callable that computes the logits of one batch, in eval mode."""
-    images = load.images()
+        train_step(model, images, labels, optimizer, scaler, amp=workload.amp)
 
     @torch.inference_mode()
-    def step():
+    def inference():
         model.eval()
-        with load.autocast():
+        with workload.autocast():
             model(images)
-    return step
+    return {"training": training, "inference": inference}
 
 
-def count_model(make: MakeModel, load: Load) -> dict:
-    """Parameters; per image, the FLOPs of a forward pass and what autograd keeps for backward."""
-    model, images = make(), load.images()
+def count_model(make: MakeModel, workload: Workload) -> dict:
+    """Parameters; per image, the FLOPs of a forward pass and the bytes that autograd saves; MiB.
+
+    Peaks over three training steps of the first model of a process. training_mib: on CUDA of
+    allocated tensors, on a CPU the growth of the process. process_mib: on CUDA all memory in use on
+    the GPU, the context and other processes included; on a CPU the resident size.
+    """
+    # memory first: nothing ran before
+    before, model = peak_memory_mib(workload.device), make()
+    training = model_steps(model, workload)["training"]
+    for _ in range(3):
+        training()
+    peak = process = peak_memory_mib(workload.device)
+    if workload.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(workload.device)
+        process = (total - free) / MIB
+    images = workload.images()
 
     def forward():
-        with load.autocast():
+        with workload.autocast():
             return model.train()(images)
     return {"parameters": sum(p.numel() for p in model.parameters()),
-            "gflop_per_image": forward_flops(model, load.image_size) / 1e9,
-            "saved_mib_per_image": saved_bytes(forward) / load.batch_size / MIB}
+            "gflop_per_image": forward_flops(model, workload.image_size) / 1e9,
+            "saved_mib_per_image": saved_bytes(forward) / workload.batch_size / MIB,
+            "training_mib": peak - before, "process_mib": process}
 
 
 def saved_bytes(forward: Callable) -> int:
@@ -103,120 +216,3 @@ def saved_bytes(forward: Callable) -> int:
         result = forward()
     del result
     return sum(storage.nbytes() for storage in storages.values())
-
-
-@freed_memory_kept()
-def training_memory(make: MakeModel, load: Load) -> dict:
-    """Peaks over three training steps of the first model of a process, MiB.
-
-    training: on CUDA of allocated tensors, on a CPU the growth of the process. process: on CUDA
-    all memory in use on the GPU, the context and other processes included; on a CPU the resident
-    size. before: the same, before the model is created.
-    """
-    on_gpu = load.device.type == "cuda"
-
-    def process_mib():
-        if not on_gpu:
-            return peak_memory_mib(load.device)
-        free, total = torch.cuda.mem_get_info(load.device)
-        return (total - free) / MIB
-    before, step = process_mib(), training_step(make(), load)
-    for _ in range(3):
-        step()
-    process = process_mib()
-    return {"training_mib": peak_memory_mib(load.device) if on_gpu else process - before,
-            "process_mib": process, "before_mib": before}
-
-
-@freed_memory_kept()
-def visit_model(make: MakeModel, load: Load, repeats: int) -> tuple[dict, dict[str, list[float]]]:
-    """In a fresh process: what the model takes, and milliseconds for each repeat.
-
-    The milliseconds are of a training step, of an inference step, of a GFLOP of a large matrix
-    product and of a GB of a large copy, taken in turn.
-    """
-    make = functools.cache(make)  # one model, compiled once
-    memory = training_memory(make, load)  # first: nothing ran before
-    model, counts = make(), count_model(make, load)
-    product, gflop = large_product(load.device, load.amp or torch.float32)
-    copy, gb = large_copy(load.device)
-    ms = take_in_turn({"training": training_step(model, load),
-                       "inference": inference_step(model, load), "gflop": product, "gb": copy},
-                      repeats, load.device, STEPS[load.device.type])
-    return counts | memory, ms | {"gflop": [t / gflop for t in ms["gflop"]],
-                                  "gb": [t / gb for t in ms["gb"]]}
-
-
-def speed(counts: dict, batch: int, ms: dict[str, list[float]]) -> dict:
-    """What the times of all visits say of a model.
-
-    share_of_floor: a step takes at least 3x the forward FLOPs (backward counts twice) at the rate
-    of a large matrix product. It also takes at least the bytes that must move at the rate of a
-    large copy: each saved byte is written and read; Adam moves 32 bytes per parameter (fp32
-    gradient written and read, weight and two moments read and written). The longer of the two is
-    divided by the step that was taken in the same turn.
-    """
-    gflop = TRAINING_PASSES * counts["gflop_per_image"] * batch
-    gb = (2 * counts["saved_mib_per_image"] * MIB * batch + 32 * counts["parameters"]) / 1e9
-    shares = [max(gflop * ms_per_gflop, gb * ms_per_gb) / step for step, ms_per_gflop, ms_per_gb
-              in zip(ms["training"], ms["gflop"], ms["gb"], strict=True)]
-    row = {}
-    for mode in ("training", "inference"):
-        times = percentiles(ms[mode])
-        row |= {f"{mode}_{key}": value for key, value in times.items()}
-        row[f"{mode}_images_per_s"] = 1000 * batch / times["ms"]
-    return row | {"seconds_per_25000_images": EPOCH_IMAGES / row["training_images_per_s"],
-                  "share_of_floor": percentiles(shares)["ms"],
-                  "matmul_gflop_s": 1000 / percentiles(ms["gflop"])["ms"],
-                  "copy_gb_s": 1000 / percentiles(ms["gb"])["ms"]}
-
-
-def time_training(make: MakeModel, load: Load, repeats: int, kept: bool) -> list[float]:
-    """Milliseconds of a training step, for each repeat, in a new process.
-
-    kept: with the allocator of our commands, else with glibc's own.
-    """
-    with freed_memory_kept() if kept else contextlib.nullcontext():
-        step = training_step(make(), load)
-        return take_in_turn({"": step}, repeats, load.device, STEPS[load.device.type])[""]
-
-
-def compare_training(candidates: dict[str, MakeModel], load: Load, repeats: int) -> list[dict]:
-    """A row for each candidate: all timed in one fresh process, then the memory of each in its own.
-
-    A row that failed has `failed`, in one line.
-    """
-    rows, failed = attempt(race_training, candidates, load, repeats)
-    if failed:
-        return [{"way": name, "batch_size": load.batch_size, "failed": failed}
-                for name in candidates]
-    for row in rows:
-        if "failed" not in row:
-            memory, failed = attempt(training_memory, candidates[row["way"]], load)
-            row |= {"failed": failed} if failed else memory
-    return rows
-
-
-@freed_memory_kept()
-def race_training(candidates: dict[str, MakeModel], load: Load, repeats: int) -> list[dict]:
-    """Time the training steps of the candidates in turn; without memory."""
-    torch.compiler.reset()  # its limit of recompilations counts over all models of a process
-
-    # build and compile; one that fails does not stop the others
-    steps, failed = {}, {}
-    for name, make in candidates.items():
-        try:
-            torch.manual_seed(0)
-            step = training_step(make(), load)
-            step()
-        except Exception as e:  # no C++ compiler, a model that does not compile, no memory
-            failed[name] = in_one_line(e)
-        else:
-            steps[name] = step
-
-    times = race(steps, repeats, load.device, STEPS[load.device.type]) if steps else {}
-    if next(iter(candidates)) in failed:  # faster than what?
-        for row in times.values():
-            del row["faster"]
-    return [{"way": name, **times.get(name, {}), "batch_size": load.batch_size,
-             **({"failed": failed[name]} if name in failed else {})} for name in candidates]

@@ -1,22 +1,41 @@
-"""Write table and figures of finished runs again.
+"""Write table and figures of finished runs again, or put several folders side by side.
 
 python -m mixer.report FOLDER
+python -m mixer.report FOLDER FOLDER --out FOLDER
 
 FOLDER is the --out of `train.py --arch all` or `--seeds`. Nothing is trained; neither images nor
 checkpoints are needed.
 """
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.cli import run
+from ..runtime.cli import option, parse, run
 from ..runtime.errors import UsageError
+from ..runtime.files import writable_folder
 from .comparison import write_comparison
+from .studies import write_studies
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to report."""
+
+    folders: list[str] = option((), "folders of finished runs")
+    out: str | None = option(None, "of several folders: where table.md is written")
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) != 1 or not list(Path(argv[0]).glob("*/summary.json")):
+    config = Config(**parse(Config, argv, __doc__, words="folders"))
+    folders = [Path(folder) for folder in config.folders]
+    if not folders or not all(list(folder.glob("*/summary.json")) for folder in folders):
         raise UsageError(["name a folder that holds finished runs: python -m mixer.report FOLDER"])
-    print(write_comparison(Path(argv[0]), failed={}))
+    if (len(folders) > 1) != (config.out is not None):
+        raise UsageError(["several folders need --out, and a single one writes into itself"])
+    if config.out:
+        print(write_studies(folders, writable_folder(config.out, "--out")))
+    else:
+        print(write_comparison(folders[0], failed={}))
 
 
 if __name__ == "__main__":

@@ -6,13 +6,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ..experiments import BY_NAME, ROWS, published_curves
+from ..experiments import BY_NAME, published_curves
 from ..runtime.errors import first_line
 from ..runtime.files import save_atomically
 from .runs import Run, on_published_images
 
-MARKERS = {"resnet18": "o", "efficientnetv2_b0": "s", "vit_linear": "^", "vit_cnn": "v",
-           "convmixer": "D"}
+# of a comparison: {name: (x, its label, y, its label)}
+FIGURES = {"loss": ("step", "step", "train_loss", "training cross-entropy"),
+           "acc": ("step", "step", "train_acc", "training accuracy"),
+           "val_acc_seconds": ("seconds", "seconds of training", "val_acc", "validation accuracy"),
+           "val_acc_flops": ("flops", "FLOPs of training", "val_acc", "validation accuracy")}
 
 
 def drawing(draw: Callable) -> Callable:
@@ -38,7 +41,7 @@ def drawing(draw: Callable) -> Callable:
 @drawing
 def draw_curves(path: Path, rows: list[dict], title: str) -> None:
     """Loss and accuracy of one run over its steps, training and validation; rows of log.csv."""
-    figure, panels = new_figure(10, 3.8)
+    figure, panels = new_figure(10, 3.8, panels=2)
     for panel, metric, label in zip(panels, ("loss", "acc"), ("cross-entropy", "accuracy"),
                                     strict=True):
         for subset, name, style in (("train", "training", "-"), ("val", "validation", "o-")):
@@ -47,98 +50,80 @@ def draw_curves(path: Path, rows: list[dict], title: str) -> None:
             if points:
                 panel.plot(*zip(*points, strict=True), style, markersize=3, label=name)
         panel.set(xlabel="step", ylabel=label)
-        panel.grid(alpha=0.3)
         panel.legend()
-    figure.suptitle(title)
-    save_figure(figure, path)
+    finish(figure, path, title)
 
 
 @drawing
 def draw_comparison(out: Path, runs: dict[str, list[Run]]) -> None:
-    """loss.png and acc.png in the folder `out`: training curves of the rows, over the seeds.
+    """The FIGURES in the folder `out`, of what the logs have: one colour per row.
 
-    The left panel is ours, the right one the original, on the same axes, with one colour per row.
-    On other classes or another image size than the original's there is one panel.
+    A right panel shows the original's training curves on the same axes, if our runs are of the
+    same classes and image size.
     """
-    published, panels = published_curves(), 2 if on_published_images(runs) else 1
-    for metric, index, label in (("loss", 1, "training cross-entropy"),
-                                 ("acc", 2, "training accuracy")):
-        figure, axes = new_figure(12 if panels == 2 else 8, 4.8, panels, share_y=True)
-        ours, *original = axes if panels == 2 else (axes,)
-        for name, seeds in runs.items():
-            _draw_band(ours, seeds, "step", f"train_{metric}", _style(name))
-        ours.set(title="ours", xlabel="step", ylabel=label, xlim=(0, None))
-        ours.grid(alpha=0.3)
-        for panel in original:
-            for row in ROWS:
-                points = published[row.name]
-                panel.plot([point[0] for point in points], [point[index] for point in points],
-                           **_style(row.name) | {
-                               "linewidth": 1.4, "marker": "",
-                               "label": None if row.name in runs else row.title})
-            panel.set(title="published: RTX 2080, 25,000 images, batch 250", xlabel="step")
-            panel.grid(alpha=0.3)
-        _save_with_legend(figure, out / f"{metric}.png")
+    for name, (x, x_label, y, y_label) in FIGURES.items():
+        measured = {row: logged for row, seeds in runs.items()
+                    if (logged := [run for run in seeds if None not in (run.log[-1][x],
+                                                                        run.log[-1][y])])}
+        if not measured:
+            continue
+        original = published_curves() if x == "step" and on_published_images(runs) else {}
+        figure, panels = new_figure(12 if original else 9, 5, 2 if original else 1, sharey=True)
+        for row, seeds in measured.items():
+            _draw_band(panels[0], row, seeds, x, y)
+        panels[0].set(xlabel=x_label, ylabel=y_label, title="ours" if original else None,
+                      xscale="linear" if x == "step" else "log")
+        for row, points in ((row, points) for row, points in original.items() if points):
+            steps, *values = zip(*points, strict=True)  # of loss and accuracy
+            label = {"label": None} if row in measured else {}
+            panels[1].plot(steps, values[y == "train_acc"], **_style(row) | label | {"marker": ""})
+            panels[1].set(title="published: RTX 2080, 25,000 images, batch 250", xlabel=x_label)
+        finish(figure, out / f"{name}.png")
 
 
-@drawing
-def draw_costs(out: Path, runs: dict[str, list[Run]]) -> None:
-    """val_acc_seconds.png and val_acc_flops.png in the folder `out`, of what the logs have."""
-    for cost, label in (("seconds", "seconds of training"), ("flops", "FLOPs of training")):
-        measured = {name: logged for name, seeds in runs.items()
-                    if (logged := [run for run in seeds if run.log[-1][cost] is not None
-                                   and run.log[-1]["val_acc"] is not None])}
-        if measured:
-            figure, panel = new_figure(9, 5.4, panels=1)
-            for name, seeds in measured.items():
-                _draw_band(panel, seeds, cost, "val_acc", _style(name))
-            panel.set(xlabel=label, ylabel="validation accuracy", xscale="log")
-            panel.grid(alpha=0.3, which="both")
-            _save_with_legend(figure, out / f"val_acc_{cost}.png")
-
-
-def _draw_band(panel, seeds, x, y, style):
+def _draw_band(panel, name, seeds, x, y):
     """The mean of the seeds' logs at each step, and the band from their lowest to highest."""
-    steps = {}  # {step: the seeds' rows}
-    for run in seeds:
-        for row in run.log:
-            if row[x] is not None and row[y] is not None:
-                steps.setdefault(row["step"], []).append(row)
-    xs = [statistics.fmean(row[x] for row in rows) for rows in steps.values()]
-    ys = [[row[y] for row in rows] for rows in steps.values()]
+    steps = {}  # {step: the seeds' points}
+    for row in (row for run in seeds for row in run.log):
+        if row[x] is not None and row[y] is not None:
+            steps.setdefault(row["step"], []).append((row[x], row[y]))
+    xs, ys = zip(*(zip(*points, strict=True) for points in steps.values()), strict=True)
+    xs, style = list(map(statistics.fmean, xs)), _style(name)
     marker = style["marker"] if len(xs) < 15 else ""  # a line of one point is invisible
-    panel.plot(xs, [statistics.fmean(values) for values in ys],
-               **{**style, "marker": marker, "markersize": 4, "linewidth": 1.4,
-                  "label": f"{style['label']}, n = {len(seeds)}"})
+    panel.plot(xs, list(map(statistics.fmean, ys)),
+               **style | {"marker": marker, "label": f"{style['label']}, n = {len(seeds)}"})
     if len(seeds) > 1:
-        panel.fill_between(xs, [min(values) for values in ys], [max(values) for values in ys],
-                           color=style["color"], alpha=0.2, linewidth=0)
+        panel.fill_between(xs, list(map(min, ys)), list(map(max, ys)), color=style["color"],
+                           alpha=0.2, linewidth=0)
 
 
-def new_figure(width, height, panels=2, share_y=False, rows=1):
-    """A figure of so many inches with panels side by side, in rows, and the panels."""
+def _style(name):
+    """The line of a row, with a colour and a marker of its own; grey if it is unknown."""
+    style = dict(color="0.4", marker="o", label=name, linewidth=1.4, markersize=4)
+    if name in BY_NAME:
+        i = list(BY_NAME).index(name)
+        style |= dict(color=f"C{i}", marker="os^vDP<>X*"[i % 10], label=BY_NAME[name].title)
+    return style
+
+
+def new_figure(width: float, height: float, panels: int = 1, rows: int = 1, **shared) -> tuple:
+    """A figure of so many inches with panels side by side, in rows; and the panels, row by row."""
     # imported here, because it takes half a second
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, panels, sharey=share_y)
+    axes = figure.subplots(rows, panels, squeeze=False, **shared).flatten()
+    for panel in axes:
+        panel.grid(alpha=0.3, which="both")
+    return figure, axes
 
 
-def save_figure(figure, path):
+def finish(figure, path: Path, title: str | None = None) -> None:
+    """Save the figure, under its title, or with a legend of the rows beside it."""
+    if title is None:
+        figure.legend(loc="outside right center", fontsize=8, title_fontsize=8,
+                      title="mean of n seeds;\nband: their range")
+    else:
+        figure.suptitle(title, fontsize=11, parse_math=False)
     save_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
-
-
-def _save_with_legend(figure, path):
-    figure.legend(loc="outside right center", fontsize=8, title_fontsize=8,
-                  title="mean of n seeds;\nband: their range")
-    save_figure(figure, path)
-
-
-def _style(name):
-    """The line of a row: a colour of its own, the marker of its family; grey if it is unknown."""
-    if name not in BY_NAME:
-        return dict(color="0.4", marker="o", label=name, linestyle="-")
-    row = BY_NAME[name]
-    return dict(color=f"C{list(BY_NAME).index(name)}", marker=MARKERS.get(row.arch, "o"),
-                label=row.title, linestyle="--" if row.arch == "vit_linear" else "-")

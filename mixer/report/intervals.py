@@ -16,6 +16,9 @@ class Interval(NamedTuple):
     half: float
     n: int
 
+    def __str__(self):
+        return f"{self.mean:.3f} ± {self.half:.3f}"
+
     def below(self, other: "Interval") -> bool:
         """Whether all of this interval lies below the other one."""
         return self.mean + self.half < other.mean - other.half

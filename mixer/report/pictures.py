@@ -3,7 +3,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 from ..data.augment import to_float
 from ..data.batches import Subset
 from ..runtime.errors import printable
-from .figures import drawing, new_figure, save_figure
+from .figures import drawing, finish, new_figure
 
 COLUMNS = 8                                       # of tiles
 MOST_CONFIDENT, LEAST_SURE, ATTENTION = 16, 8, 6  # images in a picture
@@ -36,68 +35,68 @@ def write_pictures(out: Path, model: nn.Module, title: str, subset: Subset, file
     return [name for name, draw, arguments in pictures if draw(out / name, title, *arguments)]
 
 
+def draw_grid(path: Path, title: str, rows: list[list[tuple]], side: float = 1.75) -> None:
+    """Rows of (image, caption) in a grid; an image is `side` inches wide."""
+    columns = max(map(len, rows))
+    figure, panels = new_figure(side * columns, (side + 0.5) * len(rows) + 0.5, columns, len(rows))
+    for panel in panels:
+        panel.axis("off")
+    for i, row in enumerate(rows):
+        for panel, (image, caption) in zip(panels[i * columns:], row, strict=False):
+            panel.imshow(image.cpu().numpy())
+            panel.set_title(caption, fontsize=7.5, parse_math=False)
+    finish(figure, path, title)
+
+
 @drawing
 def draw_mistakes(path: Path, title: str, subset: Subset, files: Sequence[str],
                   probabilities: torch.Tensor, classes: list[str]) -> None:
-    """The images of `answers_to_show`, each below its file, its answer and the truth."""
+    """The mistakes of the highest probability, then the answers of the lowest."""
     highest, answers = probabilities.max(1)
     truths = subset.labels.cpu()[subset.indices]
-    rows = [(heading, group[start:start + COLUMNS])
-            for heading, group in answers_to_show(highest, answers != truths).items()
-            for start in range(0, len(group), COLUMNS)]
-    figure, panels = new_figure(1.75 * COLUMNS, 2.25 * len(rows) + 0.5, COLUMNS, rows=len(rows))
-    for panel in figure.axes:
-        panel.axis("off")
-    for line, (heading, group) in zip(np.reshape(panels, (-1, COLUMNS)), rows, strict=True):
-        line[0].annotate(heading, (0, 1), (0, 38), xycoords="axes fraction", fontsize=10,
-                         textcoords="offset points", weight="bold").set_in_layout(False)
-        for panel, i in zip(line, group, strict=False):
-            panel.imshow(subset.images[subset.indices[i]].cpu().numpy())
-            answer, truth = shortened(classes[answers[i]]), shortened(classes[truths[i]])
-            panel.set_title(f"{shortened(files[i])}\n{answer} {highest[i]:.3f}\ntruth: {truth}",
-                            fontsize=7.5, parse_math=False)
-    figure.suptitle(f"{title}: file, answer with its probability, truth", parse_math=False)
-    save_figure(figure, path)
+    mistakes, unsure = answers_to_show(highest, answers != truths)
+
+    def captioned(i):
+        file, answer, truth = map(shortened, (files[i], classes[answers[i]], classes[truths[i]]))
+        image = subset.images[subset.indices[i]]
+        return image, f"{file}\n{answer} {highest[i]:.3f}\ntruth: {truth}"
+    rows = [[captioned(i) for i in group[start:start + COLUMNS]]
+            for group in (mistakes, unsure) for start in range(0, len(group), COLUMNS)]
+    draw_grid(path, f"{title}: the {len(mistakes)} most confident of {(answers != truths).sum():,} "
+              f"mistakes in {len(files):,} images, then the {len(unsure)} least sure answers", rows)
 
 
-def answers_to_show(highest: torch.Tensor, wrong: torch.Tensor) -> dict[str, list[int]]:
-    """{heading: images}: the mistakes of the highest probability, and the answers of the lowest.
+def answers_to_show(highest: torch.Tensor, wrong: torch.Tensor) -> tuple[list[int], list[int]]:
+    """Indices of the most confident mistakes, and of the least sure answers.
 
     highest: the probability of each answer, (M,); wrong: whether it is a mistake, (M,).
     """
     order = highest.argsort(descending=True, stable=True).tolist()
-    mistakes = [i for i in order if wrong[i]]
-    return {f"most confident of {len(mistakes):,} mistakes in {len(order):,} images":
-            mistakes[:MOST_CONFIDENT], "least sure": order[::-1][:LEAST_SURE]}
+    return [i for i in order if wrong[i]][:MOST_CONFIDENT], order[::-1][:LEAST_SURE]
 
 
 def shortened(name: str) -> str:
-    """The base name of a file, or a class, in NAME_LENGTH printable characters at most."""
-    name = printable(name.rpartition("/")[2])
-    half = NAME_LENGTH // 2
-    return name if len(name) <= NAME_LENGTH else f"{name[:half - 1]}…{name[-half:]}"
+    """The end of the base name of a file, or of a class."""
+    return printable(name.rpartition("/")[2])[-NAME_LENGTH:]
 
 
 @drawing
 def draw_filters(path: Path, title: str, model: nn.Module) -> None:
     """The first filters of the first layer, and beside them of the first depthwise conv, if any."""
-    layers = {"the first layer": first_filters(model)}
+    layers, row = {"the first layer": first_filters(model)}, []
     for m in model.modules():
         if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1:
             layers.setdefault("the first depthwise conv", m.weight.expand(-1, 3, -1, -1))
-    figure, _ = new_figure(6.4 * len(layers), 6.9, panels=len(layers))
-    for panel, (layer, filters) in zip(figure.axes, layers.items(), strict=True):
-        tiles = filters[:FILTERS].detach().float().cpu()
+    for layer, filters in layers.items():
+        tiles = filters[:FILTERS].detach().float()
         n, _, h, w = tiles.shape
         tiles = 0.5 + 0.5 * tiles / tiles.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
         tiles = F.pad(tiles, (0, 1, 0, 1, 0, 0, 0, -n % COLUMNS), value=1)  # white lines between
         tiles = tiles.unflatten(0, (-1, COLUMNS)).permute(0, 3, 1, 4, 2)  # (rows, h, COLUMNS, w, 3)
-        panel.imshow(tiles.flatten(2, 3).flatten(0, 1).numpy())
-        panel.set_title(f"{n} of {len(filters)} filters of {layer}, {h}x{w} pixels:\neach from "
-                        "minus to plus its largest value, grey is 0", fontsize=9)
-        panel.axis("off")
-    figure.suptitle(title, parse_math=False)
-    save_figure(figure, path)
+        row.append((tiles.flatten(2, 3).flatten(0, 1),
+                    f"{n} of {len(filters)} filters of {layer}, {h}x{w} pixels:\neach from minus "
+                    "to plus its largest value, grey is 0"))
+    draw_grid(path, title, [row], side=6.4)
 
 
 def first_filters(model: nn.Module) -> torch.Tensor:
@@ -119,20 +118,12 @@ def draw_attention(path: Path, title: str, model: nn.Module, subset: Subset, fil
     blocks = torch.linspace(0, depth - 1, min(BLOCKS, depth)).long().tolist()
     images, _ = subset.batch(some, device)
     maps = class_attention(model.eval(), to_float(images))
-    figure, panels = new_figure(1.9 * (1 + len(blocks)), 2.0 * n + 0.5, 1 + len(blocks), rows=n)
-    for panel in figure.axes:
-        panel.axis("off")
-    for i, (first, *others) in enumerate(np.reshape(panels, (n, -1))):
-        first.imshow(images[i].cpu().numpy())
-        first.set_title(shortened(files[some[i]]), fontsize=8, parse_math=False)
-        for panel, block in zip(others, blocks, strict=True):
-            light = F.interpolate(maps[block, i][None, None], images.shape[1:3])[0, 0, :, :, None]
-            lit = images[i].cpu() * (0.1 + 0.9 * light / light.max())  # (S, S, 3)
-            panel.imshow(lit.byte().numpy())
-            panel.set_title(f"block {block + 1}", fontsize=8)
-    figure.suptitle(f"{title}: attention of the class token, mean over the heads", fontsize=10,
-                    parse_math=False)
-    save_figure(figure, path)
+    light = F.interpolate(maps[blocks], images.shape[1:3])[..., None]    # (blocks, n, S, S, 1)
+    light = 0.1 + 0.9 * light / light.amax((2, 3, 4), keepdim=True)
+    rows = [[(image, shortened(files[i])), *((image * light[j, k], f"block {block + 1}")
+                                             for j, block in enumerate(blocks))]
+            for k, (i, image) in enumerate(zip(some, images.cpu() / 255, strict=True))]
+    draw_grid(path, f"{title}: attention of the class token, mean over the heads", rows)
 
 
 @torch.inference_mode()

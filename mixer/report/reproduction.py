@@ -6,23 +6,28 @@ from ..experiments import EPOCH_IMAGES, ORIGINAL_CLASSES, RECIPE, published_curv
 from .runs import Run
 
 POINT_IMAGES = 25_000  # a published point is a mean over 100 steps of 250 images
+# options that change nothing that was published; what patch and depth may be, the row says
+FREE = {"arch", "rows", "patch", "depth", "data", "cache", "val_fraction", "bad_images", "workers",
+        "data_on_device", "device", "amp", "steps", "epochs", "sync_bn", "compile", "kernels",
+        "seed", "seeds", "require_acc", "out", "resume", "debug"}
 
 
 def is_original(run: Run) -> bool:
     """Whether a run had the original's recipe and images, and logs what was published.
 
-    Free are the seed, the autocast dtype, the number of steps, and how many images are held out.
+    An option that is neither in FREE nor as in RECIPE must be off.
     """
     return (run.summary["classes"] == ORIGINAL_CLASSES
             and run.summary["data"].startswith(f"{EPOCH_IMAGES:,} images")
-            and all(run.config.get(name, value) in (value, None) for name, value in RECIPE.items()))
+            and all(name in FREE or not value or value == RECIPE.get(name)
+                    for name, value in run.config.items()))
 
 
-def judge(runs: dict[str, list[Run]]) -> list[dict]:
+def compare_curves(runs: dict[str, list[Run]]) -> list[dict]:
     """The published points that our runs reached, of the rows with runs of the original's recipe.
 
     Each has our means over the 100 steps before `step`, and their range: a point is inside if it
-    lies in the range of our seeds, widened on both sides by 1.96 standard errors of 25,000 draws.
+    lies in the range of our seeds, widened on both sides by 1.96 standard errors of 25,000 images.
     For an accuracy p the error is sqrt(p (1 - p) / 25,000). For a loss it is that error times
     log(p / (1 - p)): what one more right answer changes in the loss of a classifier that is as
     sure as it is right.

@@ -1,6 +1,7 @@
 """The log of a run -> a line and a summary; the runs in a folder."""
 import json
 import statistics
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,29 +26,27 @@ def describe(row: dict) -> str:
 def summarise(name: str, config, state, *, steps: int, parameters: int, dtype: str, data: str,
               classes: list[str]) -> dict:
     """summary.json: the final numbers of one run, and what they were measured on."""
-    last = state.rows[-1]
+    last, best = state.rows[-1], state.best or {}
     rates = [row["images_per_s"] for row in state.rows if row["images_per_s"]]
     rate = statistics.median(rates) if rates else None
     return {
-        "name": name, "arch": config.arch, "patch": config.patch, "depth": config.depth,
-        "kernel_size": config.kernel_size, "parameters": parameters,
-        "batch_size": config.batch_size, "image_size": config.image_size, "steps": steps,
-        "dtype": dtype, "seed": config.seed, "data": data, "classes": classes,
-        "train_loss": last["train_loss"], "train_acc": last["train_acc"],
-        "val_loss": last["val_loss"], "val_acc": last["val_acc"],
-        "best_val_acc": state.best and state.best["val_acc"],
-        "best_step": state.best and state.best["step"],
-        "confusion": state.confusion,
-        "images_per_s": rate,
+        "name": name, "parameters": parameters, "steps": steps, "dtype": dtype, "data": data,
+        "classes": classes,
+        **{key: getattr(config, key) for key in ("arch", "patch", "depth", "kernel_size",
+                                                 "batch_size", "image_size", "seed")},
+        **{key: last[key] for key in ("train_loss", "train_acc", "val_loss", "val_acc",
+                                      "memory_mib", "skipped", "flops")},
+        "best_val_acc": best.get("val_acc"), "best_step": best.get("step"),
+        "confusion": state.confusion, "images_per_s": rate,
         f"seconds_per_{EPOCH_IMAGES}_images": EPOCH_IMAGES / rate if rate else None,
-        "memory_mib": last["memory_mib"], "skipped": last["skipped"],
-        "flops": last["flops"],
     }
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: what its folder says. A log without FLOPs has None for them."""
+    """A finished run: what its folder says. The rows of the log have the training images, seconds
+    and FLOPs up to their step, the summary those of the last one; None if they are not known.
+    """
 
     summary: dict
     config: dict
@@ -59,13 +58,12 @@ class Run:
         return sum(map(sum, self.summary["confusion"] or []))
 
 
-def find_runs(out: Path, failed: set[str] | frozenset[str] = frozenset()) -> dict[str, list[Run]]:
-    """{row name: its runs by seed} of the finished runs in the folders of `out`.
+def find_runs(out: Path, failed: Collection[str] = ()) -> dict[str, list[Run]]:
+    """{row name: its runs by seed} of the finished runs in the folders of `out`, in ROWS' order.
 
-    The nine rows come first, in their order. Folders with other names than train.py gives, and
-    those in `failed`, are passed over. The rows of a log have the training `images` and `seconds`
-    up to their step, the seconds by the median images/s of the run's lines: a pause, or another job
-    beside some of the lines, does not count. They are None if no line has images/s.
+    Folders with other names than train.py gives, and those in `failed`, are passed over. The
+    seconds are images over the median images/s of the run's lines: a pause, or another job beside
+    some of the lines, does not count.
     """
     found = {row.name: {} for row in ROWS}
     for path in sorted(out.glob("*/summary.json")):
@@ -78,6 +76,7 @@ def find_runs(out: Path, failed: set[str] | frozenset[str] = frozenset()) -> dic
         for row in log:  # an old log has other seconds, with what disturbed the run
             row["images"] = row["step"] * summary["batch_size"]
             row["seconds"] = row["images"] / rate if rate else None
+        summary |= {cost: log[-1][cost] for cost in ("images", "seconds", "flops")}
         config, environment = (json.loads((folder / f"{name}.json").read_text())
                                for name in ("config", "environment"))
         found.setdefault(name, {})[seed] = Run(summary, config, environment, log)

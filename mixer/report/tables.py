@@ -8,16 +8,12 @@ Cell = str | Callable[[dict], object]
 
 
 class _Format(string.Formatter):
-    """str.format, where a number without a format has three digits, a list is a block's shape, and
-    None is `-`.
-    """
+    """str.format, where a float without a format has three digits, and None is `-`."""
 
     def format_field(self, value, spec):
         if value is None:
             return "-"
-        if spec or isinstance(value, (str, int)):
-            return format(value, spec)
-        return shape_text(value) if isinstance(value, (list, tuple)) else number(value)
+        return number(value) if isinstance(value, float) and not spec else format(value, spec)
 
 
 def table(rows: Sequence[dict], columns: Sequence[tuple[str, Cell]], left: int = 1) -> str:
@@ -29,8 +25,8 @@ def table(rows: Sequence[dict], columns: Sequence[tuple[str, Cell]], left: int =
     """
     padded = []
     for i, (heading, cell) in enumerate(columns):
-        cells = [in_short(row["failed"]) if i == left and "failed" in row else filled(cell, row)
-                 for row in rows]
+        cells = [row["failed"].split(":")[0][:24] if i == left and "failed" in row
+                 else filled(cell, row) for row in rows]
         if any(cells):
             width = max(map(len, [heading, *cells]))
             dashes = "-" * (width + 2) if i < left else "-" * (width + 1) + ":"
@@ -48,18 +44,6 @@ def filled(cell: Cell, row: dict) -> str:
         return ""
 
 
-def failures(rows: Sequence[dict], label: str) -> list[str]:
-    """A paragraph for each row that failed; `label` is a cell."""
-    return [paragraph(f"{filled(label, row)}: {row['failed']}") for row in rows if "failed" in row]
-
-
-def in_short(failed: str) -> str:
-    """Why a row failed, for a cell."""
-    if "out of memory" in failed:
-        return "out of memory"
-    return failed if len(failed) < 24 else "failed"
-
-
 def paragraph(text: str) -> str:
     return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
 
@@ -73,15 +57,3 @@ def number(value: float) -> str:
 def spread(*keys: str) -> Cell:
     """`median [p20, p80]`, of the values under these keys."""
     return lambda row: "{} [{}, {}]".format(*(number(row[key]).replace(",", "") for key in keys))
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    N, C, side, K = shape
-    return f"{N}, {C}, {side}x{side}, {K}"
-
-
-def csv_rows(rows: list[dict]) -> list[dict]:
-    """The same rows, each with all keys, and shapes as text."""
-    keys = dict.fromkeys(key for row in rows for key in row)
-    return [{key: shape_text(row[key]) if key == "shape" else row.get(key) for key in keys}
-            for row in rows]

@@ -1,4 +1,5 @@
 """Counts against the design's figures, times on a clock of our own, memory of a known size."""
+import itertools
 from functools import partial
 
 import pytest
@@ -10,15 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kernels import fuse
 from mixer.bench import measure, timing
 from mixer.bench.measure import (
-    Load,
-    compare_training,
-    inference_step,
-    race_training,
+    Workload,
+    count_model,
+    measure_in_turn,
+    model_steps,
     saved_bytes,
-    speed,
-    training_memory,
-    training_step,
-    visit_model,
+    time_models,
 )
 from mixer.experiments import ROWS
 from mixer.models import create_model, vit
@@ -27,7 +25,7 @@ from mixer.runtime import processes
 from mixer.runtime.processes import ChildFailed, in_fresh_process
 from tests.helpers.networks import IMAGE_SIZE, tiny_convmixer
 
-LOAD = Load(2, IMAGE_SIZE, torch.device("cpu"), None)
+WORKLOAD = Workload(2, IMAGE_SIZE, torch.device("cpu"), None)
 # of an independent count: forward GFLOP per image; MiB saved per image in float32, eager, attention
 # as two matrix products
 COUNTED = {"ResNet-18": (2.66, 15.5), "EfficientNetV2-B0": (1.05, 42.6),
@@ -36,8 +34,21 @@ COUNTED = {"ResNet-18": (2.66, 15.5), "EfficientNetV2-B0": (1.05, 42.6),
            "ConvMixer 16/8": (0.81, 14.5)}
 
 
+@pytest.fixture
+def memory_grows(monkeypatch):
+    mib = itertools.count(1)
+    monkeypatch.setattr(measure, "peak_memory_mib", lambda device: next(mib))
+
+
 def broken():
     raise ValueError("no such model")
+
+
+def in_this_process(f, *args):
+    try:
+        return f(*args)
+    except ValueError as e:
+        raise ChildFailed(str(e)) from e
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -72,13 +83,10 @@ def test_saved_bytes_are_whole_storages_once_without_parameters_and_their_casts(
         assert saved_bytes(lambda: F.linear(x, weight)) == 4 * 8 * 2
 
 
-def test_a_slower_model_is_seen_as_slower(monkeypatch):
+def test_a_slower_model_is_seen_as_slower(memory_grows, monkeypatch):
     """On a clock of our own, in seconds: a forward pass in training takes 1 or 3, in eval mode half
-    of it, a copy of 1 GB 0.1, a matrix product of 1 GFLOP 0.2."""
-    now = [0.0]
-
-    def take(seconds):
-        now[0] += seconds
+    of it; in one process the clock is five times as slow."""
+    now, visits = [0.0], []
 
     class Slowed(nn.Module):
         def __init__(self, seconds):
@@ -86,36 +94,43 @@ def test_a_slower_model_is_seen_as_slower(monkeypatch):
             self.seconds, self.layer = seconds, nn.Linear(12, 2)
 
         def forward(self, x):
-            take(self.seconds * (1.0 if self.training else 0.5))
+            now[0] += self.seconds * (1.0 if self.training else 0.5)
             return self.layer(x.mean((2, 3)).repeat(1, 4))
+
+    def visit(f, g, models, workload, *args):
+        visits.append(g)
+        before = now[0]
+        result = f(g, models, workload, *args)
+        now[0] = before
+        if g is time_models and visits.count(g) == 2:
+            return {key: [5 * t for t in ms] for key, ms in result.items()}
+        return result
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(measure, "large_copy", lambda device: (partial(take, 0.1), 1.0))
-    monkeypatch.setattr(measure, "large_product", lambda device, dtype: (partial(take, 0.2), 1.0))
-    for seconds in (1.0, 3.0):
-        takes, ms = visit_model(partial(Slowed, seconds), LOAD, 3)
-        assert takes["parameters"] == 26
-        assert takes["gflop_per_image"] == pytest.approx(2 * 12 * 2 / 1e9)
-        assert [len(samples) for samples in ms.values()] == [3, 3, 3, 3]
-        row = speed(takes, 2, ms)
+    monkeypatch.setattr(processes, "in_fresh_process", visit)
+    fast, slow = measure_in_turn([(WORKLOAD, {
+        ("a model", IMAGE_SIZE, name): partial(Slowed, seconds)
+        for name, seconds in (("fast", 1.0), ("slow", 3.0))})], 9)
+    assert visits == 2 * [count_model] + 3 * [time_models]
+    assert fast["parameters"] == 26
+    assert fast["gflop_per_image"] == pytest.approx(2 * 12 * 2 / 1e9)
+    for row, seconds in ((fast, 1.0), (slow, 3.0)):
         assert row["training_ms"] == row["training_p20"] == pytest.approx(1000 * seconds)
+        assert row["training_p80"] == pytest.approx(5000 * seconds)
         assert row["inference_ms"] == pytest.approx(500 * seconds)
         assert row["inference_images_per_s"] == pytest.approx(4 / seconds)
         assert row["training_images_per_s"] == pytest.approx(2 / seconds)
         assert row["seconds_per_25000_images"] == pytest.approx(12_500 * seconds)
-        flops = 3 * 2 * 12 * 2 * 2
-        moved = 2 * takes["saved_mib_per_image"] * 2 * 2**20 + 32 * 26
-        assert row["share_of_floor"] == pytest.approx(
-            max(flops * 0.2, moved * 0.1) / 10**9 / seconds)
-        assert row["matmul_gflop_s"] == pytest.approx(5) and row["copy_gb_s"] == pytest.approx(10)
+        assert row["faster"] == pytest.approx(1 / seconds)
 
 
 def test_steps_train_and_infer():
     model = tiny_convmixer()
     before = [p.clone() for p in model.parameters()]
-    inference_step(model, LOAD)()
+    steps = model_steps(model, WORKLOAD)
+    steps["inference"]()
     assert not model.training
     assert all(map(torch.equal, before, model.parameters()))
-    training_step(model, LOAD)()
+    steps["training"]()
     assert model.training and not all(map(torch.equal, before, model.parameters()))
 
 
@@ -132,7 +147,7 @@ def big(megabytes):
 
 
 def two_sizes():
-    return [training_memory(partial(big, megabytes), LOAD)["process_mib"]
+    return [count_model(partial(big, megabytes), WORKLOAD)["process_mib"]
             for megabytes in (1, 200)]
 
 
@@ -146,20 +161,32 @@ def test_memory_counts_weights_gradients_and_both_moments():
     assert (after - before) * 2**20 / 200e6 == pytest.approx(4, abs=0.5)
 
 
-def test_a_failing_candidate_is_reported_and_the_others_are_measured(monkeypatch):
-    ours, failing, again = race_training(
-        {"ours": tiny_convmixer, "broken": broken, "again": tiny_convmixer}, LOAD, 3)
-    assert failing == {"way": "broken", "batch_size": 2, "failed": "ValueError: no such model"}
-    assert ours["ms"] > 0 and ours["faster"] == 1 and again["ms"] > 0 and again["faster"] > 0
-    _, ours = race_training({"broken": broken, "ours": tiny_convmixer}, LOAD, 3)
-    assert ours["ms"] > 0 and "faster" not in ours  # than what?
+def test_a_model_that_fails_is_reported_and_the_others_are_measured(memory_grows, monkeypatch):
+    """At once or late; what is compared to one that failed has no ratio."""
+    times = []
 
-    def in_this_process(f, *args):
-        if f is training_memory:
-            raise ChildFailed("out of memory: all of it")
-        return f(*args)
+    def second_time_fails(f, g, models, *args):
+        if g is time_models and ("late", IMAGE_SIZE, "ours") in models:
+            times.append(1)
+            if len(times) == 2:
+                raise ChildFailed("out of memory: all of it")
+        return in_this_process(f, g, models, *args)
+    monkeypatch.setattr(processes, "in_fresh_process", second_time_fails)
+    ours, failing, again, other, late = measure_in_turn([
+        (WORKLOAD, {("a", IMAGE_SIZE, "ours"): tiny_convmixer, ("a", IMAGE_SIZE, "broken"): broken,
+                    ("a", IMAGE_SIZE, "again"): tiny_convmixer}),
+        (WORKLOAD, {("b", IMAGE_SIZE, "ours"): broken}),
+        (WORKLOAD, {("late", IMAGE_SIZE, "ours"): tiny_convmixer})], 3)
+    assert failing == {"row": "a", "candidate": "broken", "image_size": IMAGE_SIZE,
+                       "batch_size": 2, "failed": "no such model"}
+    assert ours["training_ms"] > 0 and ours["faster"] == ours["memory_ratio"] == 1
+    assert again["training_ms"] > 0 and again["faster"] > 0
+    assert other["failed"] == "no such model" and "parameters" not in other
+    assert late["failed"] == "out of memory: all of it" and "training_ms" not in late
+
+
+def test_without_the_first_there_is_no_ratio(memory_grows, monkeypatch):
     monkeypatch.setattr(processes, "in_fresh_process", in_this_process)
-    measured = compare_training({"ours": tiny_convmixer, "broken": broken}, LOAD, 3)
-    assert [row["failed"] for row in measured] == [
-        "out of memory: all of it", "ValueError: no such model"]
-    assert measured[0]["ms"] > 0 and measured[0]["batch_size"] == 2
+    _, ours = measure_in_turn([(WORKLOAD, {("a", IMAGE_SIZE, "broken"): broken,
+                                           ("a", IMAGE_SIZE, "ours"): tiny_convmixer})], 3)
+    assert ours["training_ms"] > 0 and "faster" not in ours

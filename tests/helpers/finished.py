@@ -36,7 +36,8 @@ def finished_run(out: Path, name: str, seed: int = 0, *, shift: float = 0.0, ste
     folder = out / seed_folder(name, seed)
     folder.mkdir(parents=True)
     write_json(folder / "summary.json", summary | {k: changes[k] for k in changes if k in summary})
-    write_json(folder / "config.json", config | {k: changes[k] for k in changes if k in config})
+    write_json(folder / "config.json", config | {k: changes[k] for k in changes
+                                                if k in config or k not in summary})
     write_json(folder / "environment.json", ENVIRONMENT)
     write_csv(folder / "log.csv", log)
     return folder

@@ -6,7 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
-from mixer.report.figures import draw_comparison, draw_costs, draw_curves
+from mixer.report.figures import draw_comparison, draw_curves
 from mixer.report.runs import find_runs
 from tests.helpers.finished import finished_run
 
@@ -31,7 +31,6 @@ def test_figures_are_drawn(tmp_path):
     finished_run(tmp_path, "resnet18", steps=100)
     runs = find_runs(tmp_path)
     draw_comparison(out, runs)
-    draw_costs(out, runs)
     names = {"curves.png", "no validation.png", "loss.png", "acc.png", "val_acc_seconds.png",
              "val_acc_flops.png"}
     assert {p.name for p in out.iterdir()} == names

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from mixer.experiments import published_curves
-from mixer.report.reproduction import is_original, judge
+from mixer.report.reproduction import compare_curves, is_original
 from mixer.report.runs import find_runs
 from tests.helpers.finished import finished_run
 
@@ -12,7 +12,7 @@ NAME = "convmixer-p24"
 
 
 def judged(out):
-    return judge(find_runs(out))
+    return compare_curves(find_runs(out))
 
 
 def test_the_published_curve_itself_is_inside_at_every_point(tmp_path):
@@ -49,7 +49,8 @@ def test_a_point_between_two_seeds_is_inside(tmp_path):
 
 @pytest.mark.parametrize("change", [
     {"lr": 2e-4}, {"batch_size": 32}, {"schedule": "cosine"}, {"clip_grad": 1.0}, {"dim": 256},
-    {"log_every": 50}, {"images": 4000}, {"classes": ("Abyssinian", "Bengal", "Birman")},
+    {"log_every": 50}, {"qkv_bias": True}, {"norm_eps": 1e-6}, {"randaugment": 2},
+    {"images": 4000}, {"classes": ("Abyssinian", "Bengal", "Birman")},
 ])
 def test_other_recipes_are_not_compared(tmp_path, change):
     finished_run(tmp_path, NAME, **change)

@@ -1,0 +1,59 @@
+"""Several folders of runs side by side, as of several learning rates: each row at its best."""
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..runtime.files import write_text
+from .comparison import TITLES, cost_text, main_table, notes
+from .runs import Run, find_runs
+from .tables import paragraph
+
+# options that say where a run was made, not how
+PLACES = {"rows", "data", "cache", "bad_images", "workers", "data_on_device", "device", "seed",
+          "seeds", "out", "resume", "require_acc", "debug"}
+CHOSEN = """\
+(chosen): the value of the highest best validation accuracy with seed 0. Below, each row is at its
+chosen value; where there are other seeds, which had no part in the choice, they stand for it."""
+
+
+def write_studies(folders: Sequence[Path], out: Path) -> str:
+    """Write table.md of the runs in all `folders` into `out`. Returns it."""
+    everything, chosen = {}, {}
+    for name, variants in find_variants(folders).items():
+        at_seed_0 = {label: runs[0].summary["best_val_acc"] or 0
+                     for label, runs in variants.items() if 0 in runs}
+        best = max(at_seed_0, key=at_seed_0.get, default=None)
+        for label, runs in variants.items():
+            title = ", ".join(filter(None, [TITLES.get(name, name), label]))
+            everything[title + " (chosen)" * (label == best)] = list(runs.values())
+            if label == best:
+                others = [run for seed, run in runs.items() if seed or len(variants) == 1]
+                chosen[title] = others or [runs[0]]
+    text = [main_table(everything, {}), f"{notes(everything)}\n{paragraph(CHOSEN)}"]
+    if chosen:
+        text.append(cost_text(chosen))
+    write_text(out / "table.md", "\n\n".join(text) + "\n")
+    return "\n\n".join(text)
+
+
+def find_variants(folders: Sequence[Path]) -> dict[str, dict[str, dict[int, Run]]]:
+    """{row name: {"lr 0.001": {seed: run}}}, labelled by the options in which runs of a row differ.
+
+    Of runs with equal options and seeds, the first one counts.
+    """
+    found = {}
+    for folder in folders:
+        for name, runs in find_runs(folder).items():
+            found.setdefault(name, []).extend(runs)
+
+    def value(run, option):
+        return run.config.get(option) or None  # an option that is off, or not known yet
+    options = dict.fromkeys(option for runs in found.values() for run in runs
+                            for option in run.config if option not in PLACES)
+    differ = [option for option in options
+              if any(len({value(run, option) for run in runs}) > 1 for runs in found.values())]
+    variants = {name: {} for name in found}
+    for name, runs in found.items():
+        for run in runs:
+            label = ", ".join(f"{option} {value(run, option)}" for option in differ)
+            variants[name].setdefault(label, {}).setdefault(run.summary["seed"], run)
+    return variants

@@ -1,0 +1,58 @@
+"""Several learning rates side by side."""
+import pytest
+
+from mixer.report import __main__ as report
+from mixer.runtime.errors import InputError
+from tests.helpers.finished import finished_run
+from tests.helpers.tables import cells
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Seed 0 at two rates, more seeds of ConvMixer at the better one; ResNet at the usual rate."""
+    low, high = tmp_path / "low", tmp_path / "high"
+    finished_run(low, "convmixer-p24", val_acc=0.70, step_s=0.01)
+    finished_run(low, "vit_cnn-p24", val_acc=0.65)
+    finished_run(low, "resnet18", val_acc=0.8)
+    finished_run(low, "resnet18", 1, val_acc=0.9)
+    for seed, acc in enumerate((0.79, 0.71, 0.73)):
+        finished_run(high, "convmixer-p24", seed, val_acc=acc, lr=1e-3, step_s=0.01)
+    finished_run(high, "vit_cnn-p24", val_acc=0.60, lr=1e-3)
+    return low, high
+
+
+def test_each_row_is_at_its_own_rate_and_judged_on_other_seeds(folders, tmp_path, capsys):
+    out = tmp_path / "out"
+    report.main([*map(str, folders), "--out", str(out)])
+    text = (out / "table.md").read_text()
+    assert text in capsys.readouterr().out and "published" not in text.lower()
+    lines = cells(text)
+    heads = [i for i, line in enumerate(lines) if line[0] == "row"]
+    every, chosen = lines[heads[0] + 1:heads[1]], lines[heads[1] + 1:]
+    assert [(line[0], line[2], line[3][:5]) for line in every] == [
+        ("ResNet-18, lr 0.0001 (chosen)", "2", "0.850"),
+        ("ViT 24 CNN, lr 0.0001 (chosen)", "1", "0.650"),
+        ("ViT 24 CNN, lr 0.001", "1", "0.600"),
+        ("ConvMixer 24, lr 0.0001", "1", "0.700"),
+        ("ConvMixer 24, lr 0.001 (chosen)", "3", "0.743")]
+    # without the seed that chose; ResNet-18 had no choice
+    assert [(line[0], line[1], line[2][:5], line[-2]) for line in chosen] == [
+        ("ResNet-18, lr 0.0001", "2", "0.850", "tie"),
+        ("ViT 24 CNN, lr 0.0001", "1", "0.650", "tie"),
+        ("ConvMixer 24, lr 0.001", "2", "0.720", "yes")]
+
+
+def test_another_option_in_which_they_differ_is_named_too(folders, tmp_path):
+    finished_run(tmp_path / "more", "resnet18", val_acc=0.7, schedule="cosine", seeds="0")
+    report.main([*map(str, folders), str(tmp_path / "more"), "--out", str(tmp_path / "out")])
+    titles = {line[0] for line in cells((tmp_path / "out" / "table.md").read_text())}
+    assert {"ResNet-18, lr 0.0001, schedule constant (chosen)",
+            "ResNet-18, lr 0.0001, schedule cosine"} <= titles
+
+
+def test_which_folders_and_where_to(folders, tmp_path):
+    for arguments in (folders, [folders[0], "--out", tmp_path / "out"]):
+        with pytest.raises(InputError, match="several folders need --out"):
+            report.main(list(map(str, arguments)))
+    with pytest.raises(InputError, match="name a folder that holds finished runs"):
+        report.main([str(folders[0]), str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])
