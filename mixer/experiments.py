@@ -1,4 +1,5 @@
-"""The nine rows of "Patches are all you need: ViT x ConvMixer", and what it published about them.
+"""The rows that we compare. Nine are those of "Patches are all you need: ViT x ConvMixer", with
+what it published about them.
 
 Source: github.com/renatoviolin/Patches-are-all-you-need-ViT-and-ConvMixer (2021). One RTX 2080
 (8 GB), 25,000 images at 192x192, fp16, batch 250, 5000 steps, one run per row, training accuracy
@@ -61,9 +62,9 @@ BY_TITLE = {row.title: row for row in ROWS}
 
 def published_curves() -> dict[str, list[tuple[int, float, float]]]:
     """{row name: [(step, train loss, train accuracy), ...]}, accuracies as fractions of 1."""
-    curves = {row.name: [] for row in ROWS}
+    curves = {}
     with CURVES.open() as f:
         for line in csv.DictReader(f):
             point = int(line["step"]), float(line["train_loss"]), float(line["train_acc"])
-            curves[line["model"]].append(point)
+            curves.setdefault(line["model"], []).append(point)
     return curves
