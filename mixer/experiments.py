@@ -55,6 +55,8 @@ ROWS = [
     Row("ViT 16 CNN", "vit_cnn", 6788, 34, {"patch": 16}),
     Row("ConvMixer 16", "convmixer", 3150, 17, {"patch": 16}),
     Row("ConvMixer 16/8", "convmixer", 4612, 28, {"patch": 16, "depth": 8}),
+    Row("MLP-Mixer 24", "mlp_mixer", options={"patch": 24}),  # not in the original
+    Row("MLP-Mixer 16", "mlp_mixer", options={"patch": 16}),
 ]
 BY_NAME = {row.name: row for row in ROWS}
 BY_TITLE = {row.title: row for row in ROWS}
