@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.augment import augment, draws_for
+from ..data.augment import augment, augmentations_of_batch
 from ..data.batches import Subset, fits_on
+from ..data.cache import decode_to_cache
 from ..data.images import find_images
-from ..data.packed import pack
 from ..runtime.errors import InputError
 from .measure import Load
 from .timing import race
@@ -27,10 +27,10 @@ def measure_data(path: Path | str, load: Load, repeats: int, most: int = 2000) -
     chosen = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int)
     images = dataclasses.replace(images, **{
         name: [getattr(images, name)[i] for i in chosen]
-        for name in ("files", "names", "labels", "splits", "sizes")})
+        for name in ("files", "names", "labels", "splits", "stamps")})
     with tempfile.TemporaryDirectory() as folder:
         # decode all of them, to leave out the damaged ones
-        array, faults, _ = pack(images, load.image_size, folder)
+        array, faults, _ = decode_to_cache(images, load.image_size, folder)
         indices = np.setdiff1d(np.arange(len(images)), list(faults))
         if not len(indices):
             raise InputError(f"--data: none of {len(images):,} images in {path} decodes: "
@@ -48,7 +48,7 @@ def measure_data(path: Path | str, load: Load, repeats: int, most: int = 2000) -
 
         def pack_anew():
             with tempfile.TemporaryDirectory(dir=folder) as cache:
-                pack(images, load.image_size, cache)
+                decode_to_cache(images, load.image_size, cache)
 
         def samples():
             return random.integers(len(subset), size=load.batch_size)
@@ -57,7 +57,7 @@ def measure_data(path: Path | str, load: Load, repeats: int, most: int = 2000) -
             subset.batch(samples(), load.device)
 
         def augment_batch():
-            augment(batch, *draws_for(0, epochs, samples(), len(subset)))
+            augment(batch, augmentations_of_batch(0, epochs, samples(), len(subset)))
 
         # what happens once in turn, then what happens in every step
         times = race({"decoding, one process": decode, "packing, all cores": pack_anew},

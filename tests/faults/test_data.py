@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mixer.data.demo import draw
+from mixer.data.demo import render
 from mixer.data.images import find_images
 from mixer.runtime.errors import InputError
 from tests.helpers.commands import TINY, forked
@@ -34,7 +34,7 @@ def jpegs(count):
         found = [images.read(i) for i in indices]
     for i in range(count - len(found)):
         file = io.BytesIO()
-        picture = Image.fromarray(draw(i, 40 + 9 * i)).convert(("RGB", "L", "CMYK")[i % 3])
+        picture = Image.fromarray(render(i, 40 + 9 * i)).convert(("RGB", "L", "CMYK")[i % 3])
         picture.save(file, "JPEG", quality=30 + 5 * i, progressive=i % 2 == 1)
         found.append(file.getvalue())
     return found
@@ -106,7 +106,7 @@ def read_damaged_zips(seeds, folder):
     small = []
     for i in range(6):
         file = io.BytesIO()
-        Image.fromarray(draw(i, 24)).save(file, "JPEG")
+        Image.fromarray(render(i, 24)).save(file, "JPEG")
         small.append(file.getvalue())
     flat = zipped({f"train/{('cat', 'dog')[i % 2]}.{i}.jpg": small[i] for i in range(6)})
     by_class = zipped({f"PetImages/{('Cat', 'Dog')[i % 2]}/{i}.jpg": small[i] for i in range(6)})

@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 
+from mixer.data.cache import decode_to_cache, drop_damaged
 from mixer.data.images import find_images
-from mixer.data.packed import pack, usable
 from mixer.runtime.checkpoint import load_checkpoint
 from tests.helpers.plants import TRAIN_STEP, Plant
 from tests.helpers.runs import assert_same_run
@@ -23,9 +23,9 @@ def test_real_images_are_found_decoded_and_balanced(tmp_path):
     images = find_images(PATH)
     assert [name.lower() for name in images.classes] == ["cat", "dog"]
     start = time.perf_counter()
-    array, faults, _ = pack(images, 192, tmp_path)
+    array, faults, _ = decode_to_cache(images, 192, tmp_path)
     print(f"{len(images) / (time.perf_counter() - start):,.0f} images/s decoded")
-    good = usable(images, faults, "skip", tmp_path / "bad.csv")
+    good = drop_damaged(images, faults, "skip", tmp_path / "bad.csv")
     assert len(good) > 0.99 * len(images)
     picks = np.random.default_rng(0).choice(good, 20, replace=False)
     for index in picks:
