@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..runtime.errors import InputError, listed
+from ..runtime.errors import InputError, listed, printable
 from .augment import to_device
 from .images import ImageSet
 
@@ -66,13 +66,16 @@ def _held_out(images, groups, val_fraction, seed):
     # the first by their hashes
     for label, name in enumerate(images.classes):
         total = totals[label]
+        if total < 2:
+            raise InputError(f"--data: class {name} has a single image, which cannot be both in "
+                             "training and in validation: add images, or use --val-fraction 0")
         count, chosen = min(max(1, round(val_fraction * total)), total - 1), []
         for group in sorted(by_class[label], key=key):
             if len(chosen) + len(group) <= count:
                 chosen += group
         if not chosen:
-            raise InputError(f"--data: class {name} has too few images that differ, to hold out "
-                             f"{val_fraction:g} of them: add images, or change --val-fraction")
+            print(f"class {printable(name)} is not in validation: its images are copies of each "
+                  "other, or of other classes' images", flush=True)
         val += chosen
     return val
 

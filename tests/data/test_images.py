@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from mixer.data.cache import decode_to_cache
-from mixer.data.images import MAX_BYTES, describe, find_images, find_unlabelled
+from mixer.data.images import describe, find_images, find_unlabelled
 from mixer.runtime.errors import InputError
 from tests.helpers.pictures import encoded, folder_and_zip, zipped
 
@@ -153,13 +153,6 @@ def test_a_copy_and_a_zip_are_the_same_images(tmp_path):
     assert first.stamps != find_images(folder).stamps
     (folder / PETS[0]).write_bytes(members[PETS[0]] + b"?")
     assert first.run_key != find_images(folder).run_key
-
-
-def test_an_oversized_file_is_not_read(tmp_path):
-    images = find_images(folder_and_zip(tmp_path, KAGGLE)[0])
-    images.stamps[0] = MAX_BYTES + 1, 0
-    with pytest.raises(ValueError, match="over the limit"):
-        images.load(0, 8)
 
 
 def test_unlabelled_images_are_found_once_and_in_order(pictures, tmp_path):
