@@ -78,7 +78,7 @@ def find_images(path: Path | str) -> ImageSet:
         classes = check_classes(splits, labels)
     except InputError as e:
         tables = sorted(os.path.basename(name) for name in files if name.lower().endswith(TABLES))
-        hint = f"; labels may be in {listed(tables, 3)}, which is not read" if tables else ""
+        hint = f"; labels may be in {listed(tables, 3)}: train.py reads none" if tables else ""
         raise InputError(f"--data: the classes in {path} are not sure: {e}; {ADVICE}{hint}") from e
 
     # one ImageSet

@@ -17,7 +17,7 @@ ROLE = re.compile(
     r"(?<![a-z])(?:(?P<train>train|training|trainval)|(?P<val>val|valid|validation|dev)|"
     r"(?P<test>tests?|testing|pred|prediction))(?:set|data)?(?![a-z])")
 NO_CLASS = re.compile(  # folders that are parts of a data set
-    r"(images?|imgs?|masks|labels|annotations|ground_?truth|gt|unlabell?ed)|"
+    r"images?|imgs?|gt|unlabell?ed|(.+[\W_])?(masks|segmentations?|labels|annotations|ground_?truth)|"
     r"(k?fold|cv|part|subset|split|chunk|shard|batch)s?[\W_]*\d+", re.IGNORECASE)
 NO_NAME = set(  # words of file names that say where a picture comes from, not what it shows
     "img image dsc dscf dscn dcim pxl mvi vid video clip p pic picture photo frame scan screenshot "

@@ -159,8 +159,8 @@ def select_images(config: Config, folder: Path, contents: dict) -> tuple[ImageSe
         test = Path(places[0], "test")
         images = find_images(test if test.is_dir() else places[0])
         if any(images.splits) or "test images" in images.note:
-            raise InputError(f"{places[0]} has splits; which one? Give its folder, as "
-                             f"{places[0]}/test")
+            raise InputError(f"{places[0]} has splits; which one? Give the folder of one, as test "
+                             "(unpacked)")
     return images, np.arange(len(images))
 
 

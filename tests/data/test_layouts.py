@@ -62,6 +62,7 @@ DEEP, PARTS = "there are .* and ", "may be parts of the data set"
     (["a/cat.0.jpg", "a/dog.0.jpg", "b/cat.1.jpg", "b/dog.1.jpg"], "a, b hold cats and dogs"),
     (["images/0.jpg", "masks/0.jpg"], PARTS),
     (["cat/0.jpg", "dog/0.jpg", "masks/0.jpg"], PARTS),
+    (["cat/0.jpg", "dog/0.jpg", "cat_masks/0.jpg", "dog_masks/0.jpg"], PARTS),
     (["fold_0/0.jpg", "fold_1/0.jpg"], PARTS),
     (["cats_train/0.jpg", "dogs_train/0.jpg", "cats_test/0.jpg", "dogs_test/0.jpg"], PARTS),
     # images beside class folders, or none in one
