@@ -11,8 +11,8 @@ import numpy as np
 
 from ..runtime.errors import InputError, listed, printable
 from .decoding import decode
-from .layouts import check_classes, find_labels
-from .sources import base_name, left_out_note, open_source, sort_files
+from .layouts import label_pictures, left_out_note, sort_files
+from .sources import base_name, open_source
 
 MAX_BYTES = 64 * 2**20  # a larger file counts as damaged
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")  # in which labels may be
@@ -71,23 +71,22 @@ def describe(images: ImageSet) -> str:
 def find_images(path: Path | str) -> ImageSet:
     """The images at `path`, a folder or a zip. Raises InputError where they cannot be used."""
     files, read = open_source(path)
-    images, lost, left_out = sort_files(path, files)
+    pictures, left_out = sort_files(path, files)
     try:
-        layout, places, unused = find_labels(images, lost, files, read)
-        splits, rests, labels = map(list, zip(*places.values(), strict=True))
-        classes = check_classes(splits, labels)
+        layout, images = label_pictures(pictures, files, read, left_out)
     except InputError as e:
         tables = sorted(os.path.basename(name) for name in files if name.lower().endswith(TABLES))
         hint = f"; labels may be in {listed(tables, 3)}: train.py reads none" if tables else ""
         raise InputError(f"--data: the classes in {path} are not sure: {e}; {ADVICE}{hint}") from e
 
-    # one ImageSet
-    names, kind = list(map("/".join, places)), "folder" if os.path.isdir(path) else "zip"
+    kind = "folder" if os.path.isdir(path) else "zip"
+    classes = sorted({image.label for image in images})
     return ImageSet(
-        Path(path), f"images in {printable(base_name(path))} ({layout}, {kind})", classes, names,
-        names=list(map("/".join, rests)), labels=[classes.index(name) for name in labels],
-        splits=splits, stamps=[files[name] for name in names], read_file=read,
-        note=left_out_note(left_out + unused))
+        Path(path), f"images in {printable(base_name(path))} ({layout}, {kind})", classes,
+        files=[image.name for image in images], names=["/".join(image.parts) for image in images],
+        labels=[classes.index(image.label) for image in images],
+        splits=[image.split for image in images], stamps=[files[image.name] for image in images],
+        read_file=read, note=left_out_note(left_out))
 
 
 def find_unlabelled(paths: Iterable[str]) -> ImageSet:
@@ -101,9 +100,9 @@ def find_unlabelled(paths: Iterable[str]) -> ImageSet:
             readers[str(path)] = path.read_bytes
             continue
         files, read = open_source(path, nested=("test1.zip", "test.zip"))
-        images, _, unused = sort_files(path, files)
+        pictures, unused = sort_files(path, files)
         left_out += unused
-        for name in map("/".join, images):
+        for name in [picture.name for picture in pictures if picture.readable]:
             stamps[f"{path}/{name}"] = files[name]
             readers[f"{path}/{name}"] = functools.partial(read, name)
     # one path, so one place in the cache of decoded images: what was predicted before is replaced

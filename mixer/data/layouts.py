@@ -1,62 +1,106 @@
-"""The split and the class of each image, from folders and names.
+"""Which files are images, and what their paths say: the split and the class of each.
 
 Labels are never guessed: what might be a split, a fold, a mask or a copy is refused.
 """
+import itertools
 import os
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.errors import InputError, listed
-from .sources import Files, Parts
+from ..runtime.errors import InputError, listed, printable
+from .sources import EXTENSIONS, Files
 
-IN_NAMES = "class in the file name"
-ROLE = re.compile(
+UNREAD = tuple("." + ending for ending in (  # of pictures that are counted, never decoded
+    "arw avif cr2 dcm dng exr heic heif jfif jp2 jpe jxl nef pgm ppm psd raw tga tif tiff".split()))
+FIGURES = re.compile(  # of our own commands
+    r"(acc|attention|curves|filters|loss|mistakes|val_acc_flops|val_acc_seconds)\.png")
+MASK = re.compile(r"(.+)[_-](mask|seg|segmentation|gt|label)(_?\d+)?", re.IGNORECASE)
+ROLE = re.compile(  # in folders' names
     r"(?<![a-z])(?:(?P<train>train|training|trainval)|(?P<val>val|valid|validation|dev)|"
     r"(?P<test>tests?|testing|pred|prediction))(?:set|data)?(?![a-z])")
 NO_CLASS = re.compile(  # folders that are parts of a data set
     r"images?|imgs?|gt|unlabell?ed|(.+[\W_])?(masks|segmentations?|labels|annotations|ground_?truth)|"
     r"(k?fold|cv|part|subset|split|chunk|shard|batch)s?[\W_]*\d+", re.IGNORECASE)
-NO_NAME = set(  # words of file names that say where a picture comes from, not what it shows
+IN_NAMES = "class in the file name"
+KAGGLE = re.compile(r"(cat|dog)\.\d+\.\w+", re.IGNORECASE)  # cat.0.jpg
+OXFORD = re.compile(r"([^\W\d_]+(?:_[^\W\d_]+)*)_\d+\.\w+")  # Maine_Coon_1.jpg
+NO_NAME = set(  # words of names that say where a picture comes from, not what it shows
     "img image dsc dscf dscn dcim pxl mvi vid video clip p pic picture photo frame scan screenshot "
     "cam camera patient subject slice mask seg gt label labelled labeled unlabelled unlabeled fold "
     "part crop aug copy".split())
-KAGGLE = re.compile(r"(cat|dog)\.\d+\.\w+", re.IGNORECASE)  # cat.0.jpg
-OXFORD = re.compile(r"([^\W\d_]+(?:_[^\W\d_]+)*)_\d+\.\w+")  # Maine_Coon_1.jpg
 
 
-def find_labels(images: list[Parts], lost: list[Parts], files: Files, read: Callable[[str], bytes]
-                ) -> tuple[str, dict[Parts, tuple[str, Parts, str]], Counter]:
-    """How the images are labelled, in words; {path: (split, the parts below, class)} of those for
-    training and validation, in order; {kind: images} of what is left out.
+@dataclass
+class Picture:
+    """A picture, or an empty folder, and what its path says."""
 
-    lost: pictures that cannot be read, and empty folders. Raises InputError with the reason where
-    the classes are not sure.
+    name: str               # with slashes; a folder's ends with one
+    parts: tuple[str, ...]  # below the folders that contain everything, then below splits
+    readable: bool          # not in another format, and no folder
+    split: str = ""         # "train" or "val" where both have a folder, or "test"
+    label: str = ""         # the class
+
+
+def sort_files(path: Path | str, files: Files) -> tuple[list[Picture], Counter]:
+    """The pictures and empty folders; {kind: files} of what is left out.
+
+    Raises InputError, which says what is there instead, where there is no image.
     """
-    below = split_folders(images + lost)
-    rests = {parts: rest for parts, (split, rest) in below.items() if split != "test"}
-    layout, labels = classes_of(rests)
-    places = {parts: (below[parts][0], rest, labels[parts]) for parts, rest in rests.items()}
-    found = {parts: places[parts] for parts in images if parts in places}
-    left_out = Counter({"test images": len(images) - len(found)})
+    pictures, left_out, names = [], Counter(), sorted(files)
+    stems = {os.path.splitext(name)[0] for name in names}
+    for name, following in itertools.pairwise([*names, ""]):
+        parts, (stem, ending) = tuple(name.split("/")), os.path.splitext(name)
+        ending, mask = ending.lower(), MASK.fullmatch(stem)
+        if ending in UNREAD or name.endswith("/") and not following.startswith(name):
+            pictures.append(Picture(name, parts, readable=False))
+            left_out[ending] += bool(ending)
+        elif ending in EXTENSIONS and FIGURES.fullmatch(parts[-1]):
+            left_out["figures of results"] += 1
+        elif ending in EXTENSIONS and (mask and mask[1] in stems or "trimaps" in parts):
+            left_out["masks"] += 1
+        elif ending in EXTENSIONS:
+            pictures.append(Picture(name, parts, readable=True))
+    if not any(picture.readable for picture in pictures):
+        zips = [printable(name) for name in names if name.lower().endswith(".zip")]
+        hint = (f"for the zip in it, give its own path (unpacked): {zips[0]}" if zips else
+                left_out_note(left_out) or f"it contains {len(names):,} other files")
+        raise InputError(f"--data: no images in {path} (looked for {' '.join(EXTENSIONS)}); {hint}")
+    return pictures, left_out
 
-    # a class of which nothing can be read
-    filled = {(split, label) for split, _, label in found.values()}
-    if empty := [parts for parts in lost if parts in places and places[parts][::2] not in filled]:
-        raise InputError(f"a class has no image that can be read, only "
-                         f"{listed(map('/'.join, empty), 3)}: add images, convert or remove it")
+
+def left_out_note(counts: Counter) -> str:
+    """{".tif": 2, "masks": 1} -> "left out: .tif 2, masks 1"; "" for nothing."""
+    counts = [f"{name} {count:,}" for name, count in counts.most_common() if count]
+    return f"left out: {listed(counts)}" if counts else ""
+
+
+def label_pictures(pictures: list[Picture], files: Files, read: Callable[[str], bytes],
+                   left_out: Counter) -> tuple[str, list[Picture]]:
+    """Give them splits and labels. Returns how, in words, and the images for training and
+    validation, in order; counts the others. Raises InputError with the reason where it is not sure.
+    """
+    find_splits(pictures)
+    labelled = [picture for picture in pictures if picture.split != "test"]
+    layout = find_classes(labelled)
+    images = [picture for picture in labelled if picture.readable]
+    left_out["test images"] = sum(picture.readable for picture in pictures) - len(images)
+    filled = {(image.split, image.label) for image in images}
+    if empty := [p.name for p in labelled if (p.split, p.label) not in filled]:
+        raise InputError(f"no image of a class can be read, only {listed(empty, 3)}: convert "
+                         "or remove it")
 
     # the official split of Oxford-IIIT Pet
     if layout == IN_NAMES and (splits := listed_splits(files, read)):
-        stems = {parts: Path(parts[-1]).stem for parts in found}
-        left_out["in neither list of annotations"] = sum(s not in splits for s in stems.values())
-        found = {parts: (splits[stems[parts]], rest, label)
-                 for parts, (_, rest, label) in found.items() if stems[parts] in splits}
-        if not found:
-            raise InputError("the lists in annotations name no image")
-    return layout, {parts: found[parts] for parts in sorted(found, key=found.get)}, left_out
+        for image in images:
+            image.split = splits.get(Path(image.name).stem)
+        left_out["in neither list of annotations"] = sum(not image.split for image in images)
+        images = [image for image in images if image.split]
+    check_classes(images)
+    return layout, sorted(images, key=lambda image: (image.split, image.parts))
 
 
 def role(name: str) -> str | None:
@@ -65,64 +109,66 @@ def role(name: str) -> str | None:
     return match and match.lastgroup
 
 
-def split_folders(paths: list[Parts]) -> dict[Parts, tuple[str, Parts]]:
-    """{path: (split, the parts below)}. Split is "" where there are no such folders.
+def find_splits(pictures: list[Picture]) -> None:
+    """Shorten the parts to those below the folders that contain everything, and below splits.
 
-    Each folder must say train, val or test, train once and val at most once. Without val, split is
-    "" for train, of which `batches.split` holds out some.
+    Each folder must say train, val or test, train once and val at most once. Without val, the split
+    stays "" for train, of which `batches.split` holds out some.
     """
-    depth = len(os.path.commonprefix([parts[:-1] for parts in paths]))
-    tops = {parts[depth] for parts in paths}
+    depth, tops = len(os.path.commonprefix([p.parts[:-1] for p in pictures])), defaultdict(list)
+    for picture in pictures:
+        picture.parts = picture.parts[depth:]
+        tops[picture.parts[0]].append(picture)
     roles = Counter(map(role, tops))
-    flat = any(len(parts) == depth + 1 for parts in paths)
+    flat = any(len(picture.parts) == 1 for picture in pictures)
     if flat or roles[None] or roles["train"] != 1 or roles["val"] > 1:
-        return {parts: ("", parts[depth:]) for parts in paths}
-    below = {}
-    for top in tops:
-        of_top = [parts for parts in paths if parts[depth] == top]
-        inner = os.path.commonprefix([parts[:-1] for parts in of_top])[depth + 1:]
-        twice = bool(inner) and role(inner[0]) == role(top)  # Kaggle's zips unpack to train/train/
-        split = role(top) if roles["val"] or role(top) == "test" else ""
-        below |= {parts: (split, parts[depth + 1 + twice:]) for parts in of_top}
-    return below
+        return
+    for top, inside in tops.items():
+        split, folders = role(top), os.path.commonprefix([p.parts[:-1] for p in inside])
+        twice = len(folders) > 1 and role(folders[1]) == split  # Kaggle's zips have train/train/
+        for picture in inside:
+            picture.parts = picture.parts[1 + twice:]
+            picture.split = split if roles["val"] or split == "test" else ""
 
 
-def classes_of(rests: dict[Parts, Parts]) -> tuple[str, dict[Parts, str]]:
-    """How images are labelled, in words; {path: class}. rests: {path: the parts below splits}."""
-    depths = {len(rest) for rest in rests.values()}
-    middle, *more = {"/".join(rest[1:-1]) for rest in rests.values()}
+def find_classes(pictures: list[Picture]) -> str:
+    """Set the labels, from folders or names. Returns how, in words."""
+    depths = {len(picture.parts) for picture in pictures}
+    middle, *more = {"/".join(picture.parts[1:-1]) for picture in pictures}
     if depths == {1}:
-        return IN_NAMES, classes_in_names(rests)
+        find_classes_in_names(pictures)
+        return IN_NAMES
 
     # all at one depth, below class folders
     if len(depths) > 1 or more or not re.fullmatch("(?i)(images?|imgs?)?", middle):
-        ordered = sorted(rests, key=lambda parts: (len(rests[parts]), parts))
-        raise InputError(f"there are {'/'.join(ordered[0])} and {'/'.join(ordered[-1])}")
-    labels = {parts: rest[0] for parts, rest in rests.items()}
-    names = sorted(set(labels.values()))
+        ordered = sorted(pictures, key=lambda picture: (len(picture.parts), picture.name))
+        raise InputError(f"there are {ordered[0].name} and {ordered[-1].name}")
+    for picture in pictures:
+        picture.label = picture.parts[0]
+    names = sorted({picture.label for picture in pictures})
     if all(map(role, names)) or any(map(NO_CLASS.fullmatch, names)):
         raise InputError(f"{listed(names)} may be parts of the data set")
-    animals = {(labels[parts], match[1].lower()) for parts in rests
-               if (match := KAGGLE.fullmatch(parts[-1]))}
+    animals = {(picture.label, match[1].lower()) for picture in pictures
+               if (match := KAGGLE.fullmatch(picture.parts[-1]))}
     if len(animals) > len(dict(animals)):
         raise InputError(f"{listed(sorted(dict(animals)))} hold cats and dogs, by the names of "
                          "their files")
-    return "class folders" + (f", one deeper: {middle}" if middle else ""), labels
+    return "class folders" + (f", one deeper: {middle}" if middle else "")
 
 
-def classes_in_names(paths: Iterable[Parts]) -> dict[Parts, str]:
-    """{path: class} by the name of the file: all as cat.0.jpg, or all as Maine_Coon_1.jpg."""
-    form = max((KAGGLE, OXFORD), key=lambda form: sum(bool(form.fullmatch(p[-1])) for p in paths))
-    matches = {parts: form.fullmatch(parts[-1]) for parts in paths}
-    if unknown := [parts[-1] for parts, match in matches.items() if not match]:
-        raise InputError(f"the names of {len(unknown):,} of {len(matches):,} images give no class: "
+def find_classes_in_names(pictures: list[Picture]) -> None:
+    """Set the labels from names: all as cat.0.jpg, or all as Maine_Coon_1.jpg."""
+    names = [picture.parts[0] for picture in pictures]
+    form = max((KAGGLE, OXFORD), key=lambda form: sum(map(bool, map(form.fullmatch, names))))
+    if unknown := [name for name in names if not form.fullmatch(name)]:
+        raise InputError(f"the names of {len(unknown):,} of {len(names):,} images give no class: "
                          f"{listed(unknown, 3)}")
-    labels = {parts: match[1].lower() if form is KAGGLE else match[1]
-              for parts, match in matches.items()}
-    if unknown := [name for name in sorted(set(labels.values()))
+    for picture, name in zip(pictures, names, strict=True):
+        label = form.fullmatch(name)[1]
+        picture.label = label.lower() if form is KAGGLE else label
+    if unknown := [name for name in sorted({picture.label for picture in pictures})
                    if role(name) or NO_NAME & set(name.lower().split("_"))]:
         raise InputError(f"names say a split or a source, not a class: {listed(unknown, 3)}")
-    return labels
 
 
 def listed_splits(files: Files, read: Callable[[str], bytes]) -> dict[str, str]:
@@ -138,18 +184,17 @@ def listed_splits(files: Files, read: Callable[[str], bytes]) -> dict[str, str]:
     return splits
 
 
-def check_classes(splits: Iterable[str], labels: Iterable[str]) -> list[str]:
-    """The split and the class of each image -> the classes, sorted. Raises InputError if there are
-    fewer than two, if one has two spellings, or if train and val have other ones."""
-    found = set(zip(splits, labels, strict=True))
-    train, val = ({label for split, label in found if split == side} for side in ("train", "val"))
+def check_classes(images: list[Picture]) -> None:
+    """Raise InputError if there are fewer than two classes, if one has two spellings, or if train
+    and val have other ones."""
+    train, val = ({image.label for image in images if image.split == split}
+                  for split in ("train", "val"))
     if train != val:
         raise InputError(f"the classes of train and val differ: {listed(sorted(train ^ val))}")
-    classes, spellings = sorted({label for _, label in found}), {}
+    classes, spellings = sorted({image.label for image in images}), {}
     if len(classes) < 2:
         raise InputError(f"only one class found: {listed(classes)}")
     for name in classes:
         other = spellings.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), name)
         if other != name:
             raise InputError(f"one class has two spellings, {other!a} and {name!a}")
-    return classes

@@ -1,28 +1,21 @@
-"""The files of a folder or a zip, and which of them are images."""
+"""The files of a folder or a zip."""
 import io
 import itertools
 import os
 import re
 import threading
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..runtime.errors import InputError, first_line, listed, printable
+from ..runtime.errors import InputError, first_line
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
-UNREAD = tuple("." + ending for ending in (  # of pictures that are counted, never decoded
-    "arw avif cr2 dcm dng exr heic heif jfif jp2 jpe jxl nef pgm ppm psd raw tga tif tiff".split()))
 SYSTEM = re.compile(  # what systems leave, and what is hidden, but not a run's .lock
     r"\.(?!lock$)|@(eaDir|Recycle|Recently-Snapshot|tmp|__thumb)|#(recycle|snapshot)$|__MACOSX$|"
     r"\$RECYCLE\.BIN$|RECYCLER$|lost\+found$|System Volume Information$|(eh)?thumbs.*\.db$|"
     r"desktop\.ini$", re.IGNORECASE)
-FIGURES = re.compile(  # of our own commands
-    r"(acc|attention|curves|filters|loss|mistakes|val_acc_flops|val_acc_seconds)\.png")
-MASK = re.compile(r"(.+)[_-](mask|seg|segmentation|gt|label)(_?\d+)?", re.IGNORECASE)
 
-Parts = tuple[str, ...]  # of a path; the last one of a folder's path is ""
 Files = dict[str, tuple[int, int]]  # {name with slashes: (bytes, time in ns; in a zip the CRC-32)}
 
 
@@ -98,38 +91,3 @@ def _open_zip(path, nested):
     if not any("/" in name for name in members):
         members = {re.sub(r"(?<=[\x00-\x7f])\\", "/", name): members[name] for name in members}
     return archive, {re.sub(r"(?<![^/])\.?/+", "", name): members[name] for name in members}
-
-
-def sort_files(path: Path | str, files: Files) -> tuple[list[Parts], list[Parts], Counter]:
-    """The images; pictures that are not read, and empty folders; {kind: files} of what is left out.
-
-    Raises InputError, which says what is there instead, where there is no image.
-    """
-    images, lost, left_out, names = [], [], Counter(), sorted(files)
-    stems = {os.path.splitext(name)[0] for name in names}
-    for name, following in itertools.pairwise([*names, ""]):
-        parts, (stem, ending) = tuple(name.split("/")), os.path.splitext(name)
-        ending, mask = ending.lower(), MASK.fullmatch(stem)
-        if ending in UNREAD:
-            lost.append(parts)
-            left_out[ending] += 1
-        elif name.endswith("/") and not following.startswith(name):
-            lost.append(parts)
-        elif ending in EXTENSIONS and FIGURES.fullmatch(parts[-1]):
-            left_out["figures of results"] += 1
-        elif ending in EXTENSIONS and (mask and mask[1] in stems or "trimaps" in parts):
-            left_out["masks"] += 1
-        elif ending in EXTENSIONS:
-            images.append(parts)
-    if not images:
-        zips = [printable(name) for name in names if name.lower().endswith(".zip")]
-        hint = (f"for the zip in it, give its own path (unpacked): {zips[0]}" if zips else
-                left_out_note(left_out) or f"it contains {len(names):,} other files")
-        raise InputError(f"--data: no images in {path} (looked for {' '.join(EXTENSIONS)}); {hint}")
-    return images, lost, left_out
-
-
-def left_out_note(counts: Counter) -> str:
-    """{".tif": 2, "masks": 1} -> "left out: .tif 2, masks 1"; "" for nothing."""
-    counts = [f"{name} {count:,}" for name, count in counts.most_common() if count]
-    return f"left out: {listed(counts)}" if counts else ""

@@ -102,7 +102,7 @@ def test_what_cannot_be_labelled_is_refused(tmp_path, names, message):
 
 
 @pytest.mark.parametrize("names, message", [
-    (["cat/0.jpg", "dog/0.jpg", "bird/.DS_Store", "bird/Thumbs.db"], "only bird/"),
+    (["cat/0.jpg", "dog/0.jpg", "bird/.DS_Store", "bird/Thumbs.db"], "can be read, only bird/"),
     (["cat/0.jpg", "dog/"], "only dog/"),
     (trees("train") + ["val/"], "there are val/ and train/dog/1.jpg"),
 ])
