@@ -93,22 +93,22 @@ def find_unlabelled(paths: Iterable[str]) -> ImageSet:
     """All images of these files, folders and zips, once each, in this order. A test1.zip inside a
     zip is read in place. Classes are none and labels 0. Raises InputError where there is no image.
     """
-    readers, stamps, left_out = {}, {}, Counter()
+    found, left_out = {}, Counter()  # {name: (stamp, how to read it)}
     for path in map(Path, dict.fromkeys(paths)):
         if path.is_file() and path.suffix.lower() != ".zip":  # a picture, whatever its ending
-            stamps[str(path)] = path.stat().st_size, path.stat().st_mtime_ns
-            readers[str(path)] = path.read_bytes
+            stamp = path.stat().st_size, path.stat().st_mtime_ns
+            found[str(path)] = stamp, path.read_bytes
             continue
         files, read = open_source(path, nested=("test1.zip", "test.zip"))
         pictures, unused = sort_files(path, files)
         left_out += unused
-        for name in [picture.name for picture in pictures if picture.readable]:
-            stamps[f"{path}/{name}"] = files[name]
-            readers[f"{path}/{name}"] = functools.partial(read, name)
+        found |= {f"{path}/{picture.name}": (files[picture.name],
+                                             functools.partial(read, picture.name))
+                  for picture in pictures if picture.readable}
     # one path, so one place in the cache of decoded images: what was predicted before is replaced
-    names, count = list(readers), len(readers)
-    return ImageSet(Path(os.sep, "predictions"), "images", [], names, names, [0] * count,
-                    [""] * count, list(stamps.values()), read_file=lambda name: readers[name](),
+    names, stamps = list(found), [stamp for stamp, _ in found.values()]
+    return ImageSet(Path(os.sep, "predictions"), "images", [], names, names, [0] * len(names),
+                    [""] * len(names), stamps, read_file=lambda name: found[name][1](),
                     note=left_out_note(left_out))
 
 

@@ -142,12 +142,8 @@ def select_images(config: Config, folder: Path, contents: dict) -> tuple[ImageSe
     """The images, and the indices of those to predict. Raises InputError, naming the path."""
     places = config.paths[1:]
     if config.split:  # exactly those of the run
-        try:
-            names = set(json.loads((folder / "split.json").read_text())[config.split])
-            settings = json.loads((folder / "config.json").read_text())
-        except (OSError, ValueError, LookupError) as e:
-            raise InputError(f"--split: {folder} does not say which images: {e}") from None
-        data = places[0] if places else settings["data"]
+        names = set(json.loads((folder / "split.json").read_text())[config.split])
+        data = places[0] if places else json.loads((folder / "config.json").read_text())["data"]
         images = find_images(data) if data else drawn_images()
         if images.run_key != contents["identity"]["images"] or not names:
             raise InputError(f"--split: {images.path} does not hold the {config.split} images of "

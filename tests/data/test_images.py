@@ -1,4 +1,3 @@
-import os
 import shutil
 
 import pytest
@@ -144,17 +143,6 @@ def test_a_folder_without_a_name_is_named(tmp_path, monkeypatch):
         assert "6 images in PetImages (" in describe(find_images(path))
 
 
-def test_a_copy_and_a_zip_are_the_same_images(tmp_path):
-    members = {name: encoded(colour=(i, 0, 0)) for i, name in enumerate(PETS)}
-    folder, archive = folder_and_zip(tmp_path, members)
-    first = find_images(folder)
-    os.utime(folder / PETS[0], (1, 1))
-    assert first.run_key == find_images(folder).run_key == find_images(archive).run_key
-    assert first.stamps != find_images(folder).stamps
-    (folder / PETS[0]).write_bytes(members[PETS[0]] + b"?")
-    assert first.run_key != find_images(folder).run_key
-
-
 def test_unlabelled_images_are_found_once_and_in_order(pictures, tmp_path):
     names = sorted(path.name for path in pictures.iterdir())
     folder = tmp_path / "some"
@@ -174,13 +162,3 @@ def test_unlabelled_images_are_found_once_and_in_order(pictures, tmp_path):
     array, _, _ = decode_to_cache(find_unlabelled([one]), 16, tmp_path / "cache")
     assert (array[0] == find_unlabelled([one]).load(0, 16)).all()
     assert len(list((tmp_path / "cache").glob("*.uint8"))) == 1
-
-
-def test_the_test_images_of_kaggles_zip_are_read_in_place(tmp_path):
-    test, path = zipped({"test1/1.png": JPEG}), tmp_path / "all.zip"
-    path.write_bytes(zipped({"test1.zip": test, "train.zip": test}))
-    images = find_unlabelled([str(path)])
-    assert images.files == [f"{path}/test1/1.png"] and images.load(0, 8).shape == (8, 8, 3)
-    path.write_bytes(zipped({"train.zip": test}))
-    with pytest.raises(InputError, match="for the zip in it"):
-        find_unlabelled([str(path)])
