@@ -51,7 +51,7 @@ def run(implementation, block):
     y, mean, var = implementation.forward(*block[:-1])
     dx, *gradients = implementation.backward(block.dy, *block[:4], mean, var, block.eps,
                                              block.residual, block.mean is None)
-    y, dx = (reference.laid_out_like(block.x, t) for t in (y, dx))
+    y, dx = (reference.restore_layout(t, block.x) for t in (y, dx))
     return only_present(block, (y, mean, var, dx, *gradients))
 
 
