@@ -139,12 +139,13 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, programs=Non
     with torch.cuda.device_of(x):
         if mean is None:
             mean, var = (x.new_empty(S, C, dtype=torch.float32) for _ in range(2))
-            kernels.forward_kernel[grid](beta_ptr=beta, y_ptr=y if S == 1 else None, mean_ptr=mean,
-                                         var_ptr=var, **common)
+            kernels.forward_kernel[grid](MOMENTS=True, beta_ptr=beta, y_ptr=y if S == 1 else None,
+                                         mean_ptr=mean, var_ptr=var, **common)
             if S == 1:
                 return y, mean[0], var[0]
             mean, var = merge_moments(mean, var, samples, len(x))
-        kernels.apply_kernel[grid](beta_ptr=beta, y_ptr=y, mean_ptr=mean, var_ptr=var, **common)
+        kernels.forward_kernel[grid](MOMENTS=False, beta_ptr=beta, y_ptr=y, mean_ptr=mean,
+                                     var_ptr=var, **common)
     return y, mean, var
 
 

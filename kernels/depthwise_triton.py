@@ -196,9 +196,9 @@ def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, P: tl.constexpr):
         if g_ptr is not None:
             tl.store(g_ptr + base + tile, g, mask=exists)
         # how many elements each tile has, their mean and centred squares
-        rest = P.H * P.W - (t + m % P.BLOCK_T) * (P.ROWS * P.W)  # of the map, from this tile on
-        rest = tl.where(m // P.BLOCK_T < end - n, tl.maximum(rest, 0), 0)
-        tile_count = tl.minimum(rest, P.ROWS * P.W).to(tl.float32)
+        remaining = P.H * P.W - (t + m % P.BLOCK_T) * (P.ROWS * P.W)  # of the map, with this tile
+        remaining = tl.where(m // P.BLOCK_T < end - n, tl.maximum(remaining, 0), 0)
+        tile_count = tl.minimum(remaining, P.ROWS * P.W).to(tl.float32)
         tile_mean = tl.sum(tl.where(exists, g, 0.0), 1) / tl.maximum(tile_count, 1.0)
         centred = tl.where(exists, g - tile_mean[:, None], 0.0)
         # into the lane's moments
@@ -215,56 +215,52 @@ def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, P: tl.constexpr):
 @triton.jit
 def forward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, y_ptr, mean_ptr, var_ptr, n_samples,
                    samples_per_program, stride_n, stride_c, eps, RESIDUAL: tl.constexpr,
-                   P: tl.constexpr):
-    """Training. Stores each slice's mean and variance, (S, C). If y_ptr is given (then S = 1), y
-    first holds GELU's output and is then normalised in place.
+                   MOMENTS: tl.constexpr, P: tl.constexpr):
+    """y and the statistics it takes, in one launch, or in two.
+
+    MOMENTS: store each slice's mean and variance, (S, C), and stop if y_ptr is None. If it is given
+    (then S = 1), y first holds GELU's output and is then normalised in place. Not MOMENTS, as in
+    evaluation and in the second of two launches: read them, (C,).
     """
+    # this program's channel, slice and parameters
     c, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    partial = s * tl.num_programs(0) + c
     start = s * samples_per_program
     end = tl.minimum(start + samples_per_program, n_samples)
     x_ptr += c * stride_c
-    g_ptr = None if y_ptr is None else y_ptr + c * stride_c
-    mean, var = _moments(x_ptr, w_ptr + c * P.K * P.K, _parameter(b_ptr, c, 0.0), g_ptr, start,
-                         end, stride_n, P)
-    tl.store(mean_ptr + partial, mean)
-    tl.store(var_ptr + partial, var)
+    w_ptr += c * P.K * P.K
     if y_ptr is not None:
-        scale = _parameter(gamma_ptr, c, 1.0) / tl.sqrt(var + eps)
-        shift = _parameter(beta_ptr, c, 0.0)
+        y_ptr += c * stride_c
+    bias = _parameter(b_ptr, c, 0.0)
+
+    # the statistics
+    if MOMENTS:
+        mean, var = _moments(x_ptr, w_ptr, bias, y_ptr, start, end, stride_n, P)
+        tl.store(mean_ptr + s * tl.num_programs(0) + c, mean)
+        tl.store(var_ptr + s * tl.num_programs(0) + c, var)
+    else:
+        mean, var = _parameter(mean_ptr, c, 0.0), _parameter(var_ptr, c, 1.0)
+    scale = _parameter(gamma_ptr, c, 1.0) / tl.sqrt(var + eps)
+    shift = _parameter(beta_ptr, c, 0.0)
+
+    # y, of x or of g in its place
+    if not MOMENTS:
+        toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
+        for block in range(0, _num_blocks(start, end, P)):
+            base, tile, exists = _tile(block, start, end, stride_n, P)
+            g = _gelu(_conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P))
+            y = (g - mean) * scale + shift
+            if RESIDUAL:
+                y += tl.load(x_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
+            tl.store(y_ptr + base + tile, y, mask=exists)
+    elif y_ptr is not None:
         tl.debug_barrier()  # other threads of this program wrote g
         for first in range(0, n_samples * (P.H * P.W), P.BLOCK_M * P.BLOCK_OUT):
             at, exists = _flat_offsets(first, n_samples * (P.H * P.W), stride_n, P)
-            g = tl.load(g_ptr + at, mask=exists, other=0.0).to(tl.float32)
+            g = tl.load(y_ptr + at, mask=exists, other=0.0).to(tl.float32)
             y = (g - mean) * scale + shift
             if RESIDUAL:
                 y += tl.load(x_ptr + at, mask=exists, other=0.0).to(tl.float32)
-            tl.store(g_ptr + at, y, mask=exists)
-
-
-@triton.jit
-def apply_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr, y_ptr, n_samples,
-                 samples_per_program, stride_n, stride_c, eps, RESIDUAL: tl.constexpr,
-                 P: tl.constexpr):
-    """Evaluation, and the second of two launches in training: y from known statistics."""
-    c, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    x_ptr += c * stride_c
-    y_ptr += c * stride_c
-    w_ptr += c * P.K * P.K
-    start = s * samples_per_program
-    end = tl.minimum(start + samples_per_program, n_samples)
-    toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
-    bias = _parameter(b_ptr, c, 0.0)
-    mean = _parameter(mean_ptr, c, 0.0)
-    scale = _parameter(gamma_ptr, c, 1.0) / tl.sqrt(_parameter(var_ptr, c, 1.0) + eps)
-    shift = _parameter(beta_ptr, c, 0.0)
-    for block in range(0, _num_blocks(start, end, P)):
-        base, tile, exists = _tile(block, start, end, stride_n, P)
-        g = _gelu(_conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P))
-        y = (g - mean) * scale + shift
-        if RESIDUAL:
-            y += tl.load(x_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
-        tl.store(y_ptr + base + tile, y, mask=exists)
+            tl.store(y_ptr + at, y, mask=exists)
 
 
 @triton.jit

@@ -81,21 +81,6 @@ def sampled_cases():
     yield CompileCase((250, 511, 11, 11), 7, "float16", H100, 1)
 
 
-class NoGPU:
-    """A driver of a GPU that is not there: Triton specialises and compiles each launch for it."""
-    def __init__(self, capability):
-        self.capability = capability
-
-    def get_current_device(self):
-        return self.capability  # Triton keeps one cache of kernels per device
-
-    def get_current_stream(self, device=None):
-        return 0
-
-    def get_current_target(self):
-        return GPUTarget("cuda", self.capability, 32)
-
-
 class NotLaunched:
     """A kernel that is compiled where it would be launched: {hash: (name, tiling, compiled)}."""
     def __init__(self, kernel, compiled):
@@ -104,12 +89,10 @@ class NotLaunched:
     def __getitem__(self, grid):
         def compile(**arguments):
             part = ""
-            if "SUMS" in arguments and arguments["dx_ptr"] is None:
-                part = " sums"
-            elif arguments.get("SUMS") is False:
-                part = " gradients"
-            elif arguments.get("y_ptr", "") is None:
-                part = " moments"
+            if arguments.get("MOMENTS", arguments.get("SUMS")) is False:
+                part = " apply" if "MOMENTS" in arguments else " gradients"
+            elif arguments.get("y_ptr", arguments.get("dx_ptr")) is None:
+                part = " moments" if "MOMENTS" in arguments else " sums"
             compiled = self.kernel.warmup(grid=grid, **arguments)
             self.compiled[compiled.hash] = self.kernel.fn.__name__ + part, arguments["P"], compiled
         return compile
@@ -120,14 +103,16 @@ def compile_case(case):
     evaluation, then backward. Changes this process for good.
     """
     capability, shared_bytes = case.device
-    triton.runtime.driver.set_active(NoGPU(capability))
+    triton.runtime.driver.set_active(SimpleNamespace(  # of a GPU that is not there
+        get_current_device=lambda: 0, get_current_stream=lambda device=None: 0,
+        get_current_target=lambda: GPUTarget("cuda", capability, 32)))
     limits = depthwise_launch.GPULimits(capability, shared_bytes)
     depthwise_launch.limits_of = lambda device: limits
     compiled = {}
-    names = ("forward_kernel", "apply_kernel", "backward_kernel")
     depthwise_launch.kernels = SimpleNamespace(
         Tiling=depthwise_triton.Tiling,
-        **{name: NotLaunched(getattr(depthwise_triton, name), compiled) for name in names})
+        **{name: NotLaunched(getattr(depthwise_triton, name), compiled)
+           for name in ("forward_kernel", "backward_kernel")})
 
     _, C, _, _ = case.shape
     x = torch.empty(case.shape, dtype=getattr(torch, case.dtype))
