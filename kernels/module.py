@@ -17,8 +17,9 @@ class DepthwiseGELUBN(nn.Sequential):
 
     A Sequential(Conv2d, GELU, BatchNorm2d) with the same state-dict keys and the same behaviour of
     BatchNorm: momentum (also None), eval, frozen, without affine or running statistics. It calls
-    its parts one by one where `runs_whole` says so. It also does, and warns once, if a part has a
-    hook or is of another type, nn.SyncBatchNorm too. Raises ValueError for an even kernel size.
+    its parts one by one where they are as fast (see `runs_whole`); also, with one warning, if a
+    part has a hook or is of another type, as nn.SyncBatchNorm. Raises ValueError for an even kernel
+    size.
     """
     def __init__(self, dim: int, kernel_size: int, residual: bool = False):
         if kernel_size % 2 == 0:
@@ -44,7 +45,7 @@ class DepthwiseGELUBN(nn.Sequential):
 
 
 class FusedResidual(nn.Module):
-    """fn(x) + x, its only part being fn. A DepthwiseGELUBN adds x itself, if no hook sees it."""
+    """x -> fn(x) + x, where fn is its only part. A DepthwiseGELUBN without hooks adds x itself."""
 
     def forward(self, x):
         fn, = self.children()
@@ -57,8 +58,8 @@ class FusedSequential(nn.Sequential):
     """A Sequential that computes each dense unit among its parts as one operation.
 
     A dense unit is Conv2d, GELU, BatchNorm2d with a conv over all channels whose stride is its
-    kernel: the pointwise half of a ConvMixer layer, and the patch embedding. Only on the CPU and
-    not compiled; elsewhere, and where DepthwiseGELUBN would, it calls the parts one by one.
+    kernel: the pointwise half of a ConvMixer layer, and the patch embedding. On GPUs, compiled, and
+    where DepthwiseGELUBN does so, it calls the parts one by one.
     `kernel_size` is that of the depthwise convs of the model.
     """
     def forward(self, x):
