@@ -1,13 +1,13 @@
 """Both halves of a ConvMixer layer on the CPU, made of PyTorch's fast operators.
 
 The depthwise half:
-- Small maps: the conv of a channel is a product, z (N, HW) = x (N, HW) @ T.mT, T being Toeplitz.
-  The gradients are products, too. Activations are then channel-major, in memory (C, N, H, W), and
-  stay so from one block to the next.
-- Other maps: PyTorch's depthwise forward is fast, its backward is slow. Both gradients of a
+- On small maps the conv of a channel is a product, z (N, HW) = x (N, HW) @ T.mT with a Toeplitz
+  matrix T, and so are its gradients. Activations are then channel-major, in memory (C, N, H, W),
+  and stay so from one block to the next.
+- On other maps, PyTorch's depthwise forward is fast and its backward is slow. Both gradients of a
   same-padded, stride-1 depthwise conv are such convs themselves: the input's with the kernel turned
   by 180 degrees, the weight's of x with dz as its kernel, one "channel" for each pair (n, c).
-- What the CPU has no products for (float16, on most CPUs bfloat16) is computed in float32 and
+- A dtype without products on this CPU (float16, on most CPUs bfloat16) is computed in float32 and
   rounded once at the end. A depthwise conv in bfloat16 is thirty times slower than in float32.
 
 The dense half has a conv over all channels whose stride is its kernel: pointwise (1 x 1), or a
@@ -20,25 +20,26 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from . import reference
-from .reference import laid_out_like, stats_dtype
+from .reference import restore_layout, stats_dtype
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # ATEN_CPU_CAPABILITY can say less
 NATIVE_BF16 = any(torch.cpu.get_capabilities().get(name) and (AVX512 or name == "bf16")
                   for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
-# Multiplications of a block, below which the fixed cost of a call is larger than what it saves: in
-# training, on two cores with AMX, 3.7 million (5x5 kernels) 0.94x, 6.5 million 1.02x and more.
+# A smaller block runs as its parts, because the fixed cost of a call is larger than what it saves.
+# In training, on two cores with AMX, it was 0.94 times as fast with 3.7 million multiplications
+# (5x5 kernels), 1.02 times with 6.5 million. A small dense unit took a fifth more time.
 FEWEST_MULTIPLICATIONS = 5_500_000
+FEWEST_RESULTS = 500_000  # of a dense unit
 
-# By products: maps of at most so many elements, and at least 16 images, and so many for each
-# element of T, which costs the same for any number of images. Measured at 512 channels, K = 9, on
-# two cores. In float32: 8x8 on Zen 3. In bfloat16, on Xeons with AMX, ms of a step by products and
-# by convs: ConvMixer 16 162 and 190 with 32 images, 117 and 99 with 16.
+# Products are taken on maps of at most LARGEST_MAP elements, if the batch has FEWEST_IMAGES and
+# IMAGES_PER_ELEMENT of T: building T costs the same for any batch size. Measured at 512 channels,
+# K = 9, on two cores. In float32: 8x8 on Zen 3. In bfloat16, on Xeons with AMX, ms of a step by
+# products and by convs: ConvMixer 16 162 and 190 with 32 images, 117 and 99 with 16.
 LARGEST_MAP = {torch.float32: 64, torch.bfloat16: 256}
 IMAGES_PER_ELEMENT = {torch.float32: 1 / 128, torch.bfloat16: 1 / 900}
 FEWEST_IMAGES = 16
@@ -47,11 +48,11 @@ FEWEST_IMAGES = 16
 # What runs
 
 def fusing_pays(x: Tensor, results: int, kernel_size: int) -> bool:
-    """Whether a fused block is faster than its parts: a conv of x with so many results.
+    """Whether a fused block is faster than its parts: a conv that makes so many results of x.
 
     It gains by the backward pass of its depthwise conv: PyTorch's own is fast for 3x3 kernels
-    alone. Without a gradient the parts are as fast. Where PyTorch's conv of 16 bits is a slow one,
-    the fused block, in float32, is always faster.
+    alone. Without a gradient the parts are as fast. Where PyTorch's 16-bit conv is slow, the fused
+    block, in float32, is always faster.
     """
     if (torch.is_grad_enabled() and kernel_size >= 5
             and results * kernel_size ** 2 >= FEWEST_MULTIPLICATIONS):
@@ -61,21 +62,20 @@ def fusing_pays(x: Tensor, results: int, kernel_size: int) -> bool:
     return dtype.itemsize == 2 and not AVX512
 
 
-def plan(dtype: torch.dtype, N: int, H: int, W: int) -> tuple[torch.dtype, bool]:
+def dtype_and_layout(dtype: torch.dtype, N: int, H: int, W: int) -> tuple[torch.dtype, bool]:
     """The dtype of the products on activations (N, C, H, W), and whether they are channel-major."""
     if dtype == torch.float16 or (dtype == torch.bfloat16 and not NATIVE_BF16):
         dtype = torch.float32
     fewest = max(FEWEST_IMAGES, (H * W) ** 2 * IMAGES_PER_ELEMENT.get(dtype, 0))
-    small = H * W <= LARGEST_MAP.get(dtype, 0) and N >= fewest
-    return dtype, small
+    return dtype, H * W <= LARGEST_MAP.get(dtype, 0) and N >= fewest
 
 
 # The depthwise half
 
 def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
     """As reference.forward, without a gradient; y in the dtype and layout of the conv."""
-    conv, (x, bias) = arranged(x, weight, x, bias)
-    y, mean, var = gelu_bn(conv(x, bias), gamma, beta, mean, var, eps)
+    T, weight, x, bias = to_block_layout(x, weight, x, bias)
+    y, mean, var = gelu_bn(conv(x, weight, bias, T), gamma, beta, mean, var, eps)
     if residual:
         y += x
     return y, mean, var
@@ -83,90 +83,74 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
 
 def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     """As reference.backward; dx in the dtype and layout of the conv."""
-    conv, (dy, x, bias) = arranged(x, weight, dy, x, bias)
-    dz, *others = gelu_bn_backward(dy, conv(x, bias), gamma, mean, var, eps, batch_stats)
-    dx, dweight = conv.backward(dz, x)
+    T, weight, x, bias, dy = to_block_layout(x, weight, x, bias, dy)
+    dz, *others = gelu_bn_backward(dy, conv(x, weight, bias, T), gamma, mean, var, eps, batch_stats)
+    dx, dweight = conv_backward(dz, x, weight, T)
     if residual:
         dx += dy
     return dx, dweight, *others
 
 
-def arranged(x, weight, *tensors):
-    """The conv of a block of input x, and the tensors in its dtype and layout."""
-    dtype, channel_major = plan(x.dtype, len(x), *x.shape[2:])
+def to_block_layout(x, *tensors):
+    """T, or None for convs, and the tensors of a block of input x in its dtype and layout."""
+    dtype, channel_major = dtype_and_layout(x.dtype, len(x), *x.shape[2:])
     if not channel_major:
         dtype = stats_dtype(x)
-    weight, *tensors = (None if t is None else laid_out(t.to(dtype), channel_major)
-                        for t in (weight, *tensors))
-    x = tensors[-2]
-    return ByProducts(weight, *x.shape[2:]) if is_channel_major(x) else ByConvs(weight), tensors
+    tensors = [None if t is None else with_layout(t.to(dtype), channel_major) for t in tensors]
+    weight, x, *_ = tensors
+    return toeplitz(weight, *x.shape[2:]) if is_channel_major(x) else None, *tensors
 
 
-class ByConvs:
-    """A depthwise conv of contiguous tensors, and its gradients, by depthwise convs."""
+def toeplitz(weight, H, W):
+    """T (C, HW, HW): row (i, j) holds the weights that output (i, j) gives to each input."""
+    K = weight.shape[-1]
+    # one weight for each distance between two positions: (C, 2H - 1, 2W - 1)
+    distances = F.pad(weight[:, 0], 2 * (W - 1 - K // 2,) + 2 * (H - 1 - K // 2,))
+    of_columns = distances.new_empty(len(distances), W, 2 * H - 1, W)
+    for j in range(W):
+        of_columns[:, j] = distances[:, :, W - 1 - j:2 * W - 1 - j]
+    T = distances.new_empty(len(distances), H, W, H, W)
+    for i in range(H):
+        T[:, i] = of_columns[:, :, H - 1 - i:2 * H - 1 - i]
+    return T.view(-1, H * W, H * W)
 
-    def __init__(self, weight: Tensor):
-        self.weight = weight
 
-    def __call__(self, x, bias):
-        return reference.conv(x, self.weight, bias)
+def conv(x, weight, bias, T):
+    """The depthwise conv of contiguous tensors, or by products with T of channel-major ones."""
+    if T is None:
+        return reference.conv(x, weight, bias)
+    x, T = x.transpose(0, 1), T.transpose(1, 2)                 # (C, N, H, W)
+    z = (torch.bmm(x.flatten(2), T) if bias is None else
+         torch.baddbmm(bias.view(-1, 1, 1), x.flatten(2), T))
+    return z.view_as(x).transpose(0, 1)                         # (N, C, H, W)
 
-    def backward(self, dz: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """dx and dweight."""
-        N, C, H, W = x.shape
-        K = self.weight.shape[-1]
-        dx = reference.conv(dz, self.weight.flip(2, 3), None)
+
+def conv_backward(dz, x, weight, T):
+    """dx and dweight of `conv`."""
+    (N, C, H, W), K = x.shape, weight.shape[-1]
+    if T is None:  # both are convs themselves
+        dx = reference.conv(dz, weight.flip(2, 3), None)
         x, dz = x.view(1, N * C, H, W), dz.view(N * C, 1, H, W)
         dweight = F.conv2d(x, dz, padding=K // 2, groups=N * C)  # (1, N * C, K, K)
         return dx, dweight.view(N, C, 1, K, K).sum(0)
+    # dweight sums those elements of dT that are the same weight
+    x, dz = x.transpose(0, 1).flatten(2), dz.transpose(0, 1)
+    dx = torch.bmm(dz.flatten(2), T).view_as(dz).transpose(0, 1)
+    dT = torch.bmm(dz.flatten(2).transpose(1, 2), x).view(C, H, W, H, W)
+    of_columns = dT.new_zeros(C, W, K, W, dtype=stats_dtype(dT))
+    for i in range(H):
+        inputs, taps = window_of(i, H, K)
+        of_columns[:, :, taps].add_(dT[:, i, :, inputs])
+    dweight = of_columns.new_zeros(C, 1, K, K)
+    for j in range(W):
+        inputs, taps = window_of(j, W, K)
+        dweight[:, 0, :, taps].add_(of_columns[:, j, :, inputs])
+    return dx, dweight
 
 
-class ByProducts:
-    """A depthwise conv of channel-major tensors, and its gradients, by products with T.
-
-    Row (i, j) of T (C, HW, HW) holds the weights that output (i, j) gives to each input.
-    """
-
-    def __init__(self, weight: Tensor, H: int, W: int):
-        self.weight, self.sides = weight, (H, W)
-        K = weight.shape[-1]
-        # one weight for each distance between two positions: (C, 2H - 1, 2W - 1)
-        distances = F.pad(weight[:, 0], 2 * (W - 1 - K // 2,) + 2 * (H - 1 - K // 2,))
-        of_columns = distances.new_empty(len(distances), W, 2 * H - 1, W)
-        for j in range(W):
-            of_columns[:, j] = distances[:, :, W - 1 - j:2 * W - 1 - j]
-        self.T = distances.new_empty(len(distances), H, W, H, W)
-        for i in range(H):
-            self.T[:, i] = of_columns[:, :, H - 1 - i:2 * H - 1 - i]
-        self.T = self.T.view(-1, H * W, H * W)
-
-    def __call__(self, x, bias):
-        x = x.transpose(0, 1)                                   # (C, N, H, W)
-        T = self.T.transpose(1, 2)
-        z = (torch.bmm(x.flatten(2), T) if bias is None else
-             torch.baddbmm(bias.view(-1, 1, 1), x.flatten(2), T))
-        return z.view_as(x).transpose(0, 1)                     # (N, C, H, W)
-
-    def backward(self, dz: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """dx and dweight, the sum of those elements of dT that are the same weight."""
-        (H, W), (C, _, K, _) = self.sides, self.weight.shape
-        x, dz = x.transpose(0, 1).flatten(2), dz.transpose(0, 1)
-        dx = torch.bmm(dz.flatten(2), self.T)
-        dT = torch.bmm(dz.flatten(2).transpose(1, 2), x).view(C, H, W, H, W)
-        of_columns = dT.new_zeros(C, W, K, W, dtype=stats_dtype(dT))
-        for i in range(H):
-            inputs, taps = seen_by(i, H, K)
-            of_columns[:, :, taps].add_(dT[:, i, :, inputs])
-        dweight = of_columns.new_zeros(C, 1, K, K)
-        for j in range(W):
-            inputs, taps = seen_by(j, W, K)
-            dweight[:, 0, :, taps].add_(of_columns[:, j, :, inputs])
-        return dx.view_as(dz).transpose(0, 1), dweight
-
-
-def seen_by(i: int, n: int, K: int) -> tuple[slice, slice]:
-    """For output i of n in a row: the inputs within its window, and the taps of K that meet them.
-    """
+def window_of(i: int, n: int, K: int) -> tuple[slice, slice]:
+    """For output i of a row of n pixels: the slice of inputs inside its window, and the matching
+    slice of the K taps."""
     first = i - K // 2
     inputs = slice(max(first, 0), min(first + K, n))
     return inputs, slice(inputs.start - first, inputs.stop - first)
@@ -181,7 +165,21 @@ def dense_gelu_bn(x, weight, bias, gamma, beta, mean, var, *, eps):
     there. There is no second derivative.
     """
     x, weight, bias = reference.as_conv_inputs(x, weight, bias, gamma, beta, mean, var)
+    (N, _, H, W), P = x.shape, weight.shape[-1]
+    # Many channels of patches, and a pointwise conv: in bfloat16, the weight gradient of a patch
+    # embedding (32 images, P = 24, two cores with AMX) then takes 2 ms, and 85 ms by oneDNN's conv.
+    # In float32 it takes 11 ms either way.
+    if P > 1 and dtype_and_layout(x.dtype, N, H // P, W // P) == (torch.bfloat16, True):
+        x, weight = patches(x, P), weight.reshape(len(weight), -1, 1, 1)
     return _DenseGELUBN.apply(x, weight, bias, gamma, beta, mean, var, eps)
+
+
+def patches(x, P):
+    """(N, C, H, W) -> (N, CPP, h, w)"""
+    N, C, H, W = x.shape
+    h, w = H // P, W // P
+    x = x[:, :, :h * P, :w * P].reshape(N, C, h, P, w, P)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(N, h, w, C * P * P).permute(0, 3, 1, 2)
 
 
 class _DenseGELUBN(torch.autograd.Function):
@@ -189,14 +187,13 @@ class _DenseGELUBN(torch.autograd.Function):
     def forward(ctx, x, weight, bias, gamma, beta, mean, var, eps):
         ctx.batch_stats, ctx.eps = mean is None, eps
         with torch.autocast("cpu", enabled=False):
-            z = _dense(x, weight, bias)
+            z = _dense_conv(x, weight, bias)
             y, mean, var = gelu_bn(z, gamma, beta, mean, var, eps)
         ctx.save_for_backward(x, weight, gamma, z, mean, var)
         ctx.mark_non_differentiable(mean, var)
         return y.to(x.dtype), mean, var
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy, *_):
         gradients = torch.ops.vit_convmixer.dense_gelu_bn_backward(
             dy, *ctx.saved_tensors, ctx.eps, ctx.batch_stats, ctx.needs_input_grad[0])
@@ -209,10 +206,10 @@ def _dense_backward(dy: Tensor, x: Tensor, weight: Tensor, gamma: Tensor | None,
                     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx, empty unless needed, dweight, dbias, dgamma, dbeta. An operator can be batched."""
     with torch.autocast("cpu", enabled=False):
-        dy = laid_out(dy.to(z.dtype), is_channel_major(z))
+        dy = with_layout(dy.to(z.dtype), is_channel_major(z))
         dz, *others = gelu_bn_backward(dy, z, gamma, mean, var, eps, batch_stats)
         dx, dweight = _dense_conv_backward(dz, x, weight, needs_dx)
-    return x.new_empty(0) if dx is None else dx, dweight, *others
+    return x.new_empty(0) if dx is None else restore_layout(dx, x), dweight, *others
 
 
 @register_flop_formula(torch.ops.vit_convmixer.dense_gelu_bn_backward)
@@ -221,54 +218,34 @@ def _dense_backward_flops(dy_shape, x_shape, weight_shape, *args, **__):
     return 2 * one_product if args[-1] else one_product  # with dx, or dweight alone
 
 
-def _dense(x, weight, bias):
+def _dense_conv(x, weight, bias):
     """z (N, D, h, w), in the layout of the depthwise conv that follows it."""
     D, P = len(weight), weight.shape[-1]
     N, h, w = len(x), x.shape[2] // P, x.shape[3] // P
-    dtype, channel_major = plan(x.dtype, N, h, w)
+    dtype, channel_major = dtype_and_layout(x.dtype, N, h, w)
     x, weight, bias = (None if t is None else t.to(dtype) for t in (x, weight, bias))
-    weight = weight.contiguous()  # else z might be in channels_last
-    if not by_product(P, dtype, channel_major):
-        return laid_out(F.conv2d(x, weight, bias, stride=P), channel_major)
-    z = product(weight.flatten(1), patches(x, P), bias)         # (D, Nhw)
+    if P > 1 or not channel_major:
+        weight = weight.contiguous()  # else z might be in channels_last
+        return with_layout(F.conv2d(x, weight, bias, stride=P), channel_major)
+    z = product(weight.flatten(1), as_columns(x), bias)         # (D, Nhw)
     return z.view(D, N, h, w).transpose(0, 1)
 
 
 def _dense_conv_backward(dz, x, weight, needs_dx):
     """dx, or None, and dweight."""
-    original, x, weight = x, x.to(dz.dtype), weight.to(dz.dtype)
-    P = weight.shape[-1]
-    if not by_product(P, dz.dtype, is_channel_major(dz)) or (P > 1 and needs_dx):
+    x, weight, P = x.to(dz.dtype), weight.to(dz.dtype), weight.shape[-1]
+    if P > 1 or not is_channel_major(dz):
         dx, dweight, _ = torch.ops.aten.convolution_backward(
-            dz.contiguous(), x.contiguous(), weight.contiguous(), bias_sizes=None, stride=[P, P],
-            padding=[0, 0], dilation=[1, 1], transposed=False, output_padding=[0, 0], groups=1,
-            output_mask=[needs_dx, True, False])
-        return laid_out_like(original, dx) if needs_dx else None, dweight
-    N, C, h, w = x.shape
-    dz = dz.transpose(0, 1).flatten(1)                          # (D, Nhw)
-    dweight = weight_gradient(dz, patches(x, P)).view_as(weight)
+            dz.contiguous(), x.contiguous(), weight.contiguous(), None, [P, P], [0, 0], [1, 1],
+            False, [0, 0], 1, [needs_dx, True, False])
+        return dx, dweight
+    columns = as_columns(dz)                                    # (D, Nhw)
+    dweight = weight_gradient(columns, as_columns(x)).view_as(weight)
     if not needs_dx:
         return None, dweight
-    dx = product(weight.flatten(1).t().contiguous(), dz)        # (C, Nhw)
-    return laid_out_like(original, dx.view(C, N, h, w).transpose(0, 1)), dweight
-
-
-def by_product(P, dtype, channel_major):
-    """Whether a conv is one product. The weight gradient of a patch embedding (32 images, P = 24,
-    two cores with AMX) takes 85 ms by oneDNN's conv in bfloat16, and 2 ms by a product. In float32
-    it takes 11 ms either way.
-    """
-    return channel_major and (P == 1 or dtype == torch.bfloat16)
-
-
-def patches(x, P):
-    """(N, C, H, W) -> (CPP, Nhw): a column for each patch."""
-    if P == 1:
-        return laid_out(x, True).transpose(0, 1).flatten(1)
-    N, C, H, W = x.shape
-    h, w = H // P, W // P
-    x = x[:, :, :h * P, :w * P].reshape(N, C, h, P, w, P)
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(N * h * w, C * P * P).t()
+    dx = product(weight.flatten(1).t().contiguous(), columns)   # (C, Nhw)
+    N, C, h, w = x.shape
+    return dx.view(C, N, h, w).transpose(0, 1), dweight
 
 
 def product(a, b, bias=None):
@@ -289,7 +266,7 @@ def weight_gradient(dz, x):
 
 # Layouts, and what follows a conv in both halves
 
-def laid_out(t, channel_major):
+def with_layout(t, channel_major):
     """An activation, channel-major or contiguous; everything else contiguous."""
     if channel_major and t.ndim == 4 and t.shape[1] != 1:
         return t.transpose(0, 1).contiguous().transpose(0, 1)
@@ -300,13 +277,18 @@ def is_channel_major(t):
     return t.transpose(0, 1).is_contiguous() and not t.is_contiguous()
 
 
-def rows(t):
+def as_columns(t):
+    """(N, C, H, W) -> (C, NHW): a view, if t is channel-major."""
+    return t.transpose(0, 1).flatten(1)
+
+
+def as_matrix(t):
     """(N, C, H, W), contiguous -> (N, C, HW), channel-major -> (1, C, NHW): a contiguous view."""
-    return t.transpose(0, 1).flatten(1)[None] if is_channel_major(t) else t.flatten(2)
+    return as_columns(t)[None] if is_channel_major(t) else t.flatten(2)
 
 
-def maps(t, like):
-    """Undo `rows`: the shape and layout of `like`."""
+def as_image(t, like):
+    """Undo `as_matrix`: the shape and layout of `like`."""
     if is_channel_major(like):
         return t.view(like.transpose(0, 1).shape).transpose(0, 1)
     return t.view(like.shape)
@@ -314,12 +296,12 @@ def maps(t, like):
 
 def gelu_bn(z, gamma, beta, mean, var, eps):
     """As reference.gelu_bn."""
-    y, mean, var = reference.gelu_bn(rows(z), gamma, beta, mean, var, eps)
-    return maps(y, z), mean, var
+    y, mean, var = reference.gelu_bn(as_matrix(z), gamma, beta, mean, var, eps)
+    return as_image(y, z), mean, var
 
 
 def gelu_bn_backward(dy, z, gamma, mean, var, eps, batch_stats):
     """dz, and the gradients of bias, gamma and beta."""
-    dz, dgamma, dbeta = reference.gelu_bn_backward(rows(dy), rows(z), gamma, mean, var, eps,
-                                                   batch_stats)
-    return maps(dz, z), dz.sum((0, 2)).to(mean.dtype), dgamma, dbeta  # summed in float32
+    dz, dgamma, dbeta = reference.gelu_bn_backward(as_matrix(dy), as_matrix(z), gamma, mean, var,
+                                                   eps, batch_stats)
+    return as_image(dz, z), dz.sum((0, 2)).to(mean.dtype), dgamma, dbeta  # summed in float32

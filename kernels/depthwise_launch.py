@@ -13,48 +13,44 @@ LARGEST_KERNEL = 11
 # Triton 3.8 compiles these for sm_80, sm_90 and sm_100 with the few spilled bytes that
 # tests/kernels/test_compile.py allows: `pytest -m campaign` tries all maps, kernel sizes, dtypes.
 LARGEST_TILE = 64               # BLOCK_OUT
-SMALL_TILE = 32                 # if it is not the whole map, where elements take more registers
+SMALL_TILE = 32                 # where a larger one, if not the whole map, takes too many registers
 LARGEST_MATRIX = 512 * 32       # elements of T
-SMALL_MATRIX = 128 * 32         # elements of T, and of x^T dz, that leave registers free
-FLOAT32_ELEMENTS = 2048         # in float32, of BLOCK_M windows or tiles
+FLOAT32_ELEMENTS = 2048         # of a block of windows or tiles in float32
 SMALLEST_BLOCK = 16             # of tl.dot
-
-INSTRUCTION = {9: "wgmma", 10: "tcgen05", 11: "tcgen05"}  # of tensor cores; before, mma.sync
 
 # Estimates: no GPU has been measured yet.
 LOAD_COST = 32                  # of a window, in columns of its product
 BYTES_PER_PROGRAM = 96 * 2**10  # x and y of 2 programs on each of 132 SMs stay within a 50 MB L2
 FEWEST_PROGRAMS = 128           # fewer would leave most of a large GPU idle
-LARGEST_PADDING = 1 / 8         # of a block may be tiles that are not there
+LARGEST_PADDING = 1 / 8         # largest fraction of padding tiles in a block
 
 
-class Target(NamedTuple):
-    """What a tile depends on besides its maps. By default a GPU of compute capability 9.0."""
+class GPULimits(NamedTuple):
+    """What a tiling depends on besides its maps. By default a GPU of compute capability 9.0."""
     capability: int = 90
     shared_bytes: int = 227 * 2**10  # that one program may take
     tf32: bool = False               # for float32 products
 
 
-def target_of(device: torch.device) -> Target:
+def limits_of(device: torch.device) -> GPULimits:
     tf32 = torch.backends.cudnn.allow_tf32  # which the user allows to the convs of cuDNN
     if device.type != "cuda":  # the interpreter
-        return Target(tf32=tf32)
+        return GPULimits(tf32=tf32)
     gpu = torch.cuda.get_device_properties(device)
-    return Target(10 * gpu.major + gpu.minor, gpu.shared_memory_per_block_optin, tf32)
+    return GPULimits(10 * gpu.major + gpu.minor, gpu.shared_memory_per_block_optin, tf32)
 
 
 @functools.cache
-def tile(H, W, K, dtype, backward, target) -> tuple[kernels.Plan, dict[str, int]] | None:
-    """The plan that costs least per map, and its launch options; None if no tile fits."""
-    float32 = dtype == torch.float32
-    # three TF32 products for one, or elements loaded one by one, take more registers
-    more_registers = float32 or H * W % 8 != 0
-    instruction = INSTRUCTION.get(target.capability // 10, "mma.sync")
-    # in the backward pass, T kept in registers, or a tile padded to a power of two, do so, too
-    small_tiles = float32 or W <= SMALL_TILE and (
-        more_registers or backward and (instruction == "mma.sync" or W & (W - 1) != 0))
+def choose_tiling(H, W, K, dtype, backward,
+                  limits) -> tuple[kernels.Tiling, dict[str, int]] | None:
+    """The tiling that costs least per map, and its launch options; None if no tile fits."""
+    float32, odd = dtype == torch.float32, H * W % 8 != 0
+    generation = limits.capability // 10
+    wgmma, tcgen05 = generation == 9, generation in (10, 11)  # instructions of tensor cores
+    mma = not (wgmma or tcgen05)
 
-    # the rows of a tile
+    # the rows of a tile: fewer where T in registers, or padding to a power of two, need room
+    small_tiles = float32 or W <= SMALL_TILE and (odd or backward and (mma or W & (W - 1) != 0))
     candidates = []
     for rows in range(1, H + 1):
         window = H * W if rows == H else (rows + K - 1) * W
@@ -68,45 +64,48 @@ def tile(H, W, K, dtype, backward, target) -> tuple[kernels.Plan, dict[str, int]
         return None
     _, rows, block_in, block_out = min(candidates)
 
-    # how many at a time: few enough for registers and shared memory, best with 2 programs on an SM;
-    # without maxnreg, ptxas may take 128 registers and spill
-    small_matrix = block_in <= 128 and block_in * block_out <= SMALL_MATRIX
-    block_m, num_warps, maxnreg = 64, 8, 255
+    # The first line that applies gives the tiles of a block, the warps of a program and at most how
+    # many registers a thread has: such that nothing spills, at best with two programs on an SM. 255
+    # is no limit, but without one ptxas may take 128 and spill.
+    matrix, whole, long = block_in * block_out, rows == H, block_in > 256
+    small = block_in <= 128 and matrix <= 4096           # T and dz_window^T x leave registers free
+    aligned = rows * W % 8 == 0 and K // 2 * W % 8 == 0  # loads of 16 bytes
+    float32_m = min(64, FLOAT32_ELEMENTS // block_out)
+    block_m, num_warps, maxnreg = next(choice for applies, *choice in (
+        (float32 and not backward, float32_m, 8, 255),         # three TF32 products for one
+        (float32, float32_m // 2, 8, 255),                     # and the backward pass has more
+        (odd and not backward, 64, 8, 255),                    # elements are loaded one by one
+        (odd and wgmma and small, 64, 8, 255),                 # wgmma needs 64 rows; T is in memory
+        (odd, 32, 8, 255),
+        (mma and backward and long, 32, 8, 255),               # mma: each warp holds all of T, but
+        (mma and backward and whole, 32, 4, 168),              # a long one spills in four warps
+        (mma and backward and small and aligned, 64, 4, 168),  # 168: three programs on an SM
+        (mma and backward and (matrix <= 4096 or matrix <= 8192 and aligned), 64, 4, 255),
+        (mma and backward, 32, 4, 255),
+        (backward and whole, 64, 4, 255),                      # T and T flipped fill the registers
+        (tcgen05 and small and block_out == 64, 64, 8, 128),   # its results pass through registers
+        (tcgen05 and long, 32 if backward else 64, 8, 255),
+        (small, 128, 8, 128),
+        (backward, 32, 8, 128),                                # dz_window^T x takes registers
+        (True, 64, 8, 128),
+    ) if applies)
     if float32:
-        block_m = min(64, FLOAT32_ELEMENTS // block_out)
-        block_in = min(block_in, FLOAT32_ELEMENTS // block_m)
-    elif not more_registers and backward and instruction == "mma.sync":  # each warp has its own T
-        aligned = rows * W % 8 == 0 and K // 2 * W % 8 == 0  # loads of 16 bytes
-        largest_matrix = 2 * SMALL_MATRIX if aligned else SMALL_MATRIX
-        block_m = 64 if rows < H and block_in * block_out <= largest_matrix else 32
-        three_programs = rows == H or small_matrix and aligned  # on an SM, else two
-        if block_in <= 256:  # larger ones spill in four warps
-            num_warps, maxnreg = 4, 168 if three_programs else 255
-    elif not more_registers and backward and rows == H:  # T and its turn take all registers
-        num_warps = 4
-    elif not more_registers:
-        block_m = 128 if small_matrix else 32 if backward else 64
-        if instruction == "tcgen05":  # its results come through more registers
-            block_m = min(block_m, 4096 // block_out)
-        if instruction != "tcgen05" or block_in <= 256:
-            maxnreg = 128
-    # half in the backward pass; but wgmma takes 64 at least, and a small T from shared memory
-    if more_registers and backward and (float32 or instruction != "wgmma" or not small_matrix):
-        block_m //= 2
+        block_in = min(block_in, FLOAT32_ELEMENTS // float32_m)
 
     # at most the shared memory: T, windows in two layouts, tiles
-    while block_m > SMALLEST_BLOCK and target.shared_bytes < dtype.itemsize * (
+    while block_m > SMALLEST_BLOCK and limits.shared_bytes < dtype.itemsize * (
             block_in * block_out + block_m * (2 * block_in + block_out)):
         block_m //= 2
 
-    # how many of a block are of one map: the most that leave few of them empty
+    # tiles of a block that come from the same map: the most that leave few of them as padding
     tiles, block_t = triton.cdiv(H, rows), block_m
     while triton.cdiv(tiles, block_t) * block_t * (1 - LARGEST_PADDING) > tiles:
         block_t //= 2
-    plan = kernels.Plan(H=H, W=W, K=K, ROWS=rows, HALO=0 if rows == H else K // 2, TILES=tiles,
-                        BLOCK_M=block_m, BLOCK_T=block_t, BLOCK_IN=block_in, BLOCK_OUT=block_out,
-                        PRECISION="tf32" if target.tf32 else "tf32x3")  # as exact as float32
-    return plan, dict(num_warps=num_warps, maxnreg=maxnreg, num_stages=1, enable_fp_fusion=True)
+    tiling = kernels.Tiling(
+        H=H, W=W, K=K, ROWS=rows, HALO=0 if rows == H else K // 2, TILES=tiles, BLOCK_M=block_m,
+        BLOCK_T=block_t, BLOCK_IN=block_in, BLOCK_OUT=block_out,
+        PRECISION="tf32" if limits.tf32 else "tf32x3")  # as exact as float32
+    return tiling, dict(num_warps=num_warps, maxnreg=maxnreg, num_stages=1, enable_fp_fusion=True)
 
 
 def programs_per_channel(shape, dtype):
@@ -116,14 +115,14 @@ def programs_per_channel(shape, dtype):
     return min(N, max(programs, triton.cdiv(FEWEST_PROGRAMS, C)))
 
 
-def why_not_launched(device, shape, kernel_size: int, dtype: torch.dtype) -> str | None:
+def why_not_launchable(device, shape, kernel_size: int, dtype: torch.dtype) -> str | None:
     """Why these kernels do not take a shape (N, C, H, W), in words, or None if they do."""
     _, C, H, W = shape
-    tiles = [tile(H, W, kernel_size, dtype, backward, target_of(device))
-             for backward in (False, True)]
+    choices = [choose_tiling(H, W, kernel_size, dtype, backward, limits_of(device))
+               for backward in (False, True)]
     if (dtype in (torch.float16, torch.bfloat16, torch.float32) and kernel_size <= LARGEST_KERNEL
-            and None not in tiles  # offsets within a block are int32
-            and max(plan.BLOCK_M // plan.BLOCK_T for plan, _ in tiles) * C * H * W < 2**31):
+            and None not in choices  # offsets within a block are int32
+            and max(t.BLOCK_M // t.BLOCK_T for t, _ in choices) * C * H * W < 2**31):
         return None
     return f"no Triton kernel takes {dtype}, {C} channels of {H}x{W}, kernel size {kernel_size}"
 
@@ -133,42 +132,40 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, programs=Non
 
     `programs` per channel: by programs_per_channel if None.
     """
-    x = _strided(x)
+    x = x.contiguous()
     y = torch.empty_like(x)
     _, samples, grid, common = _common(x, weight, bias, gamma, eps, residual, False, programs)
     S, C = grid[::-1]
     with torch.cuda.device_of(x):
         if mean is None:
             mean, var = (x.new_empty(S, C, dtype=torch.float32) for _ in range(2))
-            kernels.forward_kernel[grid](beta_ptr=beta, y_ptr=y if S == 1 else None, mean_ptr=mean,
-                                         var_ptr=var, **common)
+            kernels.forward_kernel[grid](MOMENTS=True, beta_ptr=beta, y_ptr=y if S == 1 else None,
+                                         mean_ptr=mean, var_ptr=var, **common)
             if S == 1:
                 return y, mean[0], var[0]
             mean, var = merge_moments(mean, var, samples, len(x))
-        kernels.apply_kernel[grid](beta_ptr=beta, y_ptr=y, mean_ptr=mean, var_ptr=var, **common)
+        kernels.forward_kernel[grid](MOMENTS=False, beta_ptr=beta, y_ptr=y, mean_ptr=mean,
+                                     var_ptr=var, **common)
     return y, mean, var
 
 
 def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, programs=None):
     """As reference.backward; the last four in float32. `programs` as in `forward`."""
-    x = _strided(x)
+    x, dy = x.contiguous(), dy.contiguous()
     dx = torch.empty_like(x)
-    dy = dy if dy.stride() == x.stride() else torch.empty_like(x).copy_(dy)
-    plan, _, grid, common = _common(x, weight, bias, gamma, eps, residual, True, programs)
+    P, _, grid, common = _common(x, weight, bias, gamma, eps, residual, True, programs)
     S, C = grid[::-1]
 
     # room for z, for dz^T x, and for the partial sums of each program
-    map_size = plan.H * plan.W
-    z = None if plan.TILES == 1 and plan.BLOCK_IN >= map_size else torch.empty_like(x)
-    window = (plan.ROWS + 2 * plan.HALO) * plan.W
-    window = triton.cdiv(window, plan.BLOCK_IN) * plan.BLOCK_IN
-    products = x.new_empty(S, C, window, plan.BLOCK_OUT, dtype=torch.float32)
+    z = None if P.TILES == 1 and P.BLOCK_IN >= P.H * P.W else torch.empty_like(x)
+    window = triton.cdiv((P.ROWS + 2 * P.HALO) * P.W, P.BLOCK_IN) * P.BLOCK_IN
+    products = x.new_empty(S, C, window, P.BLOCK_OUT, dtype=torch.float32)
     dw = x.new_empty(S, *weight.shape, dtype=torch.float32)
     db, dgamma, dbeta = (x.new_empty(S, C, dtype=torch.float32) for _ in range(3))
 
     common |= dict(mean_ptr=mean, var_ptr=var, dy_ptr=dy, z_ptr=z,
-                   products_stride=window * plan.BLOCK_OUT,
-                   inverse_count=1.0 / (len(x) * map_size) if batch_stats else 0.0)
+                   products_stride=window * P.BLOCK_OUT,
+                   inverse_count=1.0 / (len(x) * P.H * P.W) if batch_stats else 0.0)
     sums = dict(dgamma_ptr=dgamma, dbeta_ptr=dbeta)
     gradients = dict(dx_ptr=dx, dw_ptr=dw, db_ptr=db, products_ptr=products)
     with torch.cuda.device_of(x):
@@ -183,14 +180,14 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, 
 
 
 def _common(x, weight, bias, gamma, eps, residual, backward, programs):
-    """The plan, samples per program, the grid (C, programs), and arguments of each kernel."""
+    """The tiling, samples per program, the grid (C, programs), and arguments of each kernel."""
     N, C, H, W = x.shape
-    plan, options = tile(H, W, weight.shape[-1], x.dtype, backward, target_of(x.device))
+    tiling, options = choose_tiling(H, W, weight.shape[-1], x.dtype, backward, limits_of(x.device))
     samples = triton.cdiv(N, programs or programs_per_channel(x.shape, x.dtype))
-    return plan, samples, (C, triton.cdiv(N, samples)), dict(
+    return tiling, samples, (C, triton.cdiv(N, samples)), dict(
         x_ptr=x, w_ptr=weight.contiguous(), b_ptr=bias, gamma_ptr=gamma, n_samples=N,
         samples_per_program=samples, stride_n=x.stride(0), stride_c=x.stride(1), eps=eps,
-        RESIDUAL=residual, P=plan, **options)
+        RESIDUAL=residual, P=tiling, **options)
 
 
 def merge_moments(mean, var, samples, N):
@@ -204,32 +201,25 @@ def merge_moments(mean, var, samples, N):
     return centre, ((var + (mean - centre).square()) * weight).sum(0)
 
 
-def _strided(x):
-    """x if its maps are contiguous and nothing lies between them, else a contiguous copy."""
-    contiguous_maps = x.stride()[2:] == (x.shape[3], 1)
-    nothing_between = torch.empty_like(x, device="meta").stride() == x.stride()
-    return x if contiguous_maps and nothing_between else x.contiguous()
-
-
-def why_not_as_reference(device: torch.device) -> str | None:
+def why_not_trusted(device: torch.device) -> str | None:
     """How the kernels differ from the reference on a GPU, in words, or None if they do not.
 
     No test runs on every GPU and compiler. So this check precedes their first use, and no user
     gets a wrong result.
     """
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(shape, generator=generator).to(device, torch.float16)
-              for shape in ((70, 4, 8, 8), (4, 1, 9, 9), (70, 4, 8, 8))]
+    x, weight, dy = (torch.randn(shape, generator=generator).to(device, torch.float16)
+                     for shape in ((70, 4, 8, 8), (4, 1, 9, 9), (70, 4, 8, 8)))
 
-    def run(forward, backward, x, weight, dy, **options):
-        y, mean, var = forward(x, weight, None, None, None, None, None, 1e-5, True, **options)
-        return y, mean, var, *backward(dy, x, weight, None, None, mean, var, 1e-5, True, True,
-                                       **options)
+    def run(forward, backward, x, weight, dy):
+        y, mean, var = forward(x, weight, None, None, None, None, None, 1e-5, True)
+        return y, mean, var, *backward(dy, x, weight, None, None, mean, var, 1e-5, True, True)
 
-    expected = run(reference.forward, reference.backward, *(t.float() for t in inputs))
+    expected = run(reference.forward, reference.backward, x.float(), weight.float(), dy.float())
     for programs in (1, 2):  # one launch each way, and two
         try:
-            results = run(forward, backward, *inputs, programs=programs)
+            results = run(functools.partial(forward, programs=programs),
+                          functools.partial(backward, programs=programs), x, weight, dy)
         except Exception as e:  # whatever a compiler or a driver can raise
             reason = "".join(str(e).strip().splitlines()[:1])
             return f"the Triton kernels fail on this GPU: {type(e).__name__}: {reason}"

@@ -9,12 +9,11 @@ import math
 import warnings
 
 import torch
-from torch import Tensor, fx
-from torch.autograd import forward_ad
+from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from . import depthwise_cpu, reference
-from .reference import as_conv_inputs, laid_out_like, only_needed, stats_dtype
+from .reference import as_conv_inputs, only_needed, restore_layout, stats_dtype
 
 
 def depthwise_gelu_bn(
@@ -28,51 +27,38 @@ def depthwise_gelu_bn(
     None; exact GELU. Without mean and var it normalises with the statistics of this batch. With
     them it returns two empty tensors in their place. Autocast casts x and weight as for a conv.
     There is no second derivative. Raises ValueError for shapes that do not fit, and for batch
-    statistics of a single value; RuntimeError, as a conv does, for tensors on several devices and
-    for x, weight and bias that are not of one floating-point type.
+    statistics of a single value; RuntimeError as `as_conv_inputs` does.
     """
     # a kernel would read past the end of what does not fit
     C, K = len(weight), weight.shape[-1]
-    if x.ndim != 4 or x.shape[1] != C or weight.shape != (C, 1, K, K) or K % 2 == 0:
-        raise ValueError(f"x {tuple(x.shape)} and weight {tuple(weight.shape)} are not "
-                         "(N, C, H, W) and (C, 1, K, K), K odd")
-    if (mean is None) != (var is None):
-        raise ValueError("pass both mean and var, or neither")
-    for name, t in dict(bias=bias, gamma=gamma, beta=beta, mean=mean, var=var).items():
-        if t is not None and t.shape != (C,):
-            raise ValueError(f"{name} {tuple(t.shape)} is not ({C},)")
+    shapes = [None if t is None else tuple(t.shape) for t in (bias, gamma, beta, mean, var)]
+    if (x.ndim != 4 or x.shape[1] != C or weight.shape != (C, 1, K, K) or K % 2 == 0
+            or not {(C,), None}.issuperset(shapes) or (mean is None) != (var is None)):
+        raise ValueError(f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and bias, gamma, beta, "
+                         f"mean, var {shapes} are not (N, C, H, W), (C, 1, K, K) with odd K, and "
+                         "(C,) or None")
     if mean is None and x.numel() == C:
         raise ValueError("batch statistics need more than one value per channel: "
                          f"x is {tuple(x.shape)}")
 
     x_as_conv, weight, bias = as_conv_inputs(x, weight, bias, gamma, beta, mean, var)
-    if x.numel() == 0 or is_transformed():
-        return reference.forward(x, weight, bias, gamma, beta, mean, var, eps, residual)
     fused_residual = residual and x_as_conv.dtype == x.dtype
-    y, mean, var = torch.ops.vit_convmixer.depthwise_gelu_bn(
-        x_as_conv, weight, bias, gamma, beta, mean, var, eps, fused_residual)
+    y, mean, var = _DepthwiseGELUBN.apply(x_as_conv, weight, bias, gamma, beta, mean, var, eps,
+                                          fused_residual)
     return (y + x if residual and not fused_residual else y), mean, var
 
 
-def runs_whole(x: Tensor, results: int, kernel_size: int) -> bool:
-    """Whether a block with so many results runs as one operation for x, and not as its parts.
+# What runs
 
-    On a CPU it runs where that is faster: asked first, because a whole evaluation may take a
-    millisecond. Exporters and torch.func look into the parts. Raises RuntimeError for torch.fx.
+def runs_whole(x: Tensor, results: int, kernel_size: int) -> bool:
+    """Whether a block that makes so many results of x runs as one operation, not as its parts.
+
+    On a CPU it does where that is faster: asked first, because a whole evaluation may take a
+    millisecond. Exporters look into the parts.
     """
-    if isinstance(x, fx.Proxy):
-        raise RuntimeError("torch.fx cannot trace a fused model; call kernels.unfuse(model) first")
     if x.device.type == "cpu" and not depthwise_cpu.fusing_pays(x, results, kernel_size):
         return False
-    return not (torch.compiler.is_exporting() or torch.jit.is_tracing() or is_transformed()
-                or x.numel() == 0)
-
-
-def is_transformed() -> bool:
-    """Whether torch.func or forward-mode AD is active: custom ops have no rules for them."""
-    # Nothing public tells it, and forward-mode derivatives would be 0 in silence.
-    return not torch.compiler.is_compiling() and (
-        torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0)
+    return not (torch.compiler.is_exporting() or torch.jit.is_tracing() or x.numel() == 0)
 
 
 @functools.cache
@@ -85,7 +71,7 @@ def implementation(device: torch.device, shape: torch.Size, kernel_size: int, dt
         return depthwise_cpu
     if not (why_not := why_not_triton(device)):
         from . import depthwise_launch
-        if not (why_not := depthwise_launch.why_not_launched(device, shape, kernel_size, dtype)):
+        if not (why_not := depthwise_launch.why_not_launchable(device, shape, kernel_size, dtype)):
             return depthwise_launch
     warnings.warn(f"depthwise_gelu_bn runs as plain PyTorch: {why_not}", stacklevel=2)
     return reference
@@ -100,8 +86,8 @@ def why_not_triton(device: torch.device) -> str | None:
         return "the Triton kernels need an NVIDIA GPU of compute capability 8.0 or newer"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    from .depthwise_launch import why_not_as_reference
-    return why_not_as_reference(device)
+    from .depthwise_launch import why_not_trusted
+    return why_not_trusted(device)
 
 
 # The operators
@@ -115,7 +101,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | Non
         y, *batch_stats = run(x, weight, bias, gamma, beta, mean, var, eps, residual)
     if mean is not None:  # an op may not return its inputs
         batch_stats = (x.new_empty(0, dtype=stats_dtype(x)) for _ in range(2))
-    return laid_out_like(x, y), *batch_stats
+    return restore_layout(y, x), *batch_stats
 
 
 @_forward.register_fake
@@ -132,7 +118,7 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gamma:
     with torch.autocast(x.device.type, enabled=False):
         run = implementation(x.device, x.shape, weight.shape[-1], x.dtype).backward
         dx, *others = run(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats)
-    return laid_out_like(x, dx), *others
+    return restore_layout(dx, x), *others
 
 
 @_backward.register_fake
@@ -142,21 +128,25 @@ def _(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     return torch.empty_like(x), dweight, *(x.new_empty(x.shape[1], dtype=dtype) for _ in range(3))
 
 
-def _save(ctx, inputs, output):
-    x, weight, bias, gamma, _, mean, var, ctx.eps, ctx.residual = inputs
-    ctx.batch_stats = mean is None
-    stats = output[1:] if mean is None else (mean, var)
-    ctx.save_for_backward(x, weight, bias, gamma, *stats)
-    ctx.mark_non_differentiable(*output[1:])
+class _DepthwiseGELUBN(torch.autograd.Function):
+    """The operators with their gradients. Forward-mode derivatives, and torch.func, are errors of
+    PyTorch; registered as a formula of the operator, they would be 0 in silence.
+    """
+    @staticmethod
+    def forward(ctx, x, weight, bias, gamma, beta, mean, var, eps, residual):
+        ctx.batch_stats, ctx.eps, ctx.residual = mean is None, eps, residual
+        y, *batch_stats = torch.ops.vit_convmixer.depthwise_gelu_bn(
+            x, weight, bias, gamma, beta, mean, var, eps, residual)
+        stats = batch_stats if mean is None else (mean, var)
+        ctx.save_for_backward(x, weight, bias, gamma, *stats)
+        ctx.mark_non_differentiable(*batch_stats)
+        return y, *batch_stats
 
-
-def _differentiate(ctx, dy, *_):
-    gradients = torch.ops.vit_convmixer.depthwise_gelu_bn_backward(
-        dy, *ctx.saved_tensors, ctx.eps, ctx.residual, ctx.batch_stats)
-    return *only_needed(ctx, gradients), None, None, None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+    @staticmethod
+    def backward(ctx, dy, *_):
+        gradients = torch.ops.vit_convmixer.depthwise_gelu_bn_backward(
+            dy, *ctx.saved_tensors, ctx.eps, ctx.residual, ctx.batch_stats)
+        return *only_needed(ctx, gradients), None, None, None, None
 
 
 @register_flop_formula(torch.ops.vit_convmixer.depthwise_gelu_bn)

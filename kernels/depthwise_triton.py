@@ -4,20 +4,32 @@ Every step is elementwise within a channel, except the conv, whose window also s
 channel. So one program owns a channel, and does the whole block while it stays in L2. If a pass
 takes two launches, program (c, s) owns slice s of S of the samples of channel c.
 
-The conv is a product with a Toeplitz matrix. Cut each H x W map into tiles of ROWS full rows. A
-tile's outputs depend on a window of ROWS + 2 * HALO rows, which lie side by side in memory, through
-one matrix T for all tiles of the channel:
+    sample   one of the N images in x (N, C, H, W)
+    map      one channel of a sample, H x W elements, contiguous
+    tile     ROWS full rows of a map: the outputs that one row of a product computes
+    window   the rows that a tile depends on: its own, and HALO more on either side
+    block    BLOCK_M tiles, loaded at once: BLOCK_T of the same map, of BLOCK_M / BLOCK_T samples
+
+    row   map (6 x 5)   tile (ROWS = 2)   window of tile 1 (K = 3, HALO = 1)
+     0    . . . . .     0
+     1    . . . . .     0                 x x x x x
+     2    . . . . .     1                 x x x x x
+     3    . . . . .     1                 x x x x x
+     4    . . . . .     2                 x x x x x
+     5    . . . . .     2
+
+The conv is a product with a Toeplitz matrix T, the same for all tiles of a channel:
 
     z[m, o] = sum_i x[m, i] T[i, o]
     T[i, o] = weight[dy, dx], the tap from input i of the window to output o of the tile
 
-where m counts tiles. The input's gradient is the same product with the kernel turned by 180
-degrees. The weight's gradient needs the same windows of dz: dz_window^T x is (window, tile), and
-its diagonals add up to the K * K taps of the turned kernel. A tile that is the whole map needs no
+where m counts tiles. The input's gradient is the same product with the kernel flipped in both
+directions. The weight's gradient needs the same windows of dz: dz_window^T x is (window, tile), and
+its diagonals add up to the K * K taps of the flipped kernel. A tile that is the whole map needs no
 halo. T spreads a NaN or an infinity over its tile, where a conv spreads it over its window.
 
-Activations are (N, C, H, W) with contiguous maps at any stride_n and stride_c. Products are in the
-dtype of x, sums and statistics in float32. Without atomics, the same input gives the same bits.
+Activations have any stride_n and stride_c. Products are in the dtype of x, sums and statistics in
+float32. Without atomics, the same input gives the same bits.
 """
 from typing import NamedTuple
 
@@ -25,55 +37,55 @@ import triton
 import triton.language as tl
 
 
-class Plan(NamedTuple):
-    """How maps are cut into tiles; a compile-time constant of each kernel."""
+class Tiling(NamedTuple):
+    """How maps are cut into tiles; a compile-time constant of each kernel, there called P."""
     H: int
     W: int
     K: int
-    ROWS: int        # rows per tile
-    HALO: int        # rows that a window has more than its tile, on either side
+    ROWS: int
+    HALO: int        # 0 if a tile is a whole map
     TILES: int       # tiles per map
-    BLOCK_M: int     # tiles at a time, a power of two
-    BLOCK_T: int     # of which so many are of one map, a power of two
-    BLOCK_IN: int    # elements of a window at a time, a power of two
-    BLOCK_OUT: int   # elements of a tile, up to a power of two
+    BLOCK_M: int     # a power of two, as all blocks
+    BLOCK_T: int
+    BLOCK_IN: int    # elements of a window at a time
+    BLOCK_OUT: int   # elements of a tile, padded
     PRECISION: str   # of float32 products
 
 
 @triton.jit
-def _toeplitz(w_ptr, first, TURNED: tl.constexpr, P: tl.constexpr):
-    """Rows first.. of one channel's T, (BLOCK_IN, BLOCK_OUT); TURNED: of the turned kernel."""
+def _toeplitz(w_ptr, first, FLIPPED: tl.constexpr, P: tl.constexpr):
+    """Rows first.. of one channel's T, (BLOCK_IN, BLOCK_OUT); FLIPPED: of the flipped kernel."""
     i = first + tl.arange(0, P.BLOCK_IN)[:, None]
     o = tl.arange(0, P.BLOCK_OUT)[None, :]
     dy = i // P.W - o // P.W + (P.K // 2 - P.HALO)
     dx = i % P.W - o % P.W + P.K // 2
-    tap = P.K * P.K - 1 - (dy * P.K + dx) if TURNED else dy * P.K + dx
+    tap = P.K * P.K - 1 - (dy * P.K + dx) if FLIPPED else dy * P.K + dx
     inside = (dy >= 0) & (dy < P.K) & (dx >= 0) & (dx < P.K)
     inside = inside & (i < (P.ROWS + 2 * P.HALO) * P.W) & (o < P.ROWS * P.W)
     return tl.load(w_ptr + tap, mask=inside, other=0.0)
 
 
 @triton.jit
-def _blocks(start, end, P: tl.constexpr):
-    """How many blocks samples start..end make: BLOCK_M // BLOCK_T samples by BLOCK_T tiles each."""
+def _num_blocks(start, end, P: tl.constexpr):
+    """Number of blocks in samples start..end."""
     return tl.cdiv(end - start, P.BLOCK_M // P.BLOCK_T) * tl.cdiv(P.TILES, P.BLOCK_T)
 
 
 @triton.jit
-def _first(block, start, P: tl.constexpr):
+def _block_origin(block, start, P: tl.constexpr):
     """The first sample and the first tile of a block."""
     across = tl.cdiv(P.TILES, P.BLOCK_T)
     return start + block // across * (P.BLOCK_M // P.BLOCK_T), block % across * P.BLOCK_T
 
 
 @triton.jit
-def _elements(block, start, end, first, last, COUNT: tl.constexpr, stride_n, P: tl.constexpr):
-    """Elements first.. < last of each tile of a block, counted from the tile's own first one: the
-    block's offset in its channel, theirs from there, (BLOCK_M, COUNT), and which exist.
+def _tile_offsets(block, start, end, first, last, COUNT: tl.constexpr, stride_n, P: tl.constexpr):
+    """Where elements first.. < last of each tile of a block are, counted from the tile's own first.
 
-    Only scalars change from block to block.
+    Returns the block's offset in its channel, a scalar, so that only scalars change from block to
+    block; the elements' offsets from there, (BLOCK_M, COUNT); and which elements exist.
     """
-    n, t = _first(block, start, P)
+    n, t = _block_origin(block, start, P)
     m, i = tl.arange(0, P.BLOCK_M)[:, None], tl.arange(0, COUNT)[None, :]
     at = m % P.BLOCK_T * (P.ROWS * P.W) + i
     shift = t * (P.ROWS * P.W) + first
@@ -84,37 +96,37 @@ def _elements(block, start, end, first, last, COUNT: tl.constexpr, stride_n, P: 
 
 @triton.jit
 def _tile(block, start, end, stride_n, P: tl.constexpr):
-    """_elements of the tiles of a block, (BLOCK_M, BLOCK_OUT)."""
-    return _elements(block, start, end, 0, P.ROWS * P.W, P.BLOCK_OUT, stride_n, P)
+    """_tile_offsets of whole tiles, (BLOCK_M, BLOCK_OUT)."""
+    return _tile_offsets(block, start, end, 0, P.ROWS * P.W, P.BLOCK_OUT, stride_n, P)
 
 
 @triton.jit
-def _window(x_ptr, block, start, end, row, stride_n, P: tl.constexpr):
-    """Elements row.. of the windows of a block, (BLOCK_M, BLOCK_IN)."""
-    base, window, exists = _elements(block, start, end, row - P.HALO * P.W,
-                                     (P.ROWS + P.HALO) * P.W, P.BLOCK_IN, stride_n, P)
+def _window(x_ptr, block, start, end, first, stride_n, P: tl.constexpr):
+    """Elements first.. of the windows of a block, (BLOCK_M, BLOCK_IN)."""
+    base, window, exists = _tile_offsets(block, start, end, first - P.HALO * P.W,
+                                          (P.ROWS + P.HALO) * P.W, P.BLOCK_IN, stride_n, P)
     return tl.load(x_ptr + base + window, mask=exists, other=0.0)
 
 
 @triton.jit
-def _flat(first, end, stride_n, P: tl.constexpr):
+def _flat_offsets(first, end, stride_n, P: tl.constexpr):
     """Offsets of elements first.. < end, counted through the samples of a channel, and which exist.
 
-    What is elementwise needs no tiles, and so no padding.
+    Elementwise steps need no tiles, and so no padding.
     """
     e = first + tl.arange(0, P.BLOCK_M * P.BLOCK_OUT)
     return (e // (P.H * P.W)).to(tl.int64) * stride_n + e % (P.H * P.W), e < end
 
 
 @triton.jit
-def _conv(x_ptr, w_ptr, toeplitz, block, start, end, stride_n, TURNED: tl.constexpr,
+def _conv(x_ptr, w_ptr, toeplitz, block, start, end, stride_n, FLIPPED: tl.constexpr,
           P: tl.constexpr):
     """Depthwise conv of a block, (BLOCK_M, BLOCK_OUT), float32; `toeplitz`: T's first rows."""
     x = _window(x_ptr, block, start, end, 0, stride_n, P)
     z = tl.dot(x, toeplitz, input_precision=P.PRECISION)
-    for row in range(P.BLOCK_IN, (P.ROWS + 2 * P.HALO) * P.W, P.BLOCK_IN):
-        x = _window(x_ptr, block, start, end, row, stride_n, P)
-        more = _toeplitz(w_ptr, row, TURNED, P).to(x.dtype)
+    for first in range(P.BLOCK_IN, (P.ROWS + 2 * P.HALO) * P.W, P.BLOCK_IN):
+        x = _window(x_ptr, block, start, end, first, stride_n, P)
+        more = _toeplitz(w_ptr, first, FLIPPED, P).to(x.dtype)
         z = tl.dot(x, more, z, input_precision=P.PRECISION)
     return z
 
@@ -168,25 +180,28 @@ def _parameter(ptr, c, default: tl.constexpr):
 def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, P: tl.constexpr):
     """Mean and variance of g = GELU(conv(x) + bias) over samples start..end.
 
-    It stores g to g_ptr unless that is None. Each of BLOCK_M lanes merges the centred moments of
-    its tiles (Chan, Golub & LeVeque 1983, eq. 2.1). Then the lanes are merged.
+    Stores g to g_ptr unless that is None. Each of BLOCK_M lanes merges the centred moments of its
+    tiles (Chan, Golub & LeVeque 1983, eq. 2.1). Then the lanes are merged.
     """
     toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
     count = tl.full([P.BLOCK_M], 0.0, tl.float32)
     mean = tl.full([P.BLOCK_M], 0.0, tl.float32)
     m2 = tl.full([P.BLOCK_M], 0.0, tl.float32)
     m = tl.arange(0, P.BLOCK_M)
-    for block in range(0, _blocks(start, end, P)):
-        n, t = _first(block, start, P)
+    for block in range(0, _num_blocks(start, end, P)):
+        # g of a block
+        n, t = _block_origin(block, start, P)
         base, tile, exists = _tile(block, start, end, stride_n, P)
         g = _gelu(_conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P))
         if g_ptr is not None:
             tl.store(g_ptr + base + tile, g, mask=exists)
-        rest = P.H * P.W - (t + m % P.BLOCK_T) * (P.ROWS * P.W)  # of the map, from this tile on
-        rest = tl.where(m // P.BLOCK_T < end - n, tl.maximum(rest, 0), 0)
-        tile_count = tl.minimum(rest, P.ROWS * P.W).to(tl.float32)
+        # how many elements each tile has, their mean and centred squares
+        remaining = P.H * P.W - (t + m % P.BLOCK_T) * (P.ROWS * P.W)  # of the map, with this tile
+        remaining = tl.where(m // P.BLOCK_T < end - n, tl.maximum(remaining, 0), 0)
+        tile_count = tl.minimum(remaining, P.ROWS * P.W).to(tl.float32)
         tile_mean = tl.sum(tl.where(exists, g, 0.0), 1) / tl.maximum(tile_count, 1.0)
         centred = tl.where(exists, g - tile_mean[:, None], 0.0)
+        # into the lane's moments
         fraction = tile_count / tl.maximum(count + tile_count, 1.0)
         step = tile_mean - mean
         m2 += tl.sum(centred * centred, 1) + step * step * count * fraction
@@ -200,59 +215,57 @@ def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, P: tl.constexpr):
 @triton.jit
 def forward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, y_ptr, mean_ptr, var_ptr, n_samples,
                    samples_per_program, stride_n, stride_c, eps, RESIDUAL: tl.constexpr,
-                   P: tl.constexpr):
-    """Training. Mean and variance of each slice, (S, C). With y, S = 1: g goes to y, then y."""
+                   MOMENTS: tl.constexpr, P: tl.constexpr):
+    """y and the statistics it takes, in one launch, or in two.
+
+    MOMENTS: store each slice's mean and variance, (S, C), and stop if y_ptr is None. If it is given
+    (then S = 1), y first holds GELU's output and is then normalised in place. Not MOMENTS, as in
+    evaluation and in the second of two launches: read them, (C,).
+    """
+    # this program's channel, slice and parameters
     c, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    partial = s * tl.num_programs(0) + c
     start = s * samples_per_program
     end = tl.minimum(start + samples_per_program, n_samples)
     x_ptr += c * stride_c
-    g_ptr = None if y_ptr is None else y_ptr + c * stride_c
-    mean, var = _moments(x_ptr, w_ptr + c * P.K * P.K, _parameter(b_ptr, c, 0.0), g_ptr, start,
-                         end, stride_n, P)
-    tl.store(mean_ptr + partial, mean)
-    tl.store(var_ptr + partial, var)
+    w_ptr += c * P.K * P.K
     if y_ptr is not None:
-        scale = _parameter(gamma_ptr, c, 1.0) / tl.sqrt(var + eps)
-        shift = _parameter(beta_ptr, c, 0.0)
+        y_ptr += c * stride_c
+    bias = _parameter(b_ptr, c, 0.0)
+
+    # the statistics
+    if MOMENTS:
+        mean, var = _moments(x_ptr, w_ptr, bias, y_ptr, start, end, stride_n, P)
+        tl.store(mean_ptr + s * tl.num_programs(0) + c, mean)
+        tl.store(var_ptr + s * tl.num_programs(0) + c, var)
+    else:
+        mean, var = _parameter(mean_ptr, c, 0.0), _parameter(var_ptr, c, 1.0)
+    scale = _parameter(gamma_ptr, c, 1.0) / tl.sqrt(var + eps)
+    shift = _parameter(beta_ptr, c, 0.0)
+
+    # y, of x or of g in its place
+    if not MOMENTS:
+        toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
+        for block in range(0, _num_blocks(start, end, P)):
+            base, tile, exists = _tile(block, start, end, stride_n, P)
+            g = _gelu(_conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P))
+            y = (g - mean) * scale + shift
+            if RESIDUAL:
+                y += tl.load(x_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
+            tl.store(y_ptr + base + tile, y, mask=exists)
+    elif y_ptr is not None:
         tl.debug_barrier()  # other threads of this program wrote g
         for first in range(0, n_samples * (P.H * P.W), P.BLOCK_M * P.BLOCK_OUT):
-            at, exists = _flat(first, n_samples * (P.H * P.W), stride_n, P)
-            g = tl.load(g_ptr + at, mask=exists, other=0.0).to(tl.float32)
+            at, exists = _flat_offsets(first, n_samples * (P.H * P.W), stride_n, P)
+            g = tl.load(y_ptr + at, mask=exists, other=0.0).to(tl.float32)
             y = (g - mean) * scale + shift
             if RESIDUAL:
                 y += tl.load(x_ptr + at, mask=exists, other=0.0).to(tl.float32)
-            tl.store(g_ptr + at, y, mask=exists)
+            tl.store(y_ptr + at, y, mask=exists)
 
 
 @triton.jit
-def apply_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, mean_ptr, var_ptr, y_ptr, n_samples,
-                 samples_per_program, stride_n, stride_c, eps, RESIDUAL: tl.constexpr,
-                 P: tl.constexpr):
-    """Evaluation, and the second of two launches in training: y from known statistics."""
-    c, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    x_ptr += c * stride_c
-    y_ptr += c * stride_c
-    w_ptr += c * P.K * P.K
-    start = s * samples_per_program
-    end = tl.minimum(start + samples_per_program, n_samples)
-    toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
-    bias = _parameter(b_ptr, c, 0.0)
-    mean = _parameter(mean_ptr, c, 0.0)
-    scale = _parameter(gamma_ptr, c, 1.0) / tl.sqrt(_parameter(var_ptr, c, 1.0) + eps)
-    shift = _parameter(beta_ptr, c, 0.0)
-    for block in range(0, _blocks(start, end, P)):
-        base, tile, exists = _tile(block, start, end, stride_n, P)
-        g = _gelu(_conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P))
-        y = (g - mean) * scale + shift
-        if RESIDUAL:
-            y += tl.load(x_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
-        tl.store(y_ptr + base + tile, y, mask=exists)
-
-
-@triton.jit
-def _sums_of(n: tl.constexpr, t, P: tl.constexpr):
-    """The sums of n neighbours each, of a block."""
+def _group_sums(n: tl.constexpr, t, P: tl.constexpr):
+    """Sum each group of n adjacent elements of a block."""
     return tl.sum(tl.reshape(t, [P.BLOCK_M * P.BLOCK_OUT // n, n]), 1)
 
 
@@ -266,14 +279,14 @@ def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, P
     toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
     dgamma = tl.full([P.BLOCK_M * P.BLOCK_OUT // 4], 0.0, tl.float32)
     dbeta = tl.full([P.BLOCK_M * P.BLOCK_OUT // 4], 0.0, tl.float32)
-    for block in range(0, _blocks(start, end, P)):
+    for block in range(0, _num_blocks(start, end, P)):
         base, tile, exists = _tile(block, start, end, stride_n, P)
         z = _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P)
         if z_ptr is not None:
             tl.store(z_ptr + base + tile, z, mask=exists)
         dy = tl.load(dy_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
-        dgamma += _sums_of(4, dy * (_gelu(z) - mean), P)
-        dbeta += _sums_of(4, dy, P)
+        dgamma += _group_sums(4, dy * (_gelu(z) - mean), P)
+        dbeta += _group_sums(4, dy, P)
     dgamma = tl.reshape(dgamma, [P.BLOCK_M, P.BLOCK_OUT // 4])
     dbeta = tl.reshape(dbeta, [P.BLOCK_M, P.BLOCK_OUT // 4])
     return tl.sum(tl.sum(dgamma, 1), 0) * rstd, tl.sum(tl.sum(dbeta, 1), 0)
@@ -298,55 +311,59 @@ def _store_dx(dx, dy_ptr, dx_ptr, at, exists, RESIDUAL: tl.constexpr):
 @triton.jit
 def _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rstd, scale, mean_dy,
                mean_dyx, start, end, stride_n, RESIDUAL: tl.constexpr, P: tl.constexpr):
-    """dx, dz_window^T x and db. z becomes dz. Where a tile is a whole map, there is no z, and dz is
-    made from x and dy.
+    """Stores dx and dz_window^T x, returns db. Overwrites z with dz. If a tile is a whole map there
+    is no z buffer: dz is recomputed from x and dy.
     """
     MAP: tl.constexpr = P.H * P.W
     WINDOW: tl.constexpr = (P.ROWS + 2 * P.HALO) * P.W
     db = tl.full([P.BLOCK_M * P.BLOCK_OUT // 32], 0.0, tl.float32)
+    # dz over the whole slice, in place of z
     if z_ptr is not None:
         for first in range(start * MAP, end * MAP, P.BLOCK_M * P.BLOCK_OUT):
-            at, exists = _flat(first, end * MAP, stride_n, P)
+            at, exists = _flat_offsets(first, end * MAP, stride_n, P)
             z = tl.load(z_ptr + at, mask=exists, other=0.0).to(tl.float32)
             dy = tl.load(dy_ptr + at, mask=exists, other=0.0).to(tl.float32)
             dz = tl.where(exists, _gradient_of_z(z, dy, mean, rstd, scale, mean_dy, mean_dyx), 0.0)
-            db += _sums_of(32, dz, P)
+            db += _group_sums(32, dz, P)
             tl.store(z_ptr + at, dz, mask=exists)
         tl.debug_barrier()  # other threads of this program wrote dz
 
+    # for dw: products of dz windows with x; and dx, where the first windows are whole
     toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
-    turned = _toeplitz(w_ptr, 0, True, P).to(x_ptr.dtype.element_ty)
+    flipped = _toeplitz(w_ptr, 0, True, P).to(x_ptr.dtype.element_ty)
     for row in range(0, WINDOW, P.BLOCK_IN):
         products = tl.full([P.BLOCK_IN, P.BLOCK_OUT], 0.0, tl.float32)
-        for block in range(0, _blocks(start, end, P)):
+        for block in range(0, _num_blocks(start, end, P)):
             base, tile, exists = _tile(block, start, end, stride_n, P)
             if z_ptr is None:
                 dy = tl.load(dy_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
                 z = _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P)
                 dz = _gradient_of_z(z, dy, mean, rstd, scale, mean_dy, mean_dyx)
                 dz = tl.where(exists, dz, 0.0)
-                db += _sums_of(32, dz, P)
+                db += _group_sums(32, dz, P)
                 dz = dz.to(x_ptr.dtype.element_ty)
             else:
                 dz = _window(z_ptr, block, start, end, row, stride_n, P)
             x = tl.load(x_ptr + base + tile, mask=exists, other=0.0)
             products = tl.dot(tl.trans(dz), x, products, input_precision=P.PRECISION)
             if WINDOW <= P.BLOCK_IN:
-                dx = tl.dot(dz, turned, input_precision=P.PRECISION)
+                dx = tl.dot(dz, flipped, input_precision=P.PRECISION)
                 _store_dx(dx, dy_ptr, dx_ptr, base + tile, exists, RESIDUAL)
         i, o = tl.arange(0, P.BLOCK_IN)[:, None], tl.arange(0, P.BLOCK_OUT)[None, :]
         tl.store(products_ptr + (row + i) * P.BLOCK_OUT + o, products)
+
+    # dx from windows that are longer
     if WINDOW > P.BLOCK_IN:
-        for block in range(0, _blocks(start, end, P)):
+        for block in range(0, _num_blocks(start, end, P)):
             base, tile, exists = _tile(block, start, end, stride_n, P)
-            dx = _conv(z_ptr, w_ptr, turned, block, start, end, stride_n, True, P)
+            dx = _conv(z_ptr, w_ptr, flipped, block, start, end, stride_n, True, P)
             _store_dx(dx, dy_ptr, dx_ptr, base + tile, exists, RESIDUAL)
     return tl.sum(db, 0)
 
 
 @triton.jit
 def _store_dw(dw_ptr, products_ptr, P: tl.constexpr):
-    """The diagonals of dz_window^T x: each is a tap of the turned kernel."""
+    """dw from the diagonals of dz_window^T x: each sums up to a tap of the flipped kernel."""
     o = tl.arange(0, P.BLOCK_OUT)[None, :]
     for tap in range(0, P.K * P.K, 32):
         taps = tap + tl.arange(0, 32)
@@ -366,11 +383,12 @@ def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, d
                     RESIDUAL: tl.constexpr, SUMS: tl.constexpr, P: tl.constexpr):
     """All five gradients in one launch, or in two.
 
-    SUMS: dgamma and dbeta of each slice, (S, C); without dx no more. Otherwise both are known,
-    (C,). With dx: dw (S, C, K * K) and db (S, C) of each slice. z is room for (C, N, H, W), None if
-    a tile is a whole map. inverse_count is 1 / (N * H * W), or 0 if the statistics are not this
-    batch's.
+    SUMS: compute dgamma and dbeta of each slice, (S, C), and stop if dx_ptr is None. Otherwise read
+    their totals, (C,). Then dx, and of each slice dw, (S, C, K * K), and db, (S, C). z is a buffer
+    of the shape of x, None if a tile is a whole map. inverse_count is 1 / (N * H * W), or 0 if the
+    statistics are not this batch's.
     """
+    # this program's channel, slice and parameters
     c, s = tl.program_id(0).to(tl.int64), tl.program_id(1)
     partial = s * tl.num_programs(0) + c
     start = s * samples_per_program
@@ -383,6 +401,8 @@ def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, d
     bias = _parameter(b_ptr, c, 0.0)
     mean = _parameter(mean_ptr, c, 0.0)
     rstd = 1.0 / tl.sqrt(_parameter(var_ptr, c, 1.0) + eps)
+
+    # sums over dy: dgamma and dbeta
     if SUMS:
         dgamma, dbeta = _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n,
                               P)
@@ -391,6 +411,8 @@ def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, d
         tl.debug_barrier()  # other threads of this program wrote z
     else:
         dgamma, dbeta = tl.load(dgamma_ptr + c), tl.load(dbeta_ptr + c)
+
+    # dx, db and dw
     if dx_ptr is not None:
         dx_ptr += c * stride_c
         products_ptr += partial * products_stride

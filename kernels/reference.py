@@ -70,19 +70,23 @@ def stats_dtype(x):
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+# What both halves of a layer need, whatever runs them
+
 def as_conv_inputs(x, weight, bias, *others):
-    """x, weight and bias as autocast casts them for a conv. Raises RuntimeError as a conv does."""
-    tensors = [t for t in (weight, bias, *others) if t is not None]
-    if devices := {str(t.device) for t in tensors if t.device != x.device}:
-        raise RuntimeError(f"x is on {x.device}, and parameters are on {', '.join(devices)}")
+    """x, weight and bias as autocast casts them for a conv.
+
+    Raises RuntimeError, as a conv does, for tensors on several devices, and for x, weight and bias
+    that are not of one floating-point dtype.
+    """
+    tensors = [t for t in (x, weight, bias, *others) if t is not None]
     if not x.is_meta and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = (t.to(dtype) if t is not None and t.is_floating_point() else t
                            for t in (x, weight, bias))
-    dtypes = {str(t.dtype) for t in (x, weight, bias) if t is not None}
-    if len(dtypes) > 1 or not x.is_floating_point():
-        raise RuntimeError("x, weight and bias must be of one floating-point type, not "
-                           + ", ".join(sorted(dtypes)))
+    dtypes = {t.dtype for t in (x, weight, bias) if t is not None}
+    if len({t.device for t in tensors}) > 1 or len(dtypes) > 1 or not x.is_floating_point():
+        raise RuntimeError("all tensors must be on one device, and x, weight and bias of one "
+                           f"floating-point dtype: {[(t.device, t.dtype) for t in tensors]}")
     return x, weight, bias
 
 
@@ -92,7 +96,7 @@ def only_needed(ctx, gradients):
             for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=False)]
 
 
-def laid_out_like(x, t):
+def restore_layout(t, x):
     """t in the dtype and the memory layout that torch.empty_like gives x."""
     out = torch.empty_like(x)
     return t if (out.stride(), out.dtype) == (t.stride(), t.dtype) else out.copy_(t)

@@ -33,13 +33,13 @@ def make_block(N, C, H, W, K, dtype=torch.float32, *, residual=True, fixed_stats
 
     fixed_stats: mean and var are arguments; bare: no bias, gamma and beta; scale: of x.
     """
-    def draw(seed, *shape):
+    def randn(seed, *shape):
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    bias = draw(3, C).to(dtype).float()  # a bias that float16 holds: eager PyTorch rounds it
-    parameters = (None, None, None) if bare else (bias, draw(4, C) + 1.5, draw(5, C))
-    stats = (draw(6, C) * 0.1, draw(7, C).abs() + 0.5) if fixed_stats else (None, None)
-    block = Block(scale * draw(1, N, C, H, W).to(dtype), (draw(2, C, 1, K, K) / K).to(dtype),
-                  *parameters, *stats, 1e-5, residual, draw(8, N, C, H, W).to(dtype))
+    bias = randn(3, C).to(dtype).float()  # a bias that float16 holds: eager PyTorch rounds it
+    parameters = (None, None, None) if bare else (bias, randn(4, C) + 1.5, randn(5, C))
+    stats = (randn(6, C) * 0.1, randn(7, C).abs() + 0.5) if fixed_stats else (None, None)
+    block = Block(scale * randn(1, N, C, H, W).to(dtype), (randn(2, C, 1, K, K) / K).to(dtype),
+                  *parameters, *stats, 1e-5, residual, randn(8, N, C, H, W).to(dtype))
     return block.map(lambda t: t.to(device))
 
 
@@ -51,7 +51,7 @@ def run(implementation, block):
     y, mean, var = implementation.forward(*block[:-1])
     dx, *gradients = implementation.backward(block.dy, *block[:4], mean, var, block.eps,
                                              block.residual, block.mean is None)
-    y, dx = (reference.laid_out_like(block.x, t) for t in (y, dx))
+    y, dx = (reference.restore_layout(t, block.x) for t in (y, dx))
     return only_present(block, (y, mean, var, dx, *gradients))
 
 

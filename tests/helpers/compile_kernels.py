@@ -39,7 +39,7 @@ RTX = 89, 99 * 1024
 TURNS = list(itertools.product(DEVICES, (1, 2), (512, 511)))
 
 
-class Case(NamedTuple):
+class CompileCase(NamedTuple):
     """What decides which code is compiled."""
     shape: tuple[int, int, int, int]  # of x, (N, C, H, W)
     kernel_size: int
@@ -48,7 +48,7 @@ class Case(NamedTuple):
     programs: int | None = None       # per channel; None: the launcher chooses
 
 
-TABLE = [Case(shape, K, "float16", H100)  # the shapes of `bench.py --kernels-table`
+TABLE = [CompileCase(shape, K, "float16", H100)  # the shapes of `bench.py --kernels-table`
          for shape, K in (((250, 512, 8, 8), 9), ((250, 512, 12, 12), 9), ((64, 1024, 16, 16), 9),
                           ((64, 768, 32, 32), 7), ((64, 1536, 32, 32), 9))]
 
@@ -63,70 +63,56 @@ def all_cases():
     for (m, (H, W)), (k, K), (d, dtype) in itertools.product(
             enumerate(MAPS), enumerate(KERNEL_SIZES), enumerate(DTYPES)):
         device, programs, C = TURNS[(7 * m + k + 4 * d) % len(TURNS)]
-        yield Case((250, C, H, W), K, dtype, device, programs)
+        yield CompileCase((250, C, H, W), K, dtype, device, programs)
     for side, dtype, device in itertools.product((8, 12, 16, 32), DTYPES, (*DEVICES, RTX)):
-        yield Case((250, 512, side, side), 9, dtype, device, 1)  # some of them again
+        yield CompileCase((250, 512, side, side), 9, dtype, device, 1)  # some of them again
 
 
 def sampled_cases():
     """The design's maps, and those that once killed the compiler or spilled."""
     yield from TABLE
-    yield Case((250, 512, 5, 5), 9, "float16", H100, 1)
-    yield Case((250, 511, 7, 7), 3, "float32", H100, 2)
-    yield Case((250, 512, 8, 8), 9, "bfloat16", B200)
-    yield Case((64, 768, 32, 32), 7, "float16", A100)
-    yield Case((64, 1536, 32, 32), 9, "float16", RTX)
-    yield Case((250, 511, 5, 9), 5, "float32", A100, 1)
-    yield Case((250, 511, 8, 8), 7, "bfloat16", H100, 2)
-    yield Case((250, 511, 11, 11), 7, "float16", H100, 1)
-
-
-class NoGPU:
-    """A driver of a GPU that is not there: Triton specialises and compiles each launch for it."""
-    def __init__(self, capability):
-        self.capability = capability
-
-    def get_current_device(self):
-        return self.capability  # Triton keeps one cache of kernels per device
-
-    def get_current_stream(self, device=None):
-        return 0
-
-    def get_current_target(self):
-        return GPUTarget("cuda", self.capability, 32)
+    yield CompileCase((250, 512, 5, 5), 9, "float16", H100, 1)
+    yield CompileCase((250, 511, 7, 7), 3, "float32", H100, 2)
+    yield CompileCase((250, 512, 8, 8), 9, "bfloat16", B200)
+    yield CompileCase((64, 768, 32, 32), 7, "float16", A100)
+    yield CompileCase((64, 1536, 32, 32), 9, "float16", RTX)
+    yield CompileCase((250, 511, 5, 9), 5, "float32", A100, 1)
+    yield CompileCase((250, 511, 8, 8), 7, "bfloat16", H100, 2)
+    yield CompileCase((250, 511, 11, 11), 7, "float16", H100, 1)
 
 
 class NotLaunched:
-    """A kernel that is compiled where it would be launched: {hash: (part, plan, compiled)}."""
+    """A kernel that is compiled where it would be launched: {hash: (name, tiling, compiled)}."""
     def __init__(self, kernel, compiled):
         self.kernel, self.compiled = kernel, compiled
 
     def __getitem__(self, grid):
         def compile(**arguments):
             part = ""
-            if "SUMS" in arguments and arguments["dx_ptr"] is None:
-                part = " sums"
-            elif arguments.get("SUMS") is False:
-                part = " gradients"
-            elif arguments.get("y_ptr", "") is None:
-                part = " moments"
+            if arguments.get("MOMENTS", arguments.get("SUMS")) is False:
+                part = " apply" if "MOMENTS" in arguments else " gradients"
+            elif arguments.get("y_ptr", arguments.get("dx_ptr")) is None:
+                part = " moments" if "MOMENTS" in arguments else " sums"
             compiled = self.kernel.warmup(grid=grid, **arguments)
             self.compiled[compiled.hash] = self.kernel.fn.__name__ + part, arguments["P"], compiled
         return compile
 
 
 def compile_case(case):
-    """The kernels of a call, (name and part, plan, compiled) each: forward in training and in
+    """The kernels of a call, (name and part, tiling, compiled) each: forward in training and in
     evaluation, then backward. Changes this process for good.
     """
     capability, shared_bytes = case.device
-    triton.runtime.driver.set_active(NoGPU(capability))
-    depthwise_launch.target_of = lambda device: depthwise_launch.Target(capability, shared_bytes)
+    triton.runtime.driver.set_active(SimpleNamespace(  # of a GPU that is not there
+        get_current_device=lambda: 0, get_current_stream=lambda device=None: 0,
+        get_current_target=lambda: GPUTarget("cuda", capability, 32)))
+    limits = depthwise_launch.GPULimits(capability, shared_bytes)
+    depthwise_launch.limits_of = lambda device: limits
     compiled = {}
-    names = ("forward_kernel", "apply_kernel", "backward_kernel")
     depthwise_launch.kernels = SimpleNamespace(
-        Plan=depthwise_triton.Plan,
-        **{name: NotLaunched(getattr(depthwise_triton, name), compiled) for name in names})
+        Tiling=depthwise_triton.Tiling,
+        **{name: NotLaunched(getattr(depthwise_triton, name), compiled)
+           for name in ("forward_kernel", "backward_kernel")})
 
     _, C, _, _ = case.shape
     x = torch.empty(case.shape, dtype=getattr(torch, case.dtype))
@@ -140,7 +126,7 @@ def compile_case(case):
     return compiled.values()
 
 
-def describe(name, plan, compiled):
+def describe(name, tiling, compiled):
     """What one kernel takes: registers and spilled bytes of a thread, shared bytes of a program."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
@@ -155,7 +141,7 @@ def describe(name, plan, compiled):
         if spilled and not re.search(r"\bLDL\b", report("nvdisasm", "-c")):
             spilled = 0  # a stack that no instruction reads
     products = "mma.sync", "wgmma.mma_async", "tcgen05.mma"
-    return {"kernel": name, "windows": plan.BLOCK_M, "registers": int(usage["REG"]),
+    return {"kernel": name, "windows": tiling.BLOCK_M, "registers": int(usage["REG"]),
             "spilled": spilled, "shared": compiled.metadata.shared,
             "warps": compiled.metadata.num_warps,
             "tensor_cores": [name for name in products if name in compiled.asm["ptx"]]}

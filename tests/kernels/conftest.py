@@ -19,15 +19,11 @@ def poisoned():
 
 @pytest.fixture(autouse=True)
 def interpreter_as_a_gpu(monkeypatch):
-    """Mend Triton's interpreter where it differs from a GPU, and where it is slow.
-
-    It keeps bfloat16 as raw bits, multiplies those, and cuts off where a GPU rounds to nearest;
-    and it calls Python's erf for each element, which takes most of the time.
-    """
+    """Mend Triton's interpreter where it differs from a GPU: it keeps bfloat16 as raw bits,
+    multiplies those, and cuts off where a GPU rounds to nearest."""
     if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
         return
     import triton.language as tl
-    from triton.runtime.interpreter import TensorHandle
     from triton.runtime.interpreter import interpreter_builder as builder
 
     dot = builder.create_dot
@@ -47,7 +43,3 @@ def interpreter_as_a_gpu(monkeypatch):
             result.data = rounded.view(torch.uint16).numpy()
         return result
     monkeypatch.setattr(builder, "create_fp_trunc", round_to_nearest)
-
-    def erf(a):
-        return TensorHandle(torch.from_numpy(a.data.copy()).erf().numpy(), a.dtype)
-    monkeypatch.setattr(builder, "create_erf", erf)

@@ -97,6 +97,6 @@ def test_one_launch_forward_and_one_backward(compiled):
     for case in compiled:
         kernels.setdefault(str([case[name] for name in case][:5]), []).append(case["kernel"])
     assert set(map(tuple, kernels.values())) == {
-        ("forward_kernel", "apply_kernel", "backward_kernel"),
-        ("forward_kernel moments", "apply_kernel", "backward_kernel sums",
+        ("forward_kernel", "forward_kernel apply", "backward_kernel"),
+        ("forward_kernel moments", "forward_kernel apply", "backward_kernel sums",
          "backward_kernel gradients")}

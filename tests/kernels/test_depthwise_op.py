@@ -30,6 +30,7 @@ def through(request, monkeypatch):
         pytest.importorskip("triton", reason="Triton is not installed")
         from kernels import depthwise_launch
         monkeypatch.setattr(depthwise_op, "implementation", lambda *args: depthwise_launch)
+    return request.param
 
 
 @pytest.mark.parametrize("options", [{}, dict(fixed_stats=True), dict(bare=True, residual=False)],
@@ -45,41 +46,15 @@ def test_gradients_reach_every_input(through, options):
     assert torch.equal(some["weight"], gradients["weight"]) and some["x"] is None
 
 
-def test_gradcheck():
-    block = make_block(2, 2, 4, 5, 3, torch.float64)
-    block = block.map(lambda t: t.double().requires_grad_())
-    fixed = torch.tensor([0.1, -0.2]).double(), torch.tensor([0.7, 1.3]).double()
-    for stats, residual in itertools.product([(None, None), fixed], (False, True)):
-        def y(*inputs, stats=stats, residual=residual):
-            return depthwise_gelu_bn(*inputs, *stats, residual=residual)[0]
-        assert torch.autograd.gradcheck(y, block[:5])
-
-
 def test_opcheck(through):
     ops = torch.ops.vit_convmixer
     block = make_block(1, 2, 4, 5, 3, device=DEVICE)
-    leaves = [t.requires_grad_() for t in block[:5]]
-    torch.library.opcheck(ops.depthwise_gelu_bn, (*leaves, None, None, 1e-5, True))
-    mean, var = block.bias.detach(), block.gamma.detach().abs()
-    torch.library.opcheck(ops.depthwise_gelu_bn,
-                          (*leaves[:2], None, None, None, mean, var, 1e-5, False))
-    with torch.no_grad():
-        torch.library.opcheck(ops.depthwise_gelu_bn_backward,
-                              (block.dy, *block[:4], mean, var, 1e-5, True, True))
-
-
-def test_compiles_without_a_graph_break():
-    block = make_block(3, 2, 8, 8, 5, device=DEVICE)
-
-    def f(x, weight, bias, gamma, beta):
-        y, _, _ = depthwise_gelu_bn(x.sin(), weight, bias, gamma, beta, residual=True)
-        return y.square().sum()
-    gradients = []
-    for function in (f, torch.compile(f, fullgraph=True, backend="aot_eager")):
-        leaves = [t.detach().clone().requires_grad_() for t in block[:5]]
-        gradients.append(torch.autograd.grad(function(*leaves), leaves))
-    for got, want in zip(*gradients, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    mean, var = block.bias, block.gamma.abs()
+    for op, *arguments in (
+            (ops.depthwise_gelu_bn, *block[:5], None, None, 1e-5, True),
+            (ops.depthwise_gelu_bn, *block[:2], None, None, None, mean, var, 1e-5, False),
+            (ops.depthwise_gelu_bn_backward, block.dy, *block[:4], mean, var, 1e-5, True, True)):
+        torch.library.opcheck(op, tuple(arguments))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -146,23 +121,14 @@ def test_flops_are_those_of_the_convs():
     assert backward.get_total_flops() == 2 * fused.get_total_flops()
 
 
-def test_nothing_in_nothing_out():
-    x = torch.empty(0, 3, 8, 8, device=DEVICE, requires_grad=True)
-    weight = torch.ones(3, 1, 3, 3, device=DEVICE, requires_grad=True)
-    mean, var = torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE)
-    y, _, _ = depthwise_gelu_bn(x, weight, mean=mean, var=var)
-    y.sum().backward()
-    assert y.shape == x.grad.shape == (0, 3, 8, 8) and not weight.grad.any()
-
-
 def test_wrong_calls():
     x, weight, c = torch.ones(2, 3, 4, 4), torch.ones(3, 1, 3, 3), torch.ones(3)
     for arguments, message in [
-        *(((x, wrong), "are not") for wrong in (
+        *(((x, wrong), r"x \(2, 3, 4, 4\), weight .* are not") for wrong in (
             weight[:2], weight.expand(3, 3, 3, 3), weight[..., :2], torch.ones(3, 1, 4, 4))),
-        ((x[0], weight), "are not"),
-        ((x, weight, c[:2]), r"bias \(2,\) is not \(3,\)"),
-        ((x, weight, c, c, c, c), "both mean and var"),
+        ((x[0], weight), r"x \(3, 4, 4\), .* are not"),
+        ((x, weight, c[:2]), r"bias, gamma, .* \[\(2,\), None, .*\(C,\) or None"),
+        ((x, weight, c, c, c, c), r"\(3,\), None\] are not"),
         ((x[:1, :, :1, :1], weight), "more than one value per channel"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -174,7 +140,7 @@ def test_the_implementation_follows_device_and_shape(monkeypatch, recwarn):
     pytest.importorskip("triton", reason="Triton is not installed")
     from kernels import depthwise_launch
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.setattr(depthwise_launch, "target_of", lambda device: depthwise_launch.Target())
+    monkeypatch.setattr(depthwise_launch, "limits_of", lambda _: depthwise_launch.GPULimits())
     monkeypatch.setattr(depthwise_op, "why_not_triton", lambda device: None)
 
     choose = depthwise_op.implementation.__wrapped__  # without its cache
@@ -218,7 +184,7 @@ def test_devices_and_dtypes_are_those_of_a_conv():
                       (x, weight.double()), (x, weight, c.bfloat16())]:
         with pytest.raises(RuntimeError):
             depthwise_gelu_bn(*arguments)
-    with pytest.raises(RuntimeError, match="x is on cpu, and parameters are on meta"):
+    with pytest.raises(RuntimeError, match="on one device"):
         depthwise_gelu_bn(x, weight, gamma=c.to("meta"))
     with torch.autocast("cpu", torch.bfloat16):
         assert depthwise_gelu_bn(x, weight.double(), c)[0].dtype == torch.bfloat16
@@ -229,7 +195,8 @@ def test_every_memory_format_of_every_tensor(through, fixed_stats):
     block = make_block(2, 4, 4, 5, 3, device=DEVICE, fixed_stats=fixed_stats)
     want, gradients = as_op(block)
     formats = torch.contiguous_format, torch.channels_last
-    for x, weight, dy in itertools.product(formats, repeat=3):
+    some = list(itertools.product(formats, repeat=3))
+    for x, weight, dy in some[-1:] if through == "triton" else some:  # interpreted, it is slow
         other = block._replace(x=block.x.to(memory_format=x), dy=block.dy.to(memory_format=dy),
                                weight=block.weight.to(memory_format=weight))
         y, got = as_op(other)

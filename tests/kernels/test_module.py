@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from kernels import DepthwiseGELUBN, depthwise_cpu, fuse
 from kernels import module as kernels_module
 from kernels.depthwise_cpu import fusing_pays  # before the tests' own takes its place
-from mixer.models import create_model, load_weights
+from mixer.models import create_model
 from mixer.models.convmixer import depthwise_unit
 
 
@@ -18,13 +18,15 @@ def randn(shape, seed):
 
 
 def pair(dim=4, kernel_size=5, **bn_options):
-    """(plain unit, DepthwiseGELUBN with a copy of its weights), scale and shift not 1 and 0."""
+    """(plain unit, a fused copy), scale and shift not 1 and 0."""
     plain = depthwise_unit(dim, kernel_size)
     plain[2] = nn.BatchNorm2d(dim, **bn_options)
     with torch.no_grad():
         for p in plain[2].parameters():
             p.add_(randn(p.shape, seed=p.numel()))
-    return plain, DepthwiseGELUBN.of(copy.deepcopy(plain))
+    fused = copy.deepcopy(plain)
+    assert fuse(fused) == 1
+    return plain, fused
 
 
 def assert_same(plain, fused):
@@ -61,14 +63,6 @@ def test_batchnorm_behaves_as_pytorchs(bn_options):
     assert_same(plain, fused)
 
 
-@pytest.mark.parametrize("frozen", ["0.weight", "0.bias", "2.weight", "2.bias"])
-def test_parameters_without_gradient(frozen):
-    plain, fused = pair()
-    for model in (plain, fused):
-        model.get_parameter(frozen).requires_grad_(False)
-    assert_same(plain, fused)
-
-
 def test_a_biased_running_variance_would_be_seen(monkeypatch):
     plain, fused = pair()
     update = kernels_module.update_running_stats
@@ -99,21 +93,17 @@ def test_one_value_a_channel_and_empty_batches():
     assert torch.equal(fused[2].running_var, torch.ones(4))
 
 
-def test_fifty_steps_with_and_without(tmp_path):
-    """One seed, the same losses to 1e-4, and one checkpoint fits both.
-
-    50 Adam steps make 1e-6 to 1e-5 of the roundings, measured.
-    """
+def test_fifty_steps_with_and_without():
+    """One seed, the same losses to 1e-4: Adam makes 1e-6 to 1e-5 of the roundings, measured."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(50, 8, 3, 64, 64, generator=generator)
     y = torch.randint(0, 4, (50, 8), generator=generator)
-    losses, models = [], []
+    losses = []
     for fused in (False, True):
         torch.manual_seed(1)
         model = create_model("convmixer", dim=32, depth=2, kernel_size=9, patch=8, image_size=64,
                              num_classes=4)
-        if fused:
-            assert fuse(model) == 2
+        assert not fused or fuse(model) == 2
         optimizer = torch.optim.Adam(model.parameters(), 1e-3)
         losses.append([])
         for images, labels in zip(x, y, strict=True):
@@ -122,24 +112,8 @@ def test_fifty_steps_with_and_without(tmp_path):
             loss.backward()
             optimizer.step()
             losses[-1].append(loss.item())
-        models.append(model.eval())
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=0)
     assert losses[0][-1] != losses[0][0]
-    torch.save(models[0].state_dict(), tmp_path / "plain.pt")
-    load_weights(models[1], torch.load(tmp_path / "plain.pt", weights_only=True))
-    torch.testing.assert_close(models[1](x[0]), models[0](x[0]), rtol=1e-5, atol=1e-5)
-
-
-def test_a_forward_that_was_replaced_on_the_instance_is_called(recwarn):
-    plain, fused = pair()
-    for conv in (plain[0], fused[0]):
-        conv.forward = lambda x, conv=conv: 2 * nn.Conv2d.forward(conv, x)
-    x = torch.rand(2, 4, 8, 8)
-    for _ in range(2):
-        torch.testing.assert_close(fused(x), plain(x))
-    assert ["calls its parts" in str(warning.message) for warning in recwarn.list] == [True]
-    with pytest.raises(ValueError, match="nothing to fuse"):
-        fuse(nn.Sequential(plain))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -152,6 +126,7 @@ def test_the_parts_run_where_they_are_faster(monkeypatch, dtype, kernel_size, N,
     """On a CPU: without a gradient, for 3x3 kernels, and for a few images, but not where PyTorch's
     conv of 16 bits is slow. The same model, in one call or another."""
     monkeypatch.setattr(depthwise_cpu, "fusing_pays", fusing_pays)
+    monkeypatch.setattr(kernels_module, "FEWEST_RESULTS", 100_000)
     monkeypatch.setattr(depthwise_cpu, "AVX512", avx512)
     ran = []
     for name in ("depthwise_gelu_bn", "dense_gelu_bn"):
