@@ -9,11 +9,9 @@ from torch import nn
 import bench
 from mixer.bench import block, measure
 from mixer.experiments import Row
-from mixer.report.measurements import bench_text, kernels_text
-from mixer.runtime import processes
+from mixer.report.measurements import measured_text
 from mixer.runtime.device import has_native_bf16
 from mixer.runtime.errors import InputError
-from mixer.runtime.processes import ChildFailed
 from tests.helpers.networks import IMAGE_SIZE, TINY
 from tests.helpers.tables import RESULTS, cells, headings
 
@@ -29,7 +27,8 @@ def small(monkeypatch):
     monkeypatch.setattr(block, "SHAPES", {"cpu": [(2, 4, 8, 9), (2, 4, 6, 3)]})
     monkeypatch.setattr(block, "GRID", [(2, 4, 8, 9), (2, 4, 6, 3)])
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: self)
-    monkeypatch.setattr(processes, "in_fresh_process", lambda f, *args: f(*args))
+    for module in (block, measure):
+        monkeypatch.setattr(module, "attempt", lambda f, *args: (f(*args), None))
     mib = itertools.count(1)
     monkeypatch.setattr(measure, "peak_memory_mib", lambda device: next(mib))
     monkeypatch.setattr(block, "find_spec", lambda name: None)  # timm's large model
@@ -42,7 +41,7 @@ def test_the_models_table_and_its_files(small, tmp_path, capsys):
         Image.new("RGB", (30, 30)).save(images / f"{('cat', 'dog')[i % 2]}.{i}.jpg")
     bench.main([*SMALL_MODELS, "--peers", "--data", str(images), "--out", str(out)])
     result, text = json.loads((out / "bench.json").read_text()), (out / "bench.md").read_text()
-    assert text == bench_text(result) and text in capsys.readouterr().out
+    assert text == measured_text(result) and text in capsys.readouterr().out
     assert headings(text) == [[heading for heading in head if "2080" not in heading] for head in
                               headings((RESULTS / "bench-cpu/bench.md").read_text())]
     assert {p.name for p in out.iterdir()} == {
@@ -76,14 +75,14 @@ def test_several_image_sizes_one_of_which_fails(small, tmp_path, monkeypatch, ca
     """It stays in the table, with its reason, and the exit code tells."""
     def one_fails(f, g, models, workload, *args):
         if workload.image_size == 64 and "vit_linear" in str(models):
-            raise ChildFailed("out of memory: all of it")
-        return f(g, models, workload, *args)
-    monkeypatch.setattr(processes, "in_fresh_process", one_fails)
+            return None, "out of memory: all of it"
+        return f(g, models, workload, *args), None
+    monkeypatch.setattr(measure, "attempt", one_fails)
     sizes = [*SMALL, "--batch-size", "2", "--image-size", "32,48,64"]
     with pytest.raises(RuntimeError, match="1 of the measurements failed"):  # exit code 1
         bench.main([*sizes, "--out", str(tmp_path)])
     result, printed = json.loads((tmp_path / "bench.json").read_text()), capsys.readouterr().out
-    assert (tmp_path / "bench.md").read_text() == bench_text(result)
+    assert (tmp_path / "bench.md").read_text() == measured_text(result)
     assert {p.name for p in tmp_path.iterdir()} == {"bench.json", "bench.md", "models.csv"}
     assert result["config"]["image_size"] == [32, 48, 64]
     *done, failed = result["models"]
@@ -111,7 +110,7 @@ def test_the_kernels_table_and_its_files(small, tmp_path, capsys):
     bench.main([*SMALL, "--kernels-table", "--out", str(tmp_path)])
     result = json.loads((tmp_path / "kernels.json").read_text())
     text = (tmp_path / "kernels.md").read_text()
-    assert text == kernels_text(result) and text in capsys.readouterr().out
+    assert text == measured_text(result) and text in capsys.readouterr().out
     assert headings(text) == headings((RESULTS / "kernels-cpu/kernels.md").read_text())
     assert {p.name for p in tmp_path.iterdir()} == {
         "kernels.json", "kernels.md", "blocks.csv", "shapes.csv", "steps.csv"}

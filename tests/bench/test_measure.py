@@ -21,8 +21,7 @@ from mixer.bench.measure import (
 from mixer.experiments import ROWS
 from mixer.models import create_model, vit
 from mixer.models.flops import forward_flops
-from mixer.runtime import processes
-from mixer.runtime.processes import ChildFailed, in_fresh_process
+from mixer.runtime.processes import attempt
 from tests.helpers.networks import IMAGE_SIZE, tiny_convmixer
 
 WORKLOAD = Workload(2, IMAGE_SIZE, torch.device("cpu"), None)
@@ -46,9 +45,9 @@ def broken():
 
 def in_this_process(f, *args):
     try:
-        return f(*args)
+        return f(*args), None
     except ValueError as e:
-        raise ChildFailed(str(e)) from e
+        return None, str(e)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -103,10 +102,10 @@ def test_a_slower_model_is_seen_as_slower(memory_grows, monkeypatch):
         result = f(g, models, workload, *args)
         now[0] = before
         if g is time_models and visits.count(g) == 2:
-            return {key: [5 * t for t in ms] for key, ms in result.items()}
-        return result
+            result = {key: [5 * t for t in ms] for key, ms in result.items()}
+        return result, None
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(processes, "in_fresh_process", visit)
+    monkeypatch.setattr(measure, "attempt", visit)
     fast, slow = measure_in_turn([(WORKLOAD, {
         ("a model", IMAGE_SIZE, name): partial(Slowed, seconds)
         for name, seconds in (("fast", 1.0), ("slow", 3.0))})], 9)
@@ -157,7 +156,7 @@ def test_memory_counts_weights_gradients_and_both_moments():
 
     The margin is half of one more copy.
     """
-    before, after = in_fresh_process(two_sizes)
+    (before, after), _ = attempt(two_sizes)
     assert (after - before) * 2**20 / 200e6 == pytest.approx(4, abs=0.5)
 
 
@@ -169,9 +168,9 @@ def test_a_model_that_fails_is_reported_and_the_others_are_measured(memory_grows
         if g is time_models and ("late", IMAGE_SIZE, "ours") in models:
             times.append(1)
             if len(times) == 2:
-                raise ChildFailed("out of memory: all of it")
+                return None, "out of memory: all of it"
         return in_this_process(f, g, models, *args)
-    monkeypatch.setattr(processes, "in_fresh_process", second_time_fails)
+    monkeypatch.setattr(measure, "attempt", second_time_fails)
     ours, failing, again, other, late = measure_in_turn([
         (WORKLOAD, {("a", IMAGE_SIZE, "ours"): tiny_convmixer, ("a", IMAGE_SIZE, "broken"): broken,
                     ("a", IMAGE_SIZE, "again"): tiny_convmixer}),
@@ -186,7 +185,7 @@ def test_a_model_that_fails_is_reported_and_the_others_are_measured(memory_grows
 
 
 def test_without_the_first_there_is_no_ratio(memory_grows, monkeypatch):
-    monkeypatch.setattr(processes, "in_fresh_process", in_this_process)
+    monkeypatch.setattr(measure, "attempt", in_this_process)
     _, ours = measure_in_turn([(WORKLOAD, {("a", IMAGE_SIZE, "broken"): broken,
                                            ("a", IMAGE_SIZE, "ours"): tiny_convmixer})], 3)
     assert ours["training_ms"] > 0 and "faster" not in ours
