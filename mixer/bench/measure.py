@@ -58,6 +58,7 @@ def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, l
     A peer is measured beside ours, eager and compiled, at the same precision and with the same
     allocator; and by itself as users run it, in fp32 with the system's allocator.
     """
+    # ours and the peer as users run it by themselves; ours, the peer and the compiled peer together
     alone, together = [], []
     for side, row in itertools.product(config.image_size, rows):
         workload = Workload(config.batch_size, side, device, pick_amp(config.amp, device))
@@ -74,6 +75,7 @@ def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, l
             alone.append((workload._replace(amp=None, keep_freed_memory=False),
                           {(row.title, side, f"{package}, plain fp32"): eager}))
 
+    # one list a table
     measured = measure_in_turn(alone, config.repeats)
     lists = {"models": [row for row in measured if row["candidate"] == "ours"]}
     if config.peers:
