@@ -1,4 +1,5 @@
-"""The nine rows of "Patches are all you need: ViT x ConvMixer", and what it published about them.
+"""The rows that we compare. Nine are those of "Patches are all you need: ViT x ConvMixer", with
+what it published about them.
 
 Source: github.com/renatoviolin/Patches-are-all-you-need-ViT-and-ConvMixer (2021). One RTX 2080
 (8 GB), 25,000 images at 192x192, fp16, batch 250, 5000 steps, one run per row, training accuracy
@@ -54,6 +55,8 @@ ROWS = [
     Row("ViT 16 CNN", "vit_cnn", 6788, 34, {"patch": 16}),
     Row("ConvMixer 16", "convmixer", 3150, 17, {"patch": 16}),
     Row("ConvMixer 16/8", "convmixer", 4612, 28, {"patch": 16, "depth": 8}),
+    Row("MLP-Mixer 24", "mlp_mixer", options={"patch": 24}),  # not in the original
+    Row("MLP-Mixer 16", "mlp_mixer", options={"patch": 16}),
 ]
 BY_NAME = {row.name: row for row in ROWS}
 BY_TITLE = {row.title: row for row in ROWS}
@@ -61,9 +64,9 @@ BY_TITLE = {row.title: row for row in ROWS}
 
 def published_curves() -> dict[str, list[tuple[int, float, float]]]:
     """{row name: [(step, train loss, train accuracy), ...]}, accuracies as fractions of 1."""
-    curves = {row.name: [] for row in ROWS}
+    curves = {}
     with CURVES.open() as f:
         for line in csv.DictReader(f):
             point = int(line["step"]), float(line["train_loss"]), float(line["train_acc"])
-            curves[line["model"]].append(point)
+            curves.setdefault(line["model"], []).append(point)
     return curves

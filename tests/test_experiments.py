@@ -3,7 +3,8 @@ from mixer.experiments import ROWS, published_curves, row_name
 
 def test_the_nine_rows_and_their_published_curves():
     curves = published_curves()
-    assert [row.name for row in ROWS] == list(curves) and len(ROWS) == 9
+    nine = [row.name for row in ROWS if row.published_mib and row.published_epoch_s]
+    assert nine == list(curves) and len(nine) == 9
     for points in curves.values():
         assert [step for step, _, _ in points] == list(range(100, 5001, 100))
         assert all(0 < loss < 1 and 0.5 < acc <= 1 for _, loss, acc in points)

@@ -23,6 +23,8 @@ PEERS = {
     "vit_cnn": ("timm.models:VisionTransformer", lambda size, patch, dim, heads, norm_eps, **same: {
         **same, "img_size": size, "patch_size": patch, "embed_dim": dim, "num_heads": heads,
         "norm_layer": partial(nn.LayerNorm, eps=norm_eps)}),
+    "mlp_mixer": ("timm.models.mlp_mixer:MlpMixer", lambda size, patch, dim, depth: {
+        "img_size": size, "patch_size": patch, "embed_dim": dim, "num_blocks": depth}),
 }
 
 

@@ -1,4 +1,4 @@
-"""The five architectures by name: `create_model("vit_cnn", patch=16)`."""
+"""The architectures by name: `create_model("vit_cnn", patch=16)`."""
 import math
 from typing import NamedTuple
 
@@ -6,6 +6,7 @@ from torch import nn
 
 from .convmixer import ConvMixer
 from .efficientnet import EfficientNetV2B0
+from .mlp_mixer import MLPMixer
 from .resnet import ResNet18
 from .vit import ConvPatchEmbed, LinearPatchEmbed, ViT
 from .weights import load_weights
@@ -33,6 +34,7 @@ MODELS = {
     "vit_linear": Architecture(ViT, _VIT, {"patch_embed": LinearPatchEmbed}),
     "vit_cnn": Architecture(ViT, _VIT, {"patch_embed": ConvPatchEmbed}),
     "convmixer": Architecture(ConvMixer, _CONVMIXER),
+    "mlp_mixer": Architecture(MLPMixer, {"patch": 24, "dim": 512, "depth": 4}),
 }
 WORDS = {int: "a positive whole number", float: "a positive number", bool: "True or False",
          str: "a word"}

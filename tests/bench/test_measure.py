@@ -30,7 +30,8 @@ WORKLOAD = Workload(2, IMAGE_SIZE, torch.device("cpu"), None)
 COUNTED = {"ResNet-18": (2.66, 15.5), "EfficientNetV2-B0": (1.05, 42.6),
            "ViT 24 Linear": (1.78, 9.3), "ViT 24 CNN": (1.78, 9.3), "ConvMixer 24": (0.27, 3.7),
            "ViT 16 Linear": (3.93, 21.7), "ViT 16 CNN": (3.93, 21.7), "ConvMixer 16": (0.46, 7.7),
-           "ConvMixer 16/8": (0.81, 14.5)}
+           "ConvMixer 16/8": (0.81, 14.5), "MLP-Mixer 24": (1.32, 10.55),
+           "MLP-Mixer 16": (2.83, 18.21)}
 
 
 @pytest.fixture

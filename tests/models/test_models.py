@@ -1,4 +1,4 @@
-"""create_model: the nine rows, their sizes, gradients and errors."""
+"""create_model: the rows, their sizes, gradients and errors."""
 import pytest
 import torch
 from torch.nn import functional as F
@@ -7,11 +7,12 @@ from mixer.experiments import ROWS
 from mixer.models import MODELS, create_model
 
 SMALL_VIT = dict(image_size=32, patch=8, dim=16, depth=2, heads=4)
-PARAMETERS = {  # the original's, counted in its models at 2 classes
+PARAMETERS = {  # at 2 classes, the original's counted in its models
     "resnet18": 11_177_538, "efficientnetv2_b0": 5_861_266,
     "vit_linear-p24": 13_524_482, "vit_cnn-p24": 13_524_482,
     "vit_linear-p16": 13_073_922, "vit_cnn-p16": 13_073_922,
     "convmixer-p24": 2_114_050, "convmixer-p16": 1_622_530, "convmixer-p16-d8": 2_849_282,
+    "mlp_mixer-p24": 9_426_690, "mlp_mixer-p16": 9_099_330,  # timm's
 }
 
 
@@ -20,7 +21,7 @@ def count(model):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_nine_rows(row):
+def test_the_rows(row):
     model = create_model(row.arch, **row.options)
     assert count(model) == PARAMETERS[row.name]
     logits = model(torch.rand(2, 3, 192, 192))
