@@ -72,30 +72,27 @@ def measure_block(shape: Shape, dtypes: Sequence[torch.dtype | None], repeats: i
     """Each implementation of the block, or those named, in autocast to each dtype: forward and
     backward in training mode, forward in evaluation mode.
     """
-    (N, C, _, K), rows = shape, []
+    (_, C, _, K), rows = shape, []
     for amp in dtypes:
-        # what is timed, and what it saves for the backward pass
         models = block_candidates(C, K, device)
-        passes = {name: block_passes(models[name], shape, amp, device, "NHWC" in name)
+        blocks = {name: block_steps(models[name], shape, amp, device, "NHWC" in name)
                   for name in names or models}
-        saved = {name: saved_bytes(forward) / N for name, (forward, _) in passes.items()}
         # all candidates in turn, in one mode, then in the other
         for mode in ("training", "evaluation"):
             for model in models.values():
                 model.train(mode == "training")
-            steps = {name: both if mode == "training" else torch.no_grad()(forward)
-                     for name, (forward, both) in passes.items()}
+            steps = {name: step[mode] for name, (step, _) in blocks.items()}
             count = math.ceil(4 / race({"": steps["eager"]}, 3, device)[""]["ms"])  # 4 ms or more
             rows += [{"shape": shape_text(shape), "mode": mode, "candidate": name, **times,
                       "dtype": str(amp or torch.float32).removeprefix("torch."),
-                      "saved_bytes_per_sample": saved[name]}
+                      "saved_bytes_per_sample": blocks[name][1]}
                      for name, times in race(steps, repeats, device, count).items()]
     return rows
 
 
-def block_passes(model: nn.Module, shape: Shape, amp: torch.dtype | None, device: torch.device,
-                 channels_last: bool) -> tuple[Callable, Callable]:
-    """A block's forward pass, on x (N, C, side, side), and its forward and backward pass."""
+def block_steps(model: nn.Module, shape: Shape, amp: torch.dtype | None, device: torch.device,
+                channels_last: bool) -> tuple[dict[str, Callable], float]:
+    """What is timed of a block on x (N, C, side, side), and the bytes it saves for a sample."""
     N, C, side, _ = shape
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x, dy = (torch.randn(N, C, side, side, device=device, dtype=amp or torch.float32)
@@ -108,4 +105,5 @@ def block_passes(model: nn.Module, shape: Shape, amp: torch.dtype | None, device
 
     def forward_and_backward():
         torch.autograd.grad(forward(), [x, *model.parameters()], dy)
-    return forward, forward_and_backward
+    steps = {"training": forward_and_backward, "evaluation": torch.no_grad()(forward)}
+    return steps, saved_bytes(forward) / N
