@@ -71,8 +71,9 @@ def model_lines(models: list[dict]) -> list[dict]:
     several = len({row["image_size"] for row in models}) > 1
     for row in sorted(models, key=lambda row: titles.index(row["row"])):
         original = BY_TITLE.get(row["row"]) if row["image_size"] == RECIPE["image_size"] else None
+        published = vars(original) if original and original.published_mib else {}
         size = f", {row['image_size']} px" if several else ""
-        lines.append({**(vars(original) if original else {}), **row, "row": row["row"] + size})
+        lines.append({**published, **row, "row": row["row"] + size})
     return lines
 
 
