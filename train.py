@@ -10,15 +10,16 @@ import contextlib
 import datetime
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from kernels import fuse, why_not_triton
 from mixer.data.batches import Subset, fits_on, split
+from mixer.data.cache import decode_to_cache, drop_damaged
 from mixer.data.demo import drawn_images
 from mixer.data.images import describe, digest, find_images
-from mixer.data.packed import pack, usable
 from mixer.experiments import row_name, seed_folder
 from mixer.models import create_model
 from mixer.report.figures import draw_curves
@@ -97,7 +98,9 @@ def train_one(config, name, out, device, amp, world):
 
     # the images, and the checkpoint that this run goes on from
     images = drawn_images() if config.data is None else find_images(config.data)
-    if "val" in images.splits and config.val_fraction != Config.val_fraction:
+    if config.val_fraction is None:
+        config = replace(config, val_fraction=0.1)
+    elif "val" in images.splits:
         raise InputError(f"--val-fraction: {images.path} comes with a validation set; leave it out")
     train_set, val_set, splits, contents = load_data(config, images, out, device, world)
     identity = run_identity(config, images.run_key, contents)
@@ -163,11 +166,11 @@ def load_data(config, images, out, device, world):
     """Decode the images: (training Subset, validation Subset, the contents of split.json, a digest
     of the files' bytes)."""
     print(describe(images), flush=True)
-    array, faults, digests = pack(images, config.image_size, config.cache)
+    array, faults, digests = decode_to_cache(images, config.image_size, config.cache)
     report = out / "bad_images.csv" if world.rank == 0 else None
     if report:
         report.unlink(missing_ok=True)
-    indices = usable(images, faults, config.bad_images, report)
+    indices = drop_damaged(images, faults, config.bad_images, report)
     train, val = split(images, indices, digests, config.val_fraction, config.seed)
     splits = {"seed": config.seed, "val_fraction": config.val_fraction, "classes": images.classes,
               "train": [images.names[i] for i in train], "val": [images.names[i] for i in val]}

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.augment import augment, draws_for
+from ..data.augment import augment, augmentations_of_batch
 from ..data.batches import Subset, fits_on
+from ..data.cache import decode_to_cache
 from ..data.images import find_images
-from ..data.packed import pack
 from .timing import race
 
 MOST_IMAGES = 2000  # evenly spaced
@@ -23,11 +23,11 @@ def measure_data(path: Path | str, image_size: int, batch_size: int, device: tor
     chosen = np.linspace(0, len(images) - 1, min(MOST_IMAGES, len(images))).astype(int)
     images = dataclasses.replace(images, **{
         name: [getattr(images, name)[i] for i in chosen]
-        for name in ("files", "names", "labels", "splits", "sizes")})
+        for name in ("files", "names", "labels", "splits", "stamps")})
     with tempfile.TemporaryDirectory() as folder:
         def decode_all():
             with tempfile.TemporaryDirectory(dir=folder) as cache:
-                return pack(images, image_size, cache)
+                return decode_to_cache(images, image_size, cache)
 
         # the images that are not damaged
         array, faults, _ = decode_all()
@@ -44,7 +44,7 @@ def measure_data(path: Path | str, image_size: int, batch_size: int, device: tor
         batch, _ = subset.batch(samples(), device)
         times = race({"decoding, all cores": decode_all}, repeats, device)
         times |= race({"reading a batch": lambda: subset.batch(samples(), device),
-                       "augmenting it": lambda: augment(batch, *draws_for(
+                       "augmenting it": lambda: augment(batch, augmentations_of_batch(
                            0, epochs, samples(), len(subset)))}, repeats, device, BATCHES)
     counts = len(images), batch_size, batch_size  # images of a call
     return [{"stage": stage, "images_per_s": 1000 * count / t["ms"], "p20": 1000 * count / t["p80"],

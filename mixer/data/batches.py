@@ -5,13 +5,14 @@ Everything random is a function of (seed, epoch, sample), not of workers, batche
 import functools
 import hashlib
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ..runtime.errors import InputError, listed, printable
+from .augment import to_device
 from .images import ImageSet
 
 
@@ -22,58 +23,61 @@ def split(images: ImageSet, indices: np.ndarray, digests: list[str | None], val_
     If the data set comes with train and val folders, they are used. Otherwise a hash of (seed,
     name) picks round(val_fraction * n), at least one, of the n images of each class. So the split
     depends on names and seed only, and adding images moves few of the others. Images with equal
-    `digests` are never on both sides: they move together, and where the source decides, training
-    goes without its copies of validation images. Raises InputError when a class has too few images.
+    `digests` are never on both sides: those that the hash picks move together, and of a val folder
+    the copies are left out of training. Raises InputError when a class has too few images.
     """
     # images that are equal: one group, in the order of its first name
     groups = defaultdict(list)
     for index in indices:
         groups[digests[index]].append(index)
-    copies = [group for group in groups.values() if len(group) > 1]
-    labels, splits = np.array(images.labels), np.array(images.splits)
-    if copies:
-        mixed = sum(len(group) for group in copies if len(set(labels[group])) > 1)
-        print(f"{sum(map(len, copies)):,} images are byte-identical to another, and stay together"
-              f"{f'; {mixed:,} of them have copies of another class' if mixed else ''}", flush=True)
+    if copies := sum(len(group) for group in groups.values() if len(group) > 1):
+        print(f"{copies:,} images are byte-identical to another, and stay together", flush=True)
 
-    # by the source
+    # validation, and training without its copies
     if "val" in images.splits:
-        val = indices[splits[indices] == "val"]
-        in_val = {digests[index] for index in val}
-        train = np.array([index for index in indices if digests[index] not in in_val], dtype=int)
-        if left_out := len(indices) - len(train) - len(val):
-            print(f"{left_out:,} training images left out, which are validation images, too")
-        lost = set(images.labels) - set(labels[train])
-        if lost:
-            raise InputError("--data: no training image is left of class "
-                             f"{listed(images.classes[label] for label in sorted(lost))}: they are "
-                             "copies of validation images")
-        return train, val
-    if val_fraction == 0:
-        return indices, np.array([], dtype=np.int64)
+        val = [index for index in indices if images.splits[index] == "val"]
+    else:
+        val = _held_out(images, list(groups.values()), val_fraction, seed) if val_fraction else []
+    in_val = {digests[index] for index in val}
+    train = [index for index in indices if digests[index] not in in_val]
+    if left_out := len(indices) - len(train) - len(val):
+        print(f"{left_out:,} training images left out, which are validation images, too")
+    if lost := set(images.labels) - {images.labels[index] for index in train}:
+        raise InputError("--data: no training image is left of class "
+                         f"{listed(images.classes[label] for label in sorted(lost))}: they are "
+                         "copies of validation images")
+    return np.array(train, dtype=np.int64), np.array(sorted(val), dtype=np.int64)
 
-    # by a hash
+
+def _held_out(images, groups, val_fraction, seed):
+    """Some of the groups of equal images of each class, by a hash: a list of indices."""
     def key(group):
         text = f"{seed}/{images.names[group[0]]}"
         return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
-    val = []
+
+    # the groups of each class; what is equal to an image of another class stays in training
+    val, totals, by_class = [], Counter(), defaultdict(list)
+    for group in groups:
+        labels = [images.labels[index] for index in group]
+        totals.update(labels)
+        if len(set(labels)) == 1:
+            by_class[labels[0]].append(group)
+
+    # the first by their hashes
     for label, name in enumerate(images.classes):
-        total = int((labels[indices] == label).sum())
+        total = totals[label]
         if total < 2:
             raise InputError(f"--data: class {name} has a single image, which cannot be both in "
                              "training and in validation: add images, or use --val-fraction 0")
-        # what is equal to an image of another class stays in training
-        of_class = [group for group in groups.values() if (labels[group] == label).all()]
         count, chosen = min(max(1, round(val_fraction * total)), total - 1), []
-        for group in sorted(of_class, key=key):
+        for group in sorted(by_class[label], key=key):
             if len(chosen) + len(group) <= count:
                 chosen += group
         if not chosen:
             print(f"class {printable(name)} is not in validation: its images are copies of each "
                   "other, or of other classes' images", flush=True)
         val += chosen
-    val = np.array(sorted(val), dtype=np.int64)
-    return np.setdiff1d(indices, val), val
+    return val
 
 
 def fits_on(device: torch.device, size: int) -> bool:
@@ -98,12 +102,7 @@ class Subset:
         indices = torch.from_numpy(self.indices[positions])
         indices = indices.to(self.images.device, non_blocking=True)
         images = self.images.index_select(0, indices)  # six times as fast as [] on a CPU
-        batch = images, self.labels[indices]
-        if images.device.type == device.type:
-            return batch
-        if device.type != "cuda":
-            return tuple(tensor.to(device) for tensor in batch)
-        return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)
+        return to_device(images, device), to_device(self.labels[indices], device)
 
 
 @functools.lru_cache(maxsize=2)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from .images import ImageSet, digest
+from .images import ImageSet
 
 CLASSES = ["cat", "dog"]
 GRAIN = 96  # cells per side of the noise, so that an image is the same picture at every size
@@ -196,7 +196,7 @@ def dog(pen, a):
     pen.fill(oval(a.turn, 0.5, 0.3, 0.21), a.nose)
 
 
-def draw(index: int, size: int, seed: int = 0) -> np.ndarray:
+def render(index: int, size: int, seed: int = 0) -> np.ndarray:
     """Image `index`, of class CLASSES[index % 2]: uint8 (size, size, 3), RGB.
 
     A function of (seed, index): the same picture at every size and in any order.
@@ -217,6 +217,6 @@ def drawn_images(count: int = 4400) -> ImageSet:
     names, path = [f"{CLASSES[index % 2]}.{index}" for index in range(count)], Path(__file__)
     return ImageSet(path, "drawn pictures", CLASSES, files=names, names=names,
                     labels=[index % 2 for index in range(count)], splits=[""] * count,
-                    sizes=[0] * count, cache_key=digest([path.read_bytes(), count]),
+                    stamps=[(0, path.stat().st_mtime_ns)] * count,
                     read_file=lambda name: name.split(".")[1].encode(),
-                    decode=lambda data, size: draw(int(data), size))
+                    decode=lambda data, size: render(int(data), size))

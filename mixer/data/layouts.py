@@ -1,144 +1,200 @@
-"""Labels from the places and the names of images. The structure decides: what might be a split, a
-fold, a mask or a copy is never taken for a class, but refused.
+"""Which files are images, and what their paths say: the split and the class of each.
+
+Labels are never guessed: what might be a split, a fold, a mask or a copy is refused.
 """
+import itertools
 import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.errors import InputError, listed
-from .sources import Files, Parts
+from ..runtime.errors import InputError, listed, printable
+from .sources import EXTENSIONS, Files
 
-IN_NAMES = "class in the file name"
-ROLES = ("train", "val", "test")
-ROLE = re.compile(r"(?<![a-z])(?:(train|training|trainval)|(val|valid|validation|dev)|"
-                  r"(tests?|testing|pred|prediction))(?:set|data)?(?![a-z])")
+UNREAD = tuple("." + ending for ending in (  # of pictures that are counted, never decoded
+    "arw avif cr2 dcm dng exr heic heif jfif jp2 jpe jxl nef pgm ppm psd raw tga tif tiff".split()))
+FIGURES = re.compile(  # of our own commands
+    r"(acc|attention|curves|filters|loss|mistakes|val_acc_flops|val_acc_seconds)\.png")
+MASK = re.compile(r"(.+)[_-](mask|seg|segmentation|gt|label)(_?\d+)?", re.IGNORECASE)
+ROLE = re.compile(  # in folders' names
+    r"(?<![a-z])(?:(?P<train>train|training|trainval)|(?P<val>val|valid|validation|dev)|"
+    r"(?P<test>tests?|testing|pred|prediction))(?:set|data)?(?![a-z])")
 NO_CLASS = re.compile(  # folders that are parts of a data set
-    r"(images?|imgs?|masks|labels|annotations|ground_?truth|gt|unlabell?ed)|"
+    r"images?|imgs?|gt|unlabell?ed|(.+[\W_])?(masks|segmentations?|labels|annotations|ground_?truth)|"
     r"(k?fold|cv|part|subset|split|chunk|shard|batch)s?[\W_]*\d+", re.IGNORECASE)
-SOURCES = set(  # words of names that say where a picture comes from, not what it shows
-    "img image dsc dscf dscn dcim pxl mvi vid video clip p pic picture photo frame scan screenshot "
-    "mask label labelled labeled unlabelled unlabeled fold part".split())
+IN_NAMES = "class in the file name"
 KAGGLE = re.compile(r"(cat|dog)\.\d+\.\w+", re.IGNORECASE)  # cat.0.jpg
 OXFORD = re.compile(r"([^\W\d_]+(?:_[^\W\d_]+)*)_\d+\.\w+")  # Maine_Coon_1.jpg
+NO_NAME = set(  # words of names that say where a picture comes from, not what it shows
+    "img image dsc dscf dscn dcim pxl mvi vid video clip p pic picture photo frame scan screenshot "
+    "cam camera patient subject slice mask seg gt label labelled labeled unlabelled unlabeled fold "
+    "part crop aug copy".split())
+
+
+@dataclass
+class Picture:
+    """A picture, or an empty folder, and what its path says."""
+
+    name: str               # with slashes; a folder's ends with one
+    parts: tuple[str, ...]  # below the folders that contain everything, then below splits
+    readable: bool          # not in another format, and no folder
+    split: str = ""         # "train" or "val" where both have a folder, or "test"
+    label: str = ""         # the class
+
+
+def sort_files(path: Path | str, files: Files) -> tuple[list[Picture], Counter]:
+    """The pictures and empty folders; {kind: files} of what is left out.
+
+    Raises InputError, which says what is there instead, where there is no image.
+    """
+    pictures, left_out, names = [], Counter(), sorted(files)
+    stems = {os.path.splitext(name)[0] for name in names}
+    for name, following in itertools.pairwise([*names, ""]):
+        parts, (stem, ending) = tuple(name.split("/")), os.path.splitext(name)
+        ending, mask = ending.lower(), MASK.fullmatch(stem)
+        if ending in UNREAD or name.endswith("/") and not following.startswith(name):
+            pictures.append(Picture(name, parts, readable=False))
+            left_out[ending] += bool(ending)
+        elif ending in EXTENSIONS and FIGURES.fullmatch(parts[-1]):
+            left_out["figures of results"] += 1
+        elif ending in EXTENSIONS and (mask and mask[1] in stems or "trimaps" in parts):
+            left_out["masks"] += 1
+        elif ending in EXTENSIONS:
+            pictures.append(Picture(name, parts, readable=True))
+    if not any(picture.readable for picture in pictures):
+        zips = [printable(name) for name in names if name.lower().endswith(".zip")]
+        hint = (f"for the zip in it, give its own path (unpacked): {zips[0]}" if zips else
+                left_out_note(left_out) or f"it contains {len(names):,} other files")
+        raise InputError(f"--data: no images in {path} (looked for {' '.join(EXTENSIONS)}); {hint}")
+    return pictures, left_out
+
+
+def left_out_note(counts: Counter) -> str:
+    """{".tif": 2, "masks": 1} -> "left out: .tif 2, masks 1"; "" for nothing."""
+    counts = [f"{name} {count:,}" for name, count in counts.most_common() if count]
+    return f"left out: {listed(counts)}" if counts else ""
+
+
+def label_pictures(pictures: list[Picture], files: Files, read: Callable[[str], bytes],
+                   left_out: Counter) -> tuple[str, list[Picture]]:
+    """Give them splits and labels. Returns how, in words, and the images for training and
+    validation, in order; counts the others. Raises InputError with the reason where it is not sure.
+    """
+    find_splits(pictures)
+    labelled = [picture for picture in pictures if picture.split != "test"]
+    layout = find_classes(labelled)
+    images = [picture for picture in labelled if picture.readable]
+    left_out["test images"] = sum(picture.readable for picture in pictures) - len(images)
+    filled = {(image.split, image.label) for image in images}
+    if empty := [p.name for p in labelled if (p.split, p.label) not in filled]:
+        raise InputError(f"no image of a class can be read, only {listed(empty, 3)}: convert "
+                         "or remove it")
+
+    # the official split of Oxford-IIIT Pet
+    if layout == IN_NAMES and (splits := listed_splits(files, read)):
+        for image in images:
+            image.split = splits.get(Path(image.name).stem)
+        left_out["in neither list of annotations"] = sum(not image.split for image in images)
+        images = [image for image in images if image.split]
+    check_classes(images)
+    return layout, sorted(images, key=lambda image: (image.split, image.parts))
 
 
 def role(name: str) -> str | None:
     """What a folder's name says: "train", "val", "test", or None. As in TrainSet, seg_train."""
     match = ROLE.search(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
-    return match and ROLES[match.lastindex - 1]
+    return match and match.lastgroup
 
 
-def find_labels(path: Path, paths: list[Parts], hint: str
-                ) -> tuple[str, Parts, dict[Parts, tuple[str, Parts, str]]]:
-    """How images are labelled, in words; the folders that contain everything; and for each path its
-    split, the parts below, its class.
+def find_splits(pictures: list[Picture]) -> None:
+    """Shorten the parts to those below the folders that contain everything, and below splits.
 
-    split is "train", "val" or "test" where each folder says one of them, train once and val at most
-    once. Without val it is "" for train, of which `batches.split` holds out some. Test images have
-    no class. Raises InputError, which ends with `hint`, where the classes are not sure.
+    Each folder must say train, val or test, train once and val at most once. Without val, the split
+    stays "" for train, of which `batches.split` holds out some.
     """
-    outer, below = os.path.commonprefix([parts[:-1] for parts in paths]), defaultdict(list)
-    for parts in paths:
-        below[parts[len(outer)]].append(parts)
-    roles = {top: role(top) for top in below}
-    counts = Counter(roles.values())
-    loose = any(len(parts) == len(outer) + 1 for parts in paths)
-    places = {parts: ("", parts[len(outer):]) for parts in paths}
-    if not loose and not counts[None] and counts["train"] == 1 and counts["val"] <= 1:
-        for top, of_top in below.items():
-            depth = len(outer) + 1
-            inner = os.path.commonprefix([parts[:-1] for parts in of_top])[depth:]
-            if inner and role(inner[0]) == roles[top]:  # Kaggle's zips unpack to train/train/
-                depth += 1
-            split = roles[top] if counts["val"] or roles[top] == "test" else ""
-            places |= {parts: (split, parts[depth:]) for parts in of_top}
-    layout, class_of = _find_classes(
-        path, {parts: rest for parts, (split, rest) in places.items() if split != "test"}, hint)
-    return layout, outer, {parts: (split, rest, "" if split == "test" else class_of(rest))
-                           for parts, (split, rest) in places.items()}
+    depth, tops = len(os.path.commonprefix([p.parts[:-1] for p in pictures])), defaultdict(list)
+    for picture in pictures:
+        picture.parts = picture.parts[depth:]
+        tops[picture.parts[0]].append(picture)
+    roles = Counter(map(role, tops))
+    flat = any(len(picture.parts) == 1 for picture in pictures)
+    if flat or roles[None] or roles["train"] != 1 or roles["val"] > 1:
+        return
+    for top, inside in tops.items():
+        split, folders = role(top), os.path.commonprefix([p.parts[:-1] for p in inside])
+        twice = len(folders) > 1 and role(folders[1]) == split  # Kaggle's zips have train/train/
+        for picture in inside:
+            picture.parts = picture.parts[1 + twice:]
+            picture.split = split if roles["val"] or split == "test" else ""
 
 
-def _find_classes(path, places, hint):
-    """How images are labelled, in words, and the function from the parts below the splits to the
-    class. places: {path: parts below}."""
-    rests = places.values()
-    depths = {len(rest) for rest in rests}
+def find_classes(pictures: list[Picture]) -> str:
+    """Set the labels, from folders or names. Returns how, in words."""
+    depths = {len(picture.parts) for picture in pictures}
+    middle, *more = {"/".join(picture.parts[1:-1]) for picture in pictures}
     if depths == {1}:
-        label = _label_in_name(path, [rest[0] for rest in rests], hint)
-        return IN_NAMES, lambda rest: label(rest[0])
-    middles = {rest[1] for rest in rests if len(rest) == 3}
-    deeper = depths == {3} and len(middles) == 1 and re.fullmatch("(?i)images?|imgs?", *middles)
-    names = sorted({rest[0] for rest in rests})
-    animals = {(rest[0], match[1].lower()) for rest in rests
-               if (match := KAGGLE.fullmatch(rest[-1]))}
+        find_classes_in_names(pictures)
+        return IN_NAMES
 
-    # what might be no class
-    fault = None
-    if depths != {2} and not deeper:
-        ordered = sorted(places, key=lambda parts: (len(places[parts]), parts))
-        fault = f"there are {'/'.join(ordered[0])} and {'/'.join(ordered[-1])}"
-    elif all(map(role, names)) or any(map(NO_CLASS.fullmatch, names)):
-        fault = f"{listed(names)} may be parts of the data set"
-    elif len(animals) > len(dict(animals)):
-        fault = f"{listed(sorted(dict(animals)))} hold cats and dogs, by the names of their files"
-    if fault:
-        raise InputError(f"--data: it is not sure which folders in {path} are classes: {fault}; "
-                         "give a folder with a folder of images for each class, or one with such "
-                         f"folders in train, val and test{hint}")
-    return f"class folders{', one deeper: ' + min(middles) if deeper else ''}", lambda rest: rest[0]
+    # all at one depth, below class folders
+    if len(depths) > 1 or more or not re.fullmatch("(?i)(images?|imgs?)?", middle):
+        ordered = sorted(pictures, key=lambda picture: (len(picture.parts), picture.name))
+        raise InputError(f"there are {ordered[0].name} and {ordered[-1].name}")
+    for picture in pictures:
+        picture.label = picture.parts[0]
+    names = sorted({picture.label for picture in pictures})
+    if all(map(role, names)) or any(map(NO_CLASS.fullmatch, names)):
+        raise InputError(f"{listed(names)} may be parts of the data set")
+    animals = {(picture.label, match[1].lower()) for picture in pictures
+               if (match := KAGGLE.fullmatch(picture.parts[-1]))}
+    if len(animals) > len(dict(animals)):
+        raise InputError(f"{listed(sorted(dict(animals)))} hold cats and dogs, by the names of "
+                         "their files")
+    return "class folders" + (f", one deeper: {middle}" if middle else "")
 
 
-def _label_in_name(path, files, hint):
-    """The function from an image's base name to its class. All `files` must have one."""
-    form = max((KAGGLE, OXFORD), key=lambda form: sum(map(bool, map(form.fullmatch, files))))
-    unknown = [file for file in files if not form.fullmatch(file)]
-
-    def label(file):
-        name = form.fullmatch(file)[1]
-        return name.lower() if form is KAGGLE else name
-    if unknown:
-        fault = f"the names of {len(unknown):,} of {len(files):,} images give no class"
-    else:
-        unknown = [name for name in sorted(set(map(label, files)))
-                   if role(name) or SOURCES & set(name.lower().split("_"))]
-        fault = "names say a split or a source, not a class"
-    if unknown:
-        raise InputError(f"--data: in {path}, {fault}: {listed(unknown, 3)}; name all as cat.0.jpg "
-                         "or as Maine_Coon_1.jpg (words and one number), or make a folder for each "
-                         f"class{hint}")
-    return label
+def find_classes_in_names(pictures: list[Picture]) -> None:
+    """Set the labels from names: all as cat.0.jpg, or all as Maine_Coon_1.jpg."""
+    names = [picture.parts[0] for picture in pictures]
+    form = max((KAGGLE, OXFORD), key=lambda form: sum(map(bool, map(form.fullmatch, names))))
+    if unknown := [name for name in names if not form.fullmatch(name)]:
+        raise InputError(f"the names of {len(unknown):,} of {len(names):,} images give no class: "
+                         f"{listed(unknown, 3)}")
+    for picture, name in zip(pictures, names, strict=True):
+        label = form.fullmatch(name)[1]
+        picture.label = label.lower() if form is KAGGLE else label
+    if unknown := [name for name in sorted({picture.label for picture in pictures})
+                   if role(name) or NO_NAME & set(name.lower().split("_"))]:
+        raise InputError(f"names say a split or a source, not a class: {listed(unknown, 3)}")
 
 
-def listed_splits(files: Files, read: Callable[[str], bytes], outer: Parts) -> dict[str, str]:
-    """Oxford-IIIT Pet's lists beside the folder of its images -> {stem: train or val}, or {}."""
+def listed_splits(files: Files, read: Callable[[str], bytes]) -> dict[str, str]:
+    """{stem: "train" or "val"} by Oxford-IIIT Pet's lists in the folder annotations, or {}."""
     splits = {}
-    for name, split in (("trainval.txt", "train"), ("test.txt", "val")):
-        name = "/".join([*outer[:-1], "annotations", name])
-        if name not in files:
+    for base, split in (("trainval.txt", "train"), ("test.txt", "val")):
+        found = [name for name in files if f"/{name}".endswith(f"/annotations/{base}")]
+        if len(found) != 1:
             return {}
-        for line in read(name).decode(errors="replace").splitlines():
+        for line in read(found[0]).decode(errors="replace").splitlines():
             if line.strip() and not line.startswith("#"):
                 splits[line.split()[0]] = split
     return splits
 
 
-def checked_classes(path: Path, splits: list[str], labels: list[str]) -> list[str]:
-    """The split and the class of each image -> the classes, sorted. Raises InputError if train and
-    val have other classes, if one has two spellings, or if there is one alone."""
-    train, val = ({name for split, name in zip(splits, labels, strict=True) if split == side}
-                  for side in ("train", "val"))
-    classes, spellings, fault = sorted(set(labels)), {}, None
+def check_classes(images: list[Picture]) -> None:
+    """Raise InputError if there are fewer than two classes, if one has two spellings, or if train
+    and val have other ones."""
+    train, val = ({image.label for image in images if image.split == split}
+                  for split in ("train", "val"))
     if train != val:
-        fault = f"the classes of train and val in {path} differ: {listed(sorted(train ^ val))}"
-    elif len(classes) < 2:
-        fault = f"only one class found in {path}: {listed(classes)}; make a folder for each class"
+        raise InputError(f"the classes of train and val differ: {listed(sorted(train ^ val))}")
+    classes, spellings = sorted({image.label for image in images}), {}
+    if len(classes) < 2:
+        raise InputError(f"only one class found: {listed(classes)}")
     for name in classes:
         other = spellings.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), name)
         if other != name:
-            fault = f"a class in {path} has two spellings, {other!a} and {name!a}: make them one"
-    if fault:
-        raise InputError(f"--data: {fault}")
-    return classes
+            raise InputError(f"one class has two spellings, {other!a} and {name!a}")

@@ -20,9 +20,9 @@ import torch
 from torch.nn import functional as F
 
 from ..data.batches import Subset
+from ..data.cache import decode_to_cache, drop_damaged
 from ..data.demo import drawn_images
 from ..data.images import ImageSet, find_images, find_unlabelled
-from ..data.packed import pack, usable
 from ..experiments import row_name
 from ..report.evaluation import evaluation, evaluation_text
 from ..report.pictures import write_pictures
@@ -34,8 +34,7 @@ from ..runtime.files import writable_folder, write_csv, write_json
 from ..training.checkpoint import build_model
 from ..training.recipe import predict
 
-SMALLEST = 1e-15   # probability of a submission: Kaggle's log loss clips there, too
-MOST_PRINTED = 20  # answers
+SMALLEST = 1e-15  # probability of a submission: Kaggle's log loss clips there, too
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def main(argv: list[str]) -> None:
     try:
         contents = load_checkpoint(path, verify=True)
         model = build_model(path, contents)
-        images, chosen = find(config, path.parent, contents)
+        images, chosen = select_images(config, path.parent, contents)
     except ValueError as e:
         raise InputError(str(e).removeprefix("--data: ")) from None
     classes, description = model.classes, contents["description"]
@@ -77,18 +76,18 @@ def main(argv: list[str]) -> None:
     print(f"{title} of {printable(path)}{why}, {model.image_size}x{model.image_size} pixels, "
           f"{len(classes)} classes: {listed(classes)}\n"
           f"device: {device}\ndtype: {describe_amp(amp, device)}", flush=True)
-    beside = path.parent / f"predictions-{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
-    out = Path(config.out or beside)
+    now = datetime.datetime.now()
+    out = Path(config.out or path.parent / f"predictions-{now:%Y%m%d-%H%M%S-%f}")
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"--out: {out} is not empty; choose a new folder")
     writable_folder(out, "--out")
 
     # the images that decode
-    array, faults, _ = pack(images, model.image_size, config.cache)
+    array, faults, _ = decode_to_cache(images, model.image_size, config.cache)
     place = f" of {printable(images.path)}" if config.evaluate else ""
     print("; ".join(filter(None, [f"{len(chosen):,} images{place}", images.note])), flush=True)
     faults = {index: faults[index] for index in chosen.tolist() if index in faults}
-    good = np.intersect1d(chosen, usable(images, faults, "skip", out / "bad_images.csv"))
+    good = np.intersect1d(chosen, drop_damaged(images, faults, "skip", out / "bad_images.csv"))
     if len(good) == 0:
         raise RuntimeError(f"no image decodes: see {out / 'bad_images.csv'}")
     subset = Subset(torch.from_numpy(array), labels, good)
@@ -112,19 +111,20 @@ def main(argv: list[str]) -> None:
 
 
 def read_config(argv: list[str]) -> Config:
-    """argv -> Config, checked. Raises UsageError with all problems."""
-    config, problems = Config(**parse(Config, argv, __doc__, words="paths")), []
+    """argv -> Config, checked. Raises UsageError."""
+    config = Config(**parse(Config, argv, __doc__, words="paths"))
     places = len(config.paths) - 1
-    if not config.evaluate and places < 1:
-        problems.append("name a run's folder or a checkpoint, and then images, folders or zips")
-    if config.evaluate and places != 1 and not (config.split and places == 0):
-        problems.append("--evaluate needs one folder or zip of labelled images, or --split val")
-    if config.split and not config.evaluate:
-        problems.append("--split needs --evaluate")
-    if config.evaluate and config.submission:
-        problems.append("--submission is for images without labels: leave out --evaluate")
-    if problems:
-        raise UsageError(problems)
+    one = places == 1 or places == 0 and config.split
+    for wrong, problem in (
+            (config.split and not config.evaluate, "--split needs --evaluate"),
+            (config.submission and config.evaluate,
+             "--submission is for images without labels: leave out --evaluate"),
+            (config.evaluate and not one,
+             "--evaluate needs one folder or zip of labelled images, or --split val"),
+            (not config.evaluate and places < 1,
+             "name a run's folder or a checkpoint, and then images, folders or zips")):
+        if wrong:
+            raise UsageError([problem])
     return config
 
 
@@ -138,31 +138,25 @@ def checkpoint_at(path: Path) -> tuple[Path, str]:
     raise InputError(f"{path} holds neither best.pt nor last.pt: give the folder of one run")
 
 
-def find(config: Config, folder: Path, contents: dict) -> tuple[ImageSet, np.ndarray]:
+def select_images(config: Config, folder: Path, contents: dict) -> tuple[ImageSet, np.ndarray]:
     """The images, and the indices of those to predict. Raises InputError, naming the path."""
     places = config.paths[1:]
     if config.split:  # exactly those of the run
-        try:
-            names = set(json.loads((folder / "split.json").read_text())[config.split])
-            settings = json.loads((folder / "config.json").read_text())
-        except (OSError, ValueError, LookupError) as e:
-            raise InputError(f"--split: {folder} does not say which images: {e}") from None
-        data = places[0] if places else settings["data"]
+        names = set(json.loads((folder / "split.json").read_text())[config.split])
+        data = places[0] if places else json.loads((folder / "config.json").read_text())["data"]
         images = find_images(data) if data else drawn_images()
         if images.run_key != contents["identity"]["images"] or not names:
             raise InputError(f"--split: {images.path} does not hold the {config.split} images of "
                              "the run; name their place behind it")
         return images, np.flatnonzero([name in names for name in images.names])
-
-    # all; but of a data set with splits, one split
     if not config.evaluate:
         images = find_unlabelled(places)
-    else:
+    else:  # of a data set with splits, one split
         test = Path(places[0], "test")
         images = find_images(test if test.is_dir() else places[0])
         if any(images.splits) or "test images" in images.note:
-            raise InputError(f"{places[0]} has splits; which one? Give its folder, as "
-                             f"{places[0]}/test")
+            raise InputError(f"{places[0]} has splits; which one? Give the folder of one, as test "
+                             "(unpacked)")
     return images, np.arange(len(images))
 
 
@@ -171,13 +165,11 @@ def labels_for(images: ImageSet, classes: list[str]) -> list[int]:
 
     Raises InputError for a class that the model does not know.
     """
-    folded = [name.casefold() for name in classes]
-    if unknown := [name for name in images.classes if name.casefold() not in folded]:
+    known = {name.casefold(): label for label, name in enumerate(classes)}
+    if unknown := [name for name in images.classes if name.casefold() not in known]:
         raise InputError(f"{images.path} has classes that the model does not know: "
                          f"{listed(unknown)}; it knows {listed(classes)}")
-    found = [classes.index(name) if name in classes else folded.index(name.casefold())
-             for name in images.classes]
-    return [found[label] for label in images.labels]
+    return [known[images.classes[label].casefold()] for label in images.labels]
 
 
 def kaggle_ids(files: list[str], classes: list[str]) -> tuple[list[int], int]:
@@ -196,13 +188,12 @@ def write_answers(path: Path, files: list[str], probabilities: torch.Tensor, cla
     """predictions.csv: file, truth if it is known, class, probability of each class."""
     rows = []
     for i, (file, of_classes) in enumerate(zip(files, probabilities.tolist(), strict=True)):
-        highest = max(of_classes)
-        answer = classes[of_classes.index(highest)]
+        answer = classes[of_classes.index(max(of_classes))]
         truth = {} if truths is None else {"truth": classes[truths[i]]}
         rows.append({"file": file, **truth, "class": answer, **{
             f"p_{name}": f"{p:.6g}" for name, p in zip(classes, of_classes, strict=True)}})
-        if len(files) <= MOST_PRINTED and truths is None:
-            print(printable(f"{file}: {answer} {highest:.3f}"))
+        if truths is None and len(files) <= 20:
+            print(printable(f"{file}: {answer} {max(of_classes):.3f}"))
     write_csv(path, rows)
 
 

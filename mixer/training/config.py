@@ -33,8 +33,8 @@ class Config:
     image_size: int = option(192, "side in pixels; images are squeezed to a square", least=1)
     data: str | None = option(None, "image folder or zip; default: a demo with small settings")
     cache: str | None = option(None, "folder for decoded images; default: ~/.cache/vit-convmixer")
-    val_fraction: float = option(0.1, "fraction of each class held out for validation; "
-                                 "original: 0", least=0, below=1)
+    val_fraction: float | None = option(None, "fraction of each class held out for validation; "
+                                        "default: 0.1; original: 0", least=0, below=1)
     bad_images: str = option("report", "damaged images: report all and stop, or skip them",
                              choices=("report", "skip"))
     # machine

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ..data.augment import augment, draws_for
+from ..data.augment import augment, augmentations_of_batch
 from ..data.batches import Stream, Subset
 from ..experiments import row_name
 from ..models.flops import TRAINING_PASSES, forward_flops
@@ -142,8 +142,8 @@ class Trainer:
         start = time.perf_counter()
         epochs, samples = map(self.world.batch_slice, self.stream.batch(step))
         images, y = self.train_set.batch(samples, self.device)
-        flip, angle = draws_for(self.config.seed, epochs, samples, len(self.train_set))
-        x = augment(images, flip, angle)
+        numbers = augmentations_of_batch(self.config.seed, epochs, samples, len(self.train_set))
+        x = augment(images, numbers)
         self.clock.waited += time.perf_counter() - start
         return x, y
 

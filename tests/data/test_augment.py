@@ -3,12 +3,24 @@ import math
 import numpy as np
 import torch
 
-from mixer.data.augment import CPU_GROUP, MAX_ANGLE, augment, draws, draws_for, to_float
+from mixer.data.augment import (
+    CPU_GROUP,
+    MAX_ANGLE,
+    NUMBERS,
+    augment,
+    augmentations,
+    augmentations_of_batch,
+    to_float,
+)
 
 
 def images(count, side=24, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=generator)
+
+
+def numbers(flips, angles):
+    return np.array(list(zip(flips, angles, strict=True)), NUMBERS)
 
 
 def rotated(image, angle):
@@ -36,8 +48,8 @@ def rotated(image, angle):
 
 def test_rotation_equals_its_definition():
     batch = images(3)
-    angle = np.array([0.2, 0.0, -math.radians(MAX_ANGLE)])
-    out = augment(batch, np.zeros(3, dtype=bool), angle)
+    angle = [0.2, 0.0, -math.radians(MAX_ANGLE)]
+    out = augment(batch, numbers([False] * 3, angle))
     for got, image, a in zip(out, batch, angle, strict=True):
         # coordinates in fp32: an error of some 1e-6 pixels, times a contrast of at most 1 per pixel
         assert (got.double() - rotated(image, a)).abs().max() < 1e-5
@@ -48,14 +60,13 @@ def test_rotation_equals_its_definition():
 def test_non_square_images_turn_without_shear():
     image = torch.zeros(1, 21, 29, 3, dtype=torch.uint8)
     image[0, 10] = 255  # a level bar, turned by 90 degrees, stands upright
-    out = augment(image, np.zeros(1, dtype=bool), np.array([math.pi / 2]))[0, 0]
+    out = augment(image, numbers([False], [math.pi / 2]))[0, 0]
     assert out[:, 14].min() > 0.99 and out[:, :13].max() < 0.01
 
 
 def test_flip_mirrors_left_and_right():
     batch = images(4)
-    flip = np.array([True, False, True, False])
-    out = augment(batch, flip, np.zeros(4))
+    out = augment(batch, numbers([True, False, True, False], [0] * 4))
     expected = to_float(batch)
     expected[[0, 2]] = expected[[0, 2]].flip(3)
     assert torch.equal(out, expected)
@@ -64,7 +75,7 @@ def test_flip_mirrors_left_and_right():
 def test_output_is_contiguous_float_in_0_1_and_the_input_is_untouched():
     batch = images(8)
     before = batch.clone()
-    out = augment(batch, *draws(0, 0, 8))
+    out = augment(batch, augmentations(0, 0, 8))
     assert out.dtype == torch.float32 and out.shape == (8, 3, 24, 24) and out.is_contiguous()
     assert out.min() >= 0 and out.max() <= 1
     assert torch.equal(batch, before)
@@ -72,24 +83,31 @@ def test_output_is_contiguous_float_in_0_1_and_the_input_is_untouched():
 
 def test_a_sample_is_augmented_alike_in_any_batch():
     count = 2 * CPU_GROUP + 5
-    batch, (flip, angle) = images(count), draws(3, 1, count)
-    whole = augment(batch, flip, angle)
+    batch, drawn = images(count), augmentations(3, 1, count)
+    whole = augment(batch, drawn)
     for i in range(count):
-        assert torch.equal(augment(batch[i:i + 1], flip[i:i + 1], angle[i:i + 1])[0], whole[i])
+        assert torch.equal(augment(batch[i:i + 1], drawn[i:i + 1])[0], whole[i])
 
 
-def test_draws_are_keyed_by_seed_epoch_and_sample():
-    flip, angle = draws(5, 2, 1000)
-    fewer = draws(5, 2, 10)
-    assert (fewer[0] == flip[:10]).all() and (fewer[1] == angle[:10]).all()
-    assert (draws(5, 3, 1000)[1] != angle).any() and (draws(6, 2, 1000)[1] != angle).any()
-    epochs, samples = np.array([2, 3, 2]), np.array([7, 7, 999])
-    got = draws_for(5, epochs, samples, 1000)
-    assert got[1].tolist() == [angle[7], draws(5, 3, 1000)[1][7], angle[999]]
+def test_numbers_are_keyed_by_seed_epoch_and_sample():
+    drawn = augmentations(5, 2, 1000)
+    assert (augmentations(5, 2, 10) == drawn[:10]).all()
+    other = augmentations(5, 3, 1000)
+    assert (other != drawn).any() and (augmentations(6, 2, 1000) != drawn).any()
+    got = augmentations_of_batch(5, np.array([2, 3, 2]), np.array([7, 7, 999]), 1000)
+    assert got.tolist() == [drawn[7].item(), other[7].item(), drawn[999].item()]
 
 
-def test_draws_follow_the_originals_distribution():
-    flip, angle = draws(0, 0, 100_000)
+def test_flips_and_angles_of_old_seeds_stay():
+    """Another transform draws under a key of its own."""
+    drawn = augmentations(1, 2, 5)
+    assert drawn["flip"].tolist() == [False, True, False, False, True]
+    assert np.degrees(drawn["angle"]).round(3).tolist() == [6.931, -14.332, 0.0, 0.0, 5.771]
+
+
+def test_numbers_follow_the_originals_distribution():
+    drawn = augmentations(0, 0, 100_000)
+    flip, angle = drawn["flip"], drawn["angle"]
     turned = angle[angle != 0]
     # the standard deviation of the fraction of heads in 100,000 coins is 0.0016; six of them
     assert abs(flip.mean() - 0.5) < 0.01 and abs(len(turned) / 100_000 - 0.5) < 0.01

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mixer.data.decoding import decode
-from tests.helpers.pictures import encoded
+from tests.helpers.pictures import encoded, png
 
 JPEG = encoded(colour=(200, 30, 30))
 
@@ -55,30 +55,21 @@ def test_damaged_files_are_refused(data, fault):
         decode(data, 16)
 
 
-def png(depth, colour_type, row, *chunks):
-    """A PNG one pixel high, with its samples as bytes, and any chunks (kind, data)."""
-    def chunk(kind, data):
-        crc = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + crc
+def keyed(depth, colour_type, row, *key):
+    """A PNG one pixel high, with its samples as bytes, and one transparent colour."""
     width = len(row) * 8 // depth // (3 if colour_type == 2 else 1)
-    header = struct.pack(">IIBBBBB", width, 1, depth, colour_type, 0, 0, 0)
-    chunks = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in chunks)
-
-
-def trns(*samples):
-    return b"tRNS", struct.pack(f">{len(samples)}H", *samples)
+    return png(width, 1, depth, colour_type, (b"tRNS", struct.pack(f">{len(key)}H", *key)),
+               (b"IDAT", zlib.compress(b"\0" + row)))
 
 
 @pytest.mark.parametrize("data, expected", [
-    (png(16, 0, struct.pack(">2H", 0xCCCC, 0xCC), trns(0xCC)), [0xCC, 255]),
-    (png(16, 0, struct.pack(">2H", 0x1234, 0x1235), trns(0x1234)), [255, 0x12]),
-    (png(8, 0, bytes([5, 6]), trns(5)), [255, 6]),
-    (png(4, 0, b"\x5a", trns(5)), [255, 0xAA]),
-    (png(2, 0, b"\x1b", trns(2)), [0, 85, 255, 255]),
-    (png(1, 0, b"\x55", trns(0)), [255] * 8),
-    (png(8, 2, bytes([1, 1, 1, 2, 2, 2]), trns(1, 1, 1)), [255, 2]),
-], ids=["16", "16, low byte", "8", "4", "2", "1", "8 RGB"])
+    (keyed(16, 0, struct.pack(">2H", 0xCCCC, 0xCC), 0xCC), [0xCC, 255]),
+    (keyed(16, 0, struct.pack(">2H", 0x1234, 0x1235), 0x1234), [255, 0x12]),
+    (keyed(8, 0, bytes([5, 6]), 5), [255, 6]),
+    (keyed(2, 0, b"\x1b", 2), [0, 85, 255, 255]),
+    (keyed(1, 0, b"\x55", 0), [255] * 8),
+    (keyed(8, 2, bytes([1, 1, 1, 2, 2, 2]), 1, 1, 1), [255, 2]),
+], ids=["16", "16, low byte", "8", "2", "1", "8 RGB"])
 def test_a_transparent_colour_is_compared_in_all_its_bits(data, expected):
     assert decode(data, len(expected))[0].tolist() == [[value] * 3 for value in expected]
 

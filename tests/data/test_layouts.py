@@ -14,10 +14,9 @@ def trees(*folders, classes=("cat", "dog"), count=2):
 
 @pytest.mark.parametrize("train, val, test", [
     ("training_set", "validation_set", "test_set"), ("Training", "Validation", "Testing"),
-    ("seg_train", "seg_val", "seg_test"), ("train_v2", "val_v2", "test_v2"),
-    ("train2017", "val2017", "test2017"), ("TrainSet", "ValSet", "TestSet"),
-    ("trainset", "valset", "testset"), ("TRAIN", "VALID", "TEST"), ("train", "dev", "pred"),
-    ("imagenet_train", "imagenet_val", "imagenet_test"), ("a/b/train", "a/b/val", "a/b/test"),
+    ("seg_train", "seg_val", "seg_test"), ("train2017", "val2017", "test2017"),
+    ("TrainSet", "ValSet", "TestSet"), ("trainset", "valset", "testset"),
+    ("TRAIN", "VALID", "TEST"), ("train", "dev", "pred"), ("a/b/train", "a/b/val", "a/b/test"),
     ("train_images", "val_images", "test_images"), ("train/train", "val/val", "test/test"),
 ])
 def test_names_of_splits(tmp_path, train, val, test):
@@ -39,20 +38,18 @@ def test_roles():
     assert role("contest") is role("images") is role("invalid") is role("7") is None
 
 
-DEEP, PARTS = "not sure which folders", "may be parts of the data set"
+DEEP, PARTS = "there are .* and ", "may be parts of the data set"
 
 
 @pytest.mark.parametrize("names, message", [
     # folds, copies, masks
     (trees("fold_0", "fold_1", "fold_2"), DEEP),
-    (trees("fold1") + ["fold2/cat/0.jpg"], DEEP),
     (trees("a/fold0", "a/fold1"), DEEP),
     (trees("train", "train_v2"), DEEP),
     (trees("train", "extra"), DEEP),
     (trees("train", "val", "valid"), DEEP),
     (trees("train") + ["unlabeled/0.jpg", "unlabeled/1.jpg"], DEEP),
     (trees("images", "masks"), DEEP),
-    (trees("day1", "day2"), DEEP),
     (trees("day1", "day2", classes=("cat",)), DEEP),
     (trees("val", "test"), DEEP),
     (["train/a/b/0.jpg", "test/a/0.jpg"], DEEP),
@@ -65,20 +62,17 @@ DEEP, PARTS = "not sure which folders", "may be parts of the data set"
     (["a/cat.0.jpg", "a/dog.0.jpg", "b/cat.1.jpg", "b/dog.1.jpg"], "a, b hold cats and dogs"),
     (["images/0.jpg", "masks/0.jpg"], PARTS),
     (["cat/0.jpg", "dog/0.jpg", "masks/0.jpg"], PARTS),
+    (["cat/0.jpg", "dog/0.jpg", "cat_masks/0.jpg", "dog_masks/0.jpg"], PARTS),
     (["fold_0/0.jpg", "fold_1/0.jpg"], PARTS),
     (["cats_train/0.jpg", "dogs_train/0.jpg", "cats_test/0.jpg", "dogs_test/0.jpg"], PARTS),
     # images beside class folders, or none in one
     (["a/1.jpg", "b/1.jpg", "cat.0.jpg"], "there are cat.0.jpg and b/1.jpg"),
-    (trees("train", "extra") + ["cat.1.jpg"], "there are cat.1.jpg and train/dog/1.jpg"),
     (["cat/0.jpg", "dog/0.jpg", "bird/0.tif", "bird/1.TIFF"], "only bird/0.tif, bird/1.TIFF"),
-    (["cat/0.jpg", "dog/0.heic"], "only dog/0.heic"),
     (["cat.0.jpg", "dog.0.avif"], "only dog.0.avif"),
     (trees("train") + ["val/cat/0.jpg", "val/dog/0.psd"], "only val/dog/0.psd"),
-    (["train/cat/0.tif", "train/dog/0.tif", *trees("test")], "only train/cat/0.tif"),
     # one class, or other ones in val
-    (["Cat/1.jpg", "Cat/2.jpg"], "2 of 2 images give no class"),
-    (["train/cat/0.jpg", "train/cat/1.jpg", "test/cat/0.jpg"], "only one class found in .*: cat"),
-    (["pug_1.jpg", "pug_2.jpg"], "only one class found in .*: pug"),
+    (["train/cat/0.jpg", "train/cat/1.jpg", "test/cat/0.jpg"], "only one class found: cat"),
+    (["pug_1.jpg", "pug_2.jpg"], "only one class found: pug"),
     (trees("train") + ["val/cat/0.jpg", "val/wolf/0.jpg"], "differ: dog, wolf"),
     (["train/cat.0.jpg", "train/dog.0.jpg", "val/cat.1.jpg"], "differ: dog"),
     # two spellings of one class
@@ -86,31 +80,29 @@ DEEP, PARTS = "not sure which folders", "may be parts of the data set"
     (["Cat/0.jpg", "cat/0.jpg"], "'Cat' and 'cat'"),
     (["cat/0.jpg", "cat /0.jpg"], "'cat' and 'cat '"),
     # names that give no class
-    (["1.jpg", "2.jpg"], "2 of 2 images give no class: 1.jpg, 2.jpg"),
+    (["Cat/1.jpg", "Cat/2.jpg"], "2 of 2 images give no class: 1.jpg, 2.jpg"),
     (["Training/0.jpg", "Testing/0.jpg"], "1 of 1 images give no class"),
     (["cat.0.jpg", "dog.0.jpg", "cat.jpg", "cats.7.jpg", "kitten.jpg", "wolf.1.jpg"],
      "4 of 6 images give no class: cat.jpg, cats.7.jpg, kitten.jpg and 1 more"),
     (["cat.0.jpg", "dog.0.jpg", "pug_1.jpg"], "1 of 3 images give no class: pug_1.jpg"),
-    (["pug_1.jpg", "beagle_1.jpg", "boxer_1.jpg", "x.jpg"], "1 of 4 images .*: x.jpg"),
     (["video1_frame_7.jpg", "video2_frame_7.jpg"], "2 of 2 images give no class"),
-    (["cat_0_1234.jpg", "dog_1_1234.jpg"], "2 of 2 images give no class"),
     (["person3_virus_12.jpg", "person4_bacteria_12.jpg"], "2 of 2 images give no class"),
     (["IMG_20210101_1.jpg", "IMG_20210102_1.jpg"], "2 of 2 images give no class"),
     (["IMG_1.jpg", "DSC_1.jpg"], "say a split or a source, not a class: DSC, IMG"),
+    (["patient_left_1.jpg", "patient_right_1.jpg"], "not a class: patient_left, patient_right"),
     (["Labelled_1.jpg", "pug_1.jpg"], "not a class: Labelled"),
-    (["images/Train_0.jpg", "images/Test_0.jpg", "train.csv", "test.parquet"],
-     "not a class: Test, Train.* labels may be in test.parquet, train.csv"),
+    (["images/Train_0.jpg", "images/Test_0.jpg", "train.csv", "test.parquet", "a.json"],
+     "not a class: Test, Train.* labels may be in a.json, test.parquet, train.csv"),
 ])
 def test_what_cannot_be_labelled_is_refused(tmp_path, names, message):
     for path in folder_and_zip(tmp_path, names):
         with pytest.raises(InputError, match=message) as e:
             find_images(path)
-        assert str(path) in str(e.value)
+        assert f"the classes in {path} are not sure" in str(e.value)
 
 
 @pytest.mark.parametrize("names, message", [
-    (["cat/0.jpg", "dog/0.jpg", "bird/"], "only bird/"),
-    (["cat/0.jpg", "dog/0.jpg", "bird/.DS_Store", "bird/Thumbs.db"], "only bird/"),
+    (["cat/0.jpg", "dog/0.jpg", "bird/.DS_Store", "bird/Thumbs.db"], "can be read, only bird/"),
     (["cat/0.jpg", "dog/"], "only dog/"),
     (trees("train") + ["val/"], "there are val/ and train/dog/1.jpg"),
 ])

@@ -1,7 +1,9 @@
 """Image files and zips of them."""
 import io
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +15,16 @@ def encoded(mode="RGB", size=(40, 30), format="JPEG", colour=None, **options) ->
     data = io.BytesIO()
     Image.new(mode, size, colour).save(data, format, **options)
     return data.getvalue()
+
+
+def png(width: int, height: int, depth: int, colour_type: int, *chunks) -> bytes:
+    """A PNG file of these chunks (kind, data)."""
+    def chunk(kind, data):
+        length, crc = struct.pack(">I", len(data)), struct.pack(">I", zlib.crc32(kind + data))
+        return length + kind + data + crc
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    chunks = [(b"IHDR", header), *chunks, (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in chunks)
 
 
 def zipped(members: Mapping[str, bytes]) -> bytes:

@@ -4,7 +4,6 @@ import functools
 import json
 import math
 import shutil
-import zipfile
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +13,7 @@ from mixer.predict.__main__ import kaggle_ids, labels_for
 from mixer.runtime.errors import InputError
 from mixer.runtime.files import read_csv
 from tests.helpers.commands import TINY
+from tests.helpers.pictures import zipped
 
 pytestmark = pytest.mark.faults
 
@@ -42,25 +42,19 @@ def rows_of(path):
         return list(csv.DictReader(f))
 
 
-def renamed(pictures, path, nested):
-    """A zip of the pictures as Kaggle's test1.zip, test1/N.png, one that holds it, and the label of
-    each N."""
-    labels = {}
-    with zipfile.ZipFile(path, "w") as file:
-        for number, picture in enumerate(sorted(pictures.iterdir()), start=1):
-            file.write(picture, f"test1/{number}.png")
-            labels[number] = picture.name.startswith("dog")
-    with zipfile.ZipFile(nested, "w") as file:
-        file.write(path, "test1.zip")
-        file.writestr("train.zip", "not read")
-    return labels
+def kaggles_zip(pictures, path):
+    """A zip like Kaggle's: test1.zip with test1/N.png in it. Returns which are dogs."""
+    files = sorted(pictures.iterdir())
+    test = zipped({f"test1/{i}.png": file.read_bytes() for i, file in enumerate(files, start=1)})
+    path.write_bytes(zipped({"test1.zip": test, "train.zip": b"not read"}))
+    return [file.name.startswith("dog") for file in files]
 
 
 def test_files_folders_and_zips_are_answered_as_the_model_answers(predict, a_run, pictures,
                                                                   tmp_path):
     one = next(pictures.iterdir())
-    renamed(pictures, tmp_path / "test1.zip", tmp_path / "dogs-vs-cats.zip")
-    result = predict(a_run, one, pictures, tmp_path / "test1.zip", "--out", tmp_path / "out",
+    kaggles_zip(pictures, tmp_path / "kaggle.zip")
+    result = predict(a_run, one, pictures, tmp_path / "kaggle.zip", "--out", tmp_path / "out",
                      fresh=True)
     assert result.returncode == 0 and result.stderr == "", result
     rows = rows_of(tmp_path / "out" / "predictions.csv")
@@ -94,14 +88,14 @@ def test_one_image_is_answered_on_the_terminal_beside_the_run(predict, a_run, pi
 
 
 def test_a_submission_has_the_log_loss_of_the_model(predict, a_run, pictures, tmp_path):
-    kaggle, submission = tmp_path / "dogs-vs-cats.zip", tmp_path / "new" / "submission.csv"
-    labels = renamed(pictures, tmp_path / "test1.zip", kaggle)
+    kaggle, submission = tmp_path / "kaggle.zip", tmp_path / "new" / "submission.csv"
+    dogs = kaggles_zip(pictures, kaggle)
     result = predict(a_run, kaggle, "--submission", submission, "--out", tmp_path / "o")
     assert result.returncode == 0, result.stderr
     rows = rows_of(submission)
-    assert [int(row["id"]) for row in rows] == sorted(labels)
-    log_loss = -sum(math.log(float(row["label"]) if labels[int(row["id"])] else
-                             1 - float(row["label"])) for row in rows) / len(rows)
+    assert [int(row["id"]) for row in rows] == list(range(1, 41))
+    log_loss = -sum(math.log(float(row["label"]) if dog else 1 - float(row["label"]))
+                    for row, dog in zip(rows, dogs, strict=True)) / len(rows)
 
     result = predict(a_run, "--evaluate", pictures, "--out", tmp_path / "evaluation")
     assert result.returncode == 0, result.stderr
@@ -167,10 +161,6 @@ def test_damaged_images_are_named_get_no_row_and_fail_the_command(predict, a_run
     files = [row["file"] for row in rows_of(tmp_path / "out" / "predictions.csv")]
     assert len(files) == 40 and not any("broken" in file for file in files)
 
-    result = predict(a_run, folder / "broken.jpg", "--out", tmp_path / "none")
-    assert result.returncode == 1 and "no image decodes" in result.stderr
-    assert not (tmp_path / "none" / "predictions.csv").exists()
-
 
 @pytest.mark.parametrize("arguments,message", [
     (("{run}",), "name a run's folder or a checkpoint, and then images"),
@@ -178,12 +168,10 @@ def test_damaged_images_are_named_get_no_row_and_fail_the_command(predict, a_run
     (("{run}", "--split", "val", "{pictures}"), "--split needs --evaluate"),
     (("{run}", "--evaluate", "--split", "test"), "--split invalid choice: 'test'"),
     (("{tmp}", "{pictures}"), "holds neither best.pt nor last.pt"),
-    (("{run}/config.json", "{pictures}"), "is not a readable checkpoint"),
     (("{run}", "{tmp}/absent"), "absent does not exist"),
     (("{run}", "{run}/log.csv"), "no image decodes"),
     (("{run}", "{pictures}", "--submission", "{tmp}/s.csv"), "the id is the file's name"),
     (("{run}", "{pictures}", "--evaluate", "--submission", "{tmp}/s.csv"), "leave out --evaluate"),
-    (("{run}", "{tmp}", "--evaluate"), "no images in"),
 ])
 def test_a_wrong_argument_is_named(predict, a_run, pictures, tmp_path, arguments, message):
     places = {"run": a_run, "pictures": pictures, "tmp": tmp_path / "empty"}
@@ -199,7 +187,6 @@ def test_a_wrong_argument_is_named(predict, a_run, pictures, tmp_path, arguments
 def test_labels_are_in_the_order_of_the_models_classes():
     images = SimpleNamespace(path="data", classes=["CAT", "dog"], labels=[0, 1, 1])
     assert labels_for(images, ["dog", "cat"]) == [1, 0, 0]
-    assert labels_for(images, ["cat", "CAT", "dog"]) == [1, 2, 2], "exact names come first"
     with pytest.raises(InputError, match="that the model does not know: dog; it knows cat, bird"):
         labels_for(images, ["cat", "bird"])
 

@@ -15,44 +15,38 @@ from ..runtime.errors import InputError, listed
 from ..runtime.files import cache_home, locked, save_atomically, writable_folder, write_csv
 from ..runtime.system import cores
 from .decoding import DECODING
-from .images import ImageSet, base_name
+from .images import ImageSet, base_name, digest
 
 
-def cache_folder(name: Path | str | None = None) -> Path:
-    """The folder of --cache, or the user's own. Raises InputError if it is not writable."""
-    return writable_folder(name or cache_home() / "vit-convmixer", "--cache")
-
-
-def pack(images: ImageSet, size: int, cache: Path | str | None = None
-         ) -> tuple[np.ndarray, dict[int, str], list[str | None]]:
+def decode_to_cache(images: ImageSet, size: int, cache: Path | str | None = None
+                    ) -> tuple[np.ndarray, dict[int, str], list[str | None]]:
     """Decode `images` to size x size pixels.
 
     Returns a uint8 array (N, size, size, 3), {index: fault} of the damaged images, which are zero
     in the array, and a digest of each file's bytes, None where it cannot be read. The array is
-    memory-mapped from a file in `cache`, which is made again when the source, the size or DECODING
-    changes. A second process waits until the first has made it. Raises OSError where the file
-    cannot be written.
+    memory-mapped from a file in the folder `cache`, or the user's own, which is made again when the
+    source, the size or DECODING changes. A second process waits until the first has made it. Raises
+    OSError where the file cannot be written.
     """
-    cache, source = cache_folder(cache), Path(images.path)
-    path_hash = hashlib.sha256(os.fsencode(source.absolute())).hexdigest()[:10]
-    name = re.sub(r"\W+", "-", Path(base_name(source)).stem) + f"-{path_hash}-{size}px"
+    cache = writable_folder(cache or cache_home() / "vit-convmixer", "--cache")
+    path_hash = hashlib.sha256(os.fsencode(images.path.absolute())).hexdigest()[:10]
+    name = re.sub(r"\W+", "-", Path(base_name(images.path)).stem) + f"-{path_hash}-{size}px"
     path, shape = cache / f"{name}.uint8", (len(images), size, size, 3)
-    key = [images.cache_key, DECODING]
+    key = [digest(list(zip(images.files, images.stamps, strict=True))), DECODING]
     busy = "another process is decoding these images: waiting for it"
     with locked(cache / f"{name}.lock", lambda: print(busy, flush=True)):
-        packed = _open_packed(path, shape, key)
-        if packed is None:
+        if not (found := _read_cache(path, shape, key)):
             try:
                 save_atomically(path, lambda temporary: _decode_all(images, shape, key, temporary))
             except OSError as e:
                 raise OSError(f"cannot keep {math.prod(shape) / 2**20:,.0f} MiB of decoded images: "
                               f"{e}; choose another folder with --cache") from e
-            packed = _open_packed(path, shape, key)
-    return packed
+            found = _read_cache(path, shape, key)
+    return found
 
 
-def _open_packed(path, shape, key):
-    """The result of `pack`; None if the file is missing or damaged, or has another key."""
+def _read_cache(path, shape, key):
+    """What `decode_to_cache` returns; None if the file is missing, damaged or has another key."""
     try:
         with open(path, "rb") as file:
             file.seek(math.prod(shape))
@@ -79,7 +73,8 @@ def _decode_all(images, shape, key, path):
         done, pixels = 0, memoryview(pixels).cast("B")
         while done < row:  # a disk that fills up takes a part; the rest then says why it does not
             done += os.pwrite(file.fileno(), pixels[done:], index * row + done)
-        return None
+
+    # all of them; an error ends it, without the images that wait
     pool = ThreadPoolExecutor(cores())
     with open(path, "wb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's: an image decodes or it does not
@@ -93,8 +88,8 @@ def _decode_all(images, shape, key, path):
         file.write(json.dumps([key, faults, digests]).encode())
 
 
-def usable(images: ImageSet, faults: dict[int, str], policy: str,
-           report: Path | str | None) -> np.ndarray:
+def drop_damaged(images: ImageSet, faults: dict[int, str], policy: str,
+                 report: Path | str | None) -> np.ndarray:
     """Indices of the images that decode, int64. Writes the others to the csv file `report`, if any.
 
     policy "report": raises InputError if any image is damaged; "skip": prints which are skipped.
