@@ -19,7 +19,7 @@ from mixer.bench.measure import measure_models
 from mixer.data.images import base_name, find_images
 from mixer.experiments import ROWS, Row
 from mixer.models import MODELS, model_options
-from mixer.report.measurements import bench_text, kernels_text
+from mixer.report.measurements import measured_text
 from mixer.runtime.cli import chosen, flag, option, parse, run, whole_numbers
 from mixer.runtime.device import DTYPES, environment, pick_amp, pick_device
 from mixer.runtime.distributed import rank_and_size
@@ -66,8 +66,8 @@ def main(argv: list[str]) -> None:
     out = config.out and writable_folder(config.out, "--out")
 
     # measure
-    name, measure, as_text = (("kernels", measure_kernels, kernels_text) if config.kernels_table
-                              else ("bench", measure_models, bench_text))
+    name, measure = (("kernels", measure_kernels) if config.kernels_table else
+                     ("bench", measure_models))
     lists = measure(config, rows, device)
 
     # save what took minutes; results must not contain local paths
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
             keys = dict.fromkeys(name for row in measured for name in row)
             write_csv(out / f"{key}.csv", [{name: row.get(name) for name in keys}
                                            for row in measured])
-    text = as_text(result)
+    text = measured_text(result)
     print(text)
     if out:
         write_text(out / f"{name}.md", text)

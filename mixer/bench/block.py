@@ -1,7 +1,6 @@
 """The fused block against plain PyTorch: alone, in many shapes, and whole training steps."""
-import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 
@@ -40,14 +39,13 @@ def measure_kernels(config, rows: list[Row], device: torch.device) -> dict[str, 
 
     # the block alone
     lists = {"blocks": [], "shapes": []}
-    for name, shapes, dtypes, candidates in (
-            ("blocks", SHAPES[device.type], (amp,), ()),
-            ("shapes", [] if on_gpu else GRID, (None, torch.bfloat16), ("eager", "fused"))):
-        for shape, dtype in itertools.product(shapes, dtypes):
-            announce(f"block {shape}, {dtype or torch.float32}")
-            rows_of_shape, failed = attempt(measure_block, shape, dtype, config.repeats, device,
-                                            candidates)
-            lists[name] += rows_of_shape or [{"shape": shape_text(shape), "failed": failed}]
+    calls = [("blocks", shape, (amp,), ()) for shape in SHAPES[device.type]]
+    if not on_gpu:
+        calls += [("shapes", shape, (None, torch.bfloat16), ("eager", "fused")) for shape in GRID]
+    for name, shape, dtypes, candidates in calls:
+        announce("block", shape)
+        measured, failed = attempt(measure_block, shape, dtypes, config.repeats, device, candidates)
+        lists[name] += measured or [{"shape": shape_text(shape), "failed": failed}]
     lists["shapes"] = [row for row in lists["shapes"] if row.get("candidate") != "eager"]
 
     # training steps: our ConvMixers, and one of timm's
@@ -69,33 +67,32 @@ def shape_text(shape: Shape) -> str:
 
 
 @freed_memory_kept()
-def measure_block(shape: Shape, amp: torch.dtype | None, repeats: int, device: torch.device,
-                  names: tuple[str, ...] = ()) -> list[dict]:
-    """Each implementation of the block, or those named: forward + backward in training mode,
-    forward in evaluation mode.
+def measure_block(shape: Shape, dtypes: Sequence[torch.dtype | None], repeats: int,
+                  device: torch.device, names: Sequence[str] = ()) -> list[dict]:
+    """Each implementation of the block, or those named, in autocast to each dtype: forward and
+    backward in training mode, forward in evaluation mode.
     """
-    (N, C, _, K), dtype = shape, str(amp or torch.float32).removeprefix("torch.")
-    models = block_candidates(C, K, device)
-    models = {name: models[name] for name in names or models}
-    passes = {name: block_passes(model, shape, amp, device, channels_last="NHWC" in name)
-              for name, model in models.items()}
-    saved = {name: saved_bytes(forward) / N for name, (forward, _) in passes.items()}
-    rows = []
-    for mode in ("training", "evaluation"):
-        for model in models.values():
-            model.train(mode == "training")
-        steps = {name: both if mode == "training" else torch.no_grad()(forward)
-                 for name, (forward, both) in passes.items()}
-        count = math.ceil(4 / race({"": steps["eager"]}, 3, device)[""]["ms"])  # 4 ms or more
-        rows += [{"shape": shape_text(shape), "dtype": dtype, "mode": mode, "candidate": name,
-                  **times, "saved_bytes_per_sample": saved[name]}
-                 for name, times in race(steps, repeats, device, count).items()]
+    (_, C, _, K), rows = shape, []
+    for amp in dtypes:
+        models = block_candidates(C, K, device)
+        blocks = {name: block_steps(models[name], shape, amp, device, "NHWC" in name)
+                  for name in names or models}
+        # all candidates in turn, in one mode, then in the other
+        for mode in ("training", "evaluation"):
+            for model in models.values():
+                model.train(mode == "training")
+            steps = {name: step[mode] for name, (step, _) in blocks.items()}
+            count = math.ceil(4 / race({"": steps["eager"]}, 3, device)[""]["ms"])  # 4 ms or more
+            rows += [{"shape": shape_text(shape), "mode": mode, "candidate": name, **times,
+                      "dtype": str(amp or torch.float32).removeprefix("torch."),
+                      "saved_bytes_per_sample": blocks[name][1]}
+                     for name, times in race(steps, repeats, device, count).items()]
     return rows
 
 
-def block_passes(model: nn.Module, shape: Shape, amp: torch.dtype | None, device: torch.device,
-                 channels_last: bool) -> tuple[Callable, Callable]:
-    """A block's forward pass, on x (N, C, side, side), and its forward and backward pass."""
+def block_steps(model: nn.Module, shape: Shape, amp: torch.dtype | None, device: torch.device,
+                channels_last: bool) -> tuple[dict[str, Callable], float]:
+    """What is timed of a block on x (N, C, side, side), and the bytes it saves for a sample."""
     N, C, side, _ = shape
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x, dy = (torch.randn(N, C, side, side, device=device, dtype=amp or torch.float32)
@@ -108,4 +105,5 @@ def block_passes(model: nn.Module, shape: Shape, amp: torch.dtype | None, device
 
     def forward_and_backward():
         torch.autograd.grad(forward(), [x, *model.parameters()], dy)
-    return forward, forward_and_backward
+    steps = {"training": forward_and_backward, "evaluation": torch.no_grad()(forward)}
+    return steps, saved_bytes(forward) / N

@@ -40,11 +40,6 @@ def build(create: Callable[[], nn.Module], device: torch.device, kernels: str = 
     return model
 
 
-def peer_package(arch: str) -> str | None:
-    """The package in PEERS that has this architecture."""
-    return PEERS[arch][0].split(".")[0] if arch in PEERS else None
-
-
 def peer_model(row: Row, image_size: int) -> nn.Module:
     """The same network, with 2 classes, from the package in PEERS."""
     name, translate = PEERS[row.arch]

@@ -20,7 +20,7 @@ from ..runtime.device import peak_memory_mib, pick_amp
 from ..runtime.processes import attempt
 from ..runtime.system import freed_memory_kept
 from ..training.recipe import make_optimizer, train_step
-from .candidates import build, peer_model, peer_package
+from .candidates import PEERS, build, peer_model
 from .data import measure_data
 from .timing import median_ratio, percentiles, take_in_turn
 
@@ -58,14 +58,15 @@ def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, l
     A peer is measured beside ours, eager and compiled, at the same precision and with the same
     allocator; and by itself as users run it, in fp32 with the system's allocator.
     """
+    # ours and the peer as users run it by themselves; ours, the peer and the compiled peer together
     alone, together = [], []
     for side, row in itertools.product(config.image_size, rows):
         workload = Workload(config.batch_size, side, device, pick_amp(config.amp, device))
         create = partial(create_model, row.arch, image_size=side, **row.options)
         ours = partial(build, create, device, config.kernels, config.compile)
         alone.append((workload, {(row.title, side, "ours"): ours}))
-        if config.peers and (package := peer_package(row.arch)):
-            create = partial(peer_model, row, side)
+        if config.peers and row.arch in PEERS:
+            package, create = PEERS[row.arch][0].split(".")[0], partial(peer_model, row, side)
             eager, compiled = (partial(build, create, device, compile=compile)
                                for compile in (False, True))
             together.append((workload, {(row.title, side, "ours"): ours,
@@ -74,6 +75,7 @@ def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, l
             alone.append((workload._replace(amp=None, keep_freed_memory=False),
                           {(row.title, side, f"{package}, plain fp32"): eager}))
 
+    # one list a table
     measured = measure_in_turn(alone, config.repeats)
     lists = {"models": [row for row in measured if row["candidate"] == "ours"]}
     if config.peers:

@@ -73,7 +73,7 @@ def draw_comparison(out: Path, runs: dict[str, list[Run]]) -> None:
             _draw_band(panels[0], row, seeds, x, y)
         panels[0].set(xlabel=x_label, ylabel=y_label, title="ours" if original else None,
                       xscale="linear" if x == "step" else "log")
-        for row, points in ((row, points) for row, points in original.items() if points):
+        for row, points in original.items():
             steps, *values = zip(*points, strict=True)  # of loss and accuracy
             label = {"label": None} if row in measured else {}
             panels[1].plot(steps, values[y == "train_acc"], **_style(row) | label | {"marker": ""})
@@ -102,7 +102,8 @@ def _style(name):
     style = dict(color="0.4", marker="o", label=name, linewidth=1.4, markersize=4)
     if name in BY_NAME:
         i = list(BY_NAME).index(name)
-        style |= dict(color=f"C{i}", marker="os^vDP<>X*"[i % 10], label=BY_NAME[name].title)
+        style |= dict(color=f"C{i}", marker="os^vDP<>X*"[i % 10], label=BY_NAME[name].title,
+                      linestyle="--" if i >= 10 else "-")  # there are ten colours
     return style
 
 

@@ -5,7 +5,6 @@ from operator import itemgetter
 from ..experiments import BY_TITLE, RECIPE
 from .tables import paragraph, spread, table
 
-DTYPES = {"off": "float32", "fp16": "float16 autocast", "bf16": "bfloat16 autocast"}
 TRAINING = spread("training_ms", "training_p20", "training_p80")
 TIME = [("row", "{row}"), ("train, ms", TRAINING), ("images/s", "{training_images_per_s}"),
         ("s/epoch", "{seconds_per_25000_images}"),
@@ -28,63 +27,63 @@ STEPS = [("model", "{row}, batch {batch_size}, {image_size} px"), ("candidate", 
          ("ms", TRAINING), ("faster", "{faster:.2f}x"), ("MiB", "{training_mib}")]
 
 
-def bench_text(result: dict) -> str:
-    """Everything that `python bench.py` measured; `result` as in bench.json."""
-    config, models = result["config"], result["models"]
-    sizes = " and ".join(f"{side}x{side}" for side in config["image_size"])
+# {list of the json file: [(caption, columns, how many of them are words)]}
+TABLES = {
+    "models": [("**Time** of training steps and of inference: median [p20, p80].", TIME, 1),
+               ("**Memory** of training, MiB; GFLOP of a forward pass, per image.", MEMORY, 1)],
+    "peers": [("**Peers**: training steps. ours / peer below 1: ours takes less.", PEERS, 2)],
+    "data": [("**Data**: the stages that feed a training step.", DATA, 1)],
+    "blocks": [("**The block**, with residual; speed relative to eager.", BLOCKS, 3)],
+    "shapes": [("**The block in many shapes**: where fused is slowest beside eager.", SHAPES, 3)],
+    "steps": [("**Training steps**; speed relative to eager, peak memory.", STEPS, 2)],
+}
 
-    # of several sizes, those of a row one below the other; published was one size
+
+def measured_text(result: dict) -> str:
+    """Everything that bench.py measured; `result` as in bench.json or kernels.json."""
+    # on what
+    env, config = result["environment"], result["config"]
+    if config["kernels_table"]:  # it has its own sizes
+        config = {"amp": config["amp"], "repeats": config["repeats"]}
+    versions = {name: env[name] for name in ("python", "torch", "triton", "cuda")}
+    settings = (", ".join(f"{name} {value}" for name, value in values.items() if value)
+                for values in (versions, config))
+    text = [paragraph("; ".join([env["device"], *settings, env["date"]]))]
+    if env["cuda"] is None:
+        text.append("Measured on a CPU: these numbers say nothing about GPUs.")
+
+    # the tables, and why rows failed
+    lines = {name: rows for name, rows in result.items() if name in TABLES}
+    failed = [row for rows in lines.values() for row in rows if "failed" in row]
+    for name, prepare in (("models", model_lines), ("shapes", shape_lines)):
+        if name in lines:
+            lines[name] = prepare(lines[name])
+    text += [f"{caption}\n\n{table(rows, columns, left)}"
+             for name, rows in lines.items() if rows for caption, columns, left in TABLES[name]]
+    text += [paragraph("; ".join(f"{key} {value}" for key, value in row.items()))
+             for row in failed]
+    return "\n\n".join(text) + "\n"
+
+
+def model_lines(models: list[dict]) -> list[dict]:
+    """With what was published, for one size; of several sizes, those of a row stand together."""
     titles, lines = [row["row"] for row in models], []
+    several = len({row["image_size"] for row in models}) > 1
     for row in sorted(models, key=lambda row: titles.index(row["row"])):
         original = BY_TITLE.get(row["row"]) if row["image_size"] == RECIPE["image_size"] else None
-        size = f", {row['image_size']} px" if len(config["image_size"]) > 1 else ""
-        lines.append({**(vars(original) if original else {}), **row, "row": row["row"] + size})
-    sections = [("**Time.** Median [p20, p80] of a training step (forward, backward, Adam) and of "
-                 "inference. s/epoch: seconds for 25,000 images. 2080: published for one RTX 2080.",
-                 table(lines, TIME)),
-                ("**Memory**, MiB, training. saved/image: what autograd keeps for the backward "
-                 "pass. GFLOP: forward pass of one image.", table(lines, MEMORY))]
-    if "peers" in result:
-        sections.append(("**Peers.** Training steps. ours / peer below 1: ours takes less.",
-                         table(result["peers"], PEERS, left=2)))
-    if "data" in result:
-        sections.append((f"**Data**, {config['data']}: the stages that feed a training step. "
-                         "Decoding happens once.", table(result["data"], DATA)))
-    return as_text(result, f"batch {config['batch_size']}, {sizes} pixels, --kernels "
-                   f"{config['kernels']}{', compiled' if config['compile'] else ''}", sections)
+        published = vars(original) if original and original.published_mib else {}
+        size = f", {row['image_size']} px" if several else ""
+        lines.append({**published, **row, "row": row["row"] + size})
+    return lines
 
 
-def kernels_text(result: dict) -> str:
-    """Everything that `python bench.py --kernels-table` measured; `result` as in kernels.json."""
-    groups = {}  # {(K, dtype, mode): rows}
-    for row in result["shapes"]:
+def shape_lines(shapes: list[dict]) -> list[dict]:
+    """For each kernel size, dtype and mode the shape of the lowest speed, and the median speed."""
+    groups = {}
+    for row in shapes:
         if "failed" not in row:
             K = row["shape"].split(", ")[-1]
             groups.setdefault((K, row["dtype"], row["mode"]), []).append(row)
-    lowest = [{**min(rows, key=itemgetter("faster")), "K": K,
-               "median": statistics.median_high(map(itemgetter("faster"), rows))}
-              for (K, *_), rows in groups.items()]
-    sections = [("**The block**, with residual: median [p20, p80], speed relative to eager, KiB "
-                 "per sample that autograd keeps.", table(result["blocks"], BLOCKS, left=3))]
-    if lowest:
-        sections.append(("**The block in many shapes**: fused, relative to eager. The lowest "
-                         "speed, where it is, and the median.", table(lowest, SHAPES, left=3)))
-    sections.append(("**A training step**, forward, backward, Adam: median [p20, p80], speed "
-                     "relative to eager, peak memory.", table(result["steps"], STEPS, left=2)))
-    return as_text(result, "batch as shown", sections)
-
-
-def as_text(result: dict, settings: str, sections: list[tuple[str, str]]) -> str:
-    """What was measured on what; the tables under their captions; what failed, and why."""
-    env, dtype = result["environment"], DTYPES[result["config"]["amp"]]
-    versions = ", ".join(f"{name} {env[name]}" for name in ("python", "torch", "triton", "cuda")
-                         if env[name])
-    text = [paragraph(f"{env['device']}; {versions}; {dtype}, {settings}; {env['date']}.")]
-    if env["cuda"] is None:
-        text[0] += "\n" + ("Measured on a CPU, with sizes that suit a CPU: these numbers say "
-                           "nothing about GPUs.")
-    text += [f"{paragraph(caption)}\n\n{table}" for caption, table in sections]
-    text += [paragraph("; ".join(f"{key} {value}" for key, value in row.items()))
-             for rows in result.values() if isinstance(rows, list) for row in rows
-             if "failed" in row]
-    return "\n\n".join(text) + "\n"
+    return [{**min(rows, key=itemgetter("faster")), "K": K,
+             "median": statistics.median_high(map(itemgetter("faster"), rows))}
+            for (K, *_), rows in groups.items()]

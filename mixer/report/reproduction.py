@@ -3,13 +3,12 @@ import math
 import statistics
 
 from ..experiments import EPOCH_IMAGES, ORIGINAL_CLASSES, RECIPE, published_curves
-from .runs import Run
+from .runs import PLACES, Run
 
 POINT_IMAGES = 25_000  # a published point is a mean over 100 steps of 250 images
 # options that change nothing that was published; what patch and depth may be, the row says
-FREE = {"arch", "rows", "patch", "depth", "data", "cache", "val_fraction", "bad_images", "workers",
-        "data_on_device", "device", "amp", "steps", "epochs", "sync_bn", "compile", "kernels",
-        "seed", "seeds", "require_acc", "out", "resume", "debug"}
+FREE = PLACES | {"arch", "patch", "depth", "val_fraction", "amp", "steps", "epochs", "sync_bn",
+                 "compile", "kernels"}
 
 
 def is_original(run: Run) -> bool:

@@ -8,6 +8,10 @@ from pathlib import Path
 from ..experiments import EPOCH_IMAGES, ORIGINAL_CLASSES, RECIPE, ROWS, seed_folder
 from ..runtime.files import read_csv
 
+# options that say where a run was made, not how; some are of older versions
+PLACES = {"rows", "data", "cache", "bad_images", "workers", "data_on_device", "device", "seed",
+          "seeds", "out", "resume", "require_acc", "debug"}
+
 
 def describe(row: dict) -> str:
     """One line of the log, for people."""

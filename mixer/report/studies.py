@@ -4,12 +4,9 @@ from pathlib import Path
 
 from ..runtime.files import write_text
 from .comparison import TITLES, cost_text, main_table, notes
-from .runs import Run, find_runs
+from .runs import PLACES, Run, find_runs
 from .tables import paragraph
 
-# options that say where a run was made, not how
-PLACES = {"rows", "data", "cache", "bad_images", "workers", "data_on_device", "device", "seed",
-          "seeds", "out", "resume", "require_acc", "debug"}
 CHOSEN = """\
 (chosen): the value of the highest best validation accuracy with seed 0. Below, each row is at its
 chosen value; where there are other seeds, which had no part in the choice, they stand for it."""

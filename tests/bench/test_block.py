@@ -14,7 +14,7 @@ def uncompiled(monkeypatch):
 
 
 def test_a_block_in_all_ways():
-    measured = measure_block((2, 4, 8, 9), None, 3, CPU)
+    measured = measure_block((2, 4, 8, 9), [None], 3, CPU)
     ways = {(row["mode"], row["candidate"]): row for row in measured}
     assert len(measured) == len(ways) == 2 * 4
     fused, eager = ways["training", "fused"], ways["evaluation", "eager"]
@@ -25,9 +25,9 @@ def test_a_block_in_all_ways():
     assert fused["saved_bytes_per_sample"] == pytest.approx(activation, abs=64)
 
 
-def test_the_fused_block_beside_eager_in_bfloat16():
-    measured = measure_block((2, 4, 6, 3), torch.bfloat16, 3, CPU, ("eager", "fused"))
-    assert [(row["shape"], row["dtype"], row["mode"], row["candidate"]) for row in measured] == [
-        ("2, 4, 6x6, 3", "bfloat16", mode, name) for mode in ("training", "evaluation")
-        for name in ("eager", "fused")]
-    assert all(row["faster"] > 0 for row in measured)
+def test_the_fused_block_beside_eager_in_both_dtypes():
+    measured = measure_block((2, 4, 6, 3), (None, torch.bfloat16), 3, CPU, ("eager", "fused"))
+    assert [(row["dtype"], row["mode"], row["candidate"]) for row in measured] == [
+        (dtype, mode, name) for dtype in ("float32", "bfloat16")
+        for mode in ("training", "evaluation") for name in ("eager", "fused")]
+    assert all(row["faster"] > 0 and row["shape"] == "2, 4, 6x6, 3" for row in measured)

@@ -63,14 +63,12 @@ def test_the_most_confident_mistakes_and_the_least_sure_answers_are_shown():
     assert unsure == by_probability[::-1][:pictures.LEAST_SURE]
 
 
-@pytest.mark.parametrize("name, options, expected", [
-    ("vit_linear", {"patch": 8, "dim": 16, "depth": 6, "heads": 2}, {"attention.png"}),
-    ("vit_cnn", {"patch": 16, "dim": 100, "depth": 1, "heads": 2}, {"attention.png"}),
-    ("convmixer", {"patch": 8, "dim": 4, "depth": 10, "kernel_size": 3}, set()),
-    ("resnet18", {}, set()),
-    ("efficientnetv2_b0", {}, set())])
-@pytest.mark.parametrize("n", [1, 9])
-def test_every_model_is_drawn(tmp_path, capsys, name, options, expected, n):
+@pytest.mark.parametrize("name, options, n", [
+    ("vit_linear", {"patch": 8, "dim": 16, "depth": 6, "heads": 2}, 9),
+    ("vit_cnn", {"patch": 16, "dim": 100, "depth": 1, "heads": 2}, 1),
+    ("convmixer", {"patch": 8, "dim": 4, "depth": 10, "kernel_size": 3}, 9),
+    ("resnet18", {}, 1), ("efficientnetv2_b0", {}, 1)])
+def test_every_model_is_drawn(tmp_path, capsys, name, options, n):
     model = create_model(name, image_size=32, num_classes=3, **options)
     files = ["Ünïcode $_{\\frac.jpg", *(f"\ud800{'long' * 30}{i}.jpg" for i in range(n - 1))]
     with warnings.catch_warnings(record=True) as caught:
@@ -79,13 +77,16 @@ def test_every_model_is_drawn(tmp_path, capsys, name, options, expected, n):
                                  torch.rand(n, 3).softmax(1), CLASSES)
     # a glyph that the font lacks, a layout that does not fit; what others deprecate is not ours
     assert not [w.message for w in caught if w.category is UserWarning]
+    expected = {"attention.png"} if name.startswith("vit") else set()
     assert set(written) == {"filters.png", "mistakes.png"} | expected, capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == set(written)
     for path in tmp_path.iterdir():
         assert np.asarray(Image.open(path).convert("L")).std() > 5, "something is drawn"
 
 
-def test_without_labels_or_images_fewer_pictures_are_made(tmp_path):
+def test_without_labels_or_images_fewer_pictures_are_made(tmp_path, monkeypatch):
+    for picture in ("draw_filters", "draw_attention"):
+        monkeypatch.setattr(pictures, picture, lambda *_: True)
     model = create_model("vit_cnn", **VIT)
     assert write_pictures(tmp_path, model, "vit", a_subset(2), ["a", "b"], CPU) == [
         "filters.png", "attention.png"]
@@ -96,6 +97,5 @@ def test_a_picture_that_cannot_be_drawn_is_a_line_and_no_error(tmp_path, monkeyp
     def fails(*_, **__):
         raise LookupError("no module\nof a notebook")
     monkeypatch.setattr(pictures, "draw_filters", drawing(fails))
-    model = create_model("vit_cnn", **VIT)
-    assert write_pictures(tmp_path, model, "vit", a_subset(2), ["a", "b"], CPU) == ["attention.png"]
+    assert write_pictures(tmp_path, create_model("resnet18"), "", a_subset(0), [], CPU) == []
     assert capsys.readouterr().err == "filters.png is not drawn: LookupError: no module\n"

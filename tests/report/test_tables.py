@@ -6,7 +6,7 @@ import pytest
 
 from mixer.experiments import ROWS
 from mixer.report import tables
-from mixer.report.measurements import bench_text, kernels_text
+from mixer.report.measurements import measured_text
 from mixer.report.tables import number, spread, table
 from tests.helpers.tables import COMMITTED, cells
 
@@ -14,7 +14,7 @@ GPU = {"device": "NVIDIA H200", "python": "3.12.3", "torch": "2.11.0", "triton":
        "cuda": "13.0", "date": "2026-11-22"}
 CPU = {**GPU, "device": "AMD EPYC 9575F 64-Core Processor, 128 threads", "cuda": None}
 CONFIG = {"batch_size": 250, "image_size": [192], "kernels": "auto", "compile": True, "amp": "fp16",
-          "data": "cats.zip"}
+          "data": "cats.zip", "kernels_table": False, "repeats": 12, "out": None}
 OUT = ("out of memory: CUDA out of memory. Tried to allocate 2.00 GiB. "
        + "GPU 0 has a total capacity of which so much is free. " * 4)
 MEMORY = {"training_mib": 12_345.6, "process_mib": 34_567.8}
@@ -30,10 +30,10 @@ MODEL = {"image_size": 192, "batch_size": 250, "parameters": 13_524_482, "gflop_
 
 def result(environment=GPU, failing=False):
     """As in bench.json."""
-    models = [{"row": row.title, **MODEL} for row in ROWS]
+    models = [{"row": title, **MODEL} for title in (*(row.title for row in ROWS), "Other")]
     if failing:
-        models[1::2] = [{"row": row.title, "image_size": 192, "batch_size": 250, "failed": OUT}
-                        for row in ROWS[1::2]]
+        models[1::2] = [{"row": row["row"], "image_size": 192, "batch_size": 250, "failed": OUT}
+                        for row in models[1::2]]
     peers = [{"row": "ResNet-18", "candidate": "ours", **MODEL},
              {"row": "ResNet-18", "candidate": "torchvision, compiled", "failed": OUT}]
     data = [{"stage": "packing, all cores", "images_per_s": 12_345.6, "p20": 12_345.6,
@@ -45,17 +45,17 @@ def result(environment=GPU, failing=False):
 @pytest.mark.parametrize("environment", [GPU, CPU], ids=["gpu", "cpu"])
 def test_a_table_fits_a_terminal_and_says_what_it_was_measured_on(environment):
     for failing in (False, True):
-        text = bench_text(result(environment, failing))
+        text = measured_text(result(environment, failing))
         assert max(map(len, text.splitlines())) <= tables.WIDTH == 120
         head = text.split("\n\n")[0]
-        for word in (environment["device"], "torch 2.11.0", "float16 autocast", "batch 250",
-                     "192x192", "2026-11-22", "compiled"):
-            assert word in head
-        assert ("these numbers say nothing about GPUs" in head) == (environment is CPU)
+        for word in (environment["device"], "torch 2.11.0", "amp fp16", "batch_size 250",
+                     "image_size [192]", "2026-11-22", "compile True", "cats.zip"):
+            assert word in " ".join(head.split())
+        assert ("these numbers say nothing about GPUs" in text) == (environment is CPU)
 
 
 def test_a_failed_row_stays_and_says_why():
-    text = bench_text(result(failing=True))
+    text = measured_text(result(failing=True))
     time, memory = cells(text, "EfficientNetV2-B0")
     assert time == ["EfficientNetV2-B0", "out of memory", *[""] * 4, "32"]
     assert memory == ["EfficientNetV2-B0", "out of memory", "", "250", *[""] * 3, "7,790"]
@@ -64,23 +64,19 @@ def test_a_failed_row_stays_and_says_why():
     assert peer == ["ResNet-18", "torchvision, compiled", "out of memory", "", "", ""]
     nothing = {**result(), "models": [row for row in result(failing=True)["models"]
                                       if "failed" in row]}
-    assert "EfficientNetV2-B0" in bench_text(nothing)
+    assert "EfficientNetV2-B0" in measured_text(nothing)
 
 
 def test_figures_stand_where_they_belong():
-    text = bench_text(result())
+    text = measured_text(result())
     time, memory, ours = cells(text, "ResNet-18")[:3]
     assert time == ["ResNet-18", "98765 [98765, 98765]", "54,321", "9,765",
                     "98765 [98765, 98765]", "154,321", "20"]
     assert memory == ["ResNet-18", "13,524,482", "3.93", "250", "42.6", "12,346", "34,568", "4,554"]
+    for title in ("MLP-Mixer 24", "Other"):
+        assert [line[-1] for line in cells(text, title)] == ["", ""], "nobody has published it"
     assert ours[2:] == ["98765 [98765, 98765]", "0.50", "12,346", "1.25"]
     assert cells(text, "packing")[0][1:] == ["12346 [12346, 12346]"]
-
-
-def test_a_row_that_nobody_has_published():
-    models = [{"row": "PoolFormer", **MODEL}, *result()["models"]]
-    time, memory = cells(bench_text({**result(), "models": models}), "PoolFormer")
-    assert time[-1] == memory[-1] == "" and time[2] == "54,321"
 
 
 def test_the_kernels_table_of_what_failed():
@@ -92,7 +88,7 @@ def test_the_kernels_table_of_what_failed():
               for mode in ("training", "forward + backward")]
     step = {"row": "timm convmixer_1024_20_ks9_p14", "image_size": 224, "batch_size": 64}
     steps = [{**MODEL, **step, "candidate": "eager"}, {**step, "candidate": "fused", "failed": OUT}]
-    text = kernels_text({"environment": GPU, "config": CONFIG, "blocks": [*blocks, failed],
+    text = measured_text({"environment": GPU, "config": CONFIG, "blocks": [*blocks, failed],
                          "shapes": [failed], "steps": steps})
     assert max(map(len, text.splitlines())) <= tables.WIDTH
     assert [line[3] for line in cells(text, "8, 64")] == ["out of memory"]
@@ -106,8 +102,8 @@ def test_several_image_sizes_of_a_row_stand_together():
     models = [{"row": title, **MODEL, "image_size": side} for side in (192, 288)
               for title in ("ViT 16 CNN", "ResNet-18")]
     models[-1] = {"row": "ResNet-18", "batch_size": 250, "image_size": 288, "failed": OUT}
-    text = bench_text({"environment": GPU, "config": sizes, "models": models})
-    assert "192x192 and 288x288 pixels" in " ".join(text.split())
+    text = measured_text({"environment": GPU, "config": sizes, "models": models})
+    assert "image_size [192, 288]" in " ".join(text.split())
     lines = cells(text)
     assert [(line[0], line[-1]) for line in lines if "px" in line[0]] == [
         ("ViT 16 CNN, 192 px", "34"), ("ViT 16 CNN, 288 px", ""), ("ResNet-18, 192 px", "20"),
@@ -119,7 +115,7 @@ def test_several_image_sizes_of_a_row_stand_together():
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_committed_tables_are_those_of_their_json_and_csv(path):
     result = json.loads(path.read_text())
-    text = (bench_text if path.stem == "bench" else kernels_text)(result)
+    text = measured_text(result)
     assert path.with_suffix(".md").read_text() == text
     for name, rows in result.items():
         if isinstance(rows, list):
