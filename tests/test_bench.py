@@ -7,13 +7,11 @@ from PIL import Image
 from torch import nn
 
 import bench
-from mixer.bench import block, timing
+from mixer.bench import block, measure, rows, timing
 from mixer.experiments import Row
 from mixer.report.measurements import bench_text, kernels_text
-from mixer.runtime import processes
 from mixer.runtime.device import has_native_bf16
 from mixer.runtime.errors import InputError
-from mixer.runtime.processes import ChildFailed
 from tests.helpers.networks import IMAGE_SIZE, TINY
 from tests.helpers.tables import RESULTS, cells
 
@@ -29,7 +27,8 @@ def small(monkeypatch):
     monkeypatch.setattr(block, "SHAPES", {"cpu": [(2, 4, 8, 9), (2, 4, 6, 3)]})
     monkeypatch.setattr(block, "GRID", [(2, 4, 8, 9), (2, 4, 6, 3)])
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: self)
-    monkeypatch.setattr(processes, "in_fresh_process", lambda f, *args: f(*args))
+    for module in (block, measure, rows):
+        monkeypatch.setattr(module, "attempt", lambda f, *args: (f(*args), None))
     monkeypatch.setattr(timing, "COPY_FLOATS", 2**10)
     monkeypatch.setattr(timing, "MATMUL_SIDE", {"cpu": 16})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -74,9 +73,9 @@ def test_several_image_sizes_one_of_which_fails(small, tmp_path, monkeypatch, ca
     """It stays in the table, with its reason, and the exit code tells."""
     def one_fails(f, make, load, *args):
         if load.image_size == 64 and make.args[0].arch == "vit_linear":
-            raise ChildFailed("out of memory: all of it")
-        return f(make, load, *args)
-    monkeypatch.setattr(processes, "in_fresh_process", one_fails)
+            return None, "out of memory: all of it"
+        return f(make, load, *args), None
+    monkeypatch.setattr(rows, "attempt", one_fails)
     sizes = [*SMALL, "--batch-size", "2", "--image-size", "32,48,64"]
     with pytest.raises(RuntimeError, match="1 of the measurements failed"):  # exit code 1
         bench.main([*sizes, "--out", str(tmp_path)])

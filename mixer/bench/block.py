@@ -12,9 +12,8 @@ from torch import nn
 from kernels import DepthwiseGELUBN
 
 from ..experiments import Row
-from ..runtime.device import pick_amp
+from ..runtime.device import freed_memory_kept, pick_amp
 from ..runtime.processes import attempt
-from ..runtime.system import freed_memory_kept
 from .candidates import Block, block_candidates, build, build_timm
 from .measure import Load, announce, compare_training, saved_bytes
 from .timing import captured, large_copy, race

@@ -14,9 +14,8 @@ from torch import nn
 
 from ..experiments import EPOCH_IMAGES
 from ..models.flops import TRAINING_PASSES, forward_flops
-from ..runtime.device import peak_memory_mib
+from ..runtime.device import freed_memory_kept, peak_memory_mib
 from ..runtime.processes import attempt, in_one_line
-from ..runtime.system import freed_memory_kept
 from ..training.recipe import make_optimizer, train_step
 from .timing import large_copy, large_product, percentiles, race, take_in_turn
 

@@ -23,8 +23,7 @@ from mixer.bench.measure import (
 from mixer.experiments import ROWS
 from mixer.models import create_model, vit
 from mixer.models.flops import forward_flops
-from mixer.runtime import processes
-from mixer.runtime.processes import ChildFailed, in_fresh_process
+from mixer.runtime.processes import attempt
 from tests.helpers.networks import IMAGE_SIZE, tiny_convmixer
 
 LOAD = Load(2, IMAGE_SIZE, torch.device("cpu"), None)
@@ -142,7 +141,7 @@ def test_memory_counts_weights_gradients_and_both_moments():
 
     The margin is half of one more copy.
     """
-    before, after = in_fresh_process(two_sizes)
+    (before, after), _ = attempt(two_sizes)
     assert (after - before) * 2**20 / 200e6 == pytest.approx(4, abs=0.5)
 
 
@@ -156,9 +155,9 @@ def test_a_failing_candidate_is_reported_and_the_others_are_measured(monkeypatch
 
     def in_this_process(f, *args):
         if f is training_memory:
-            raise ChildFailed("out of memory: all of it")
-        return f(*args)
-    monkeypatch.setattr(processes, "in_fresh_process", in_this_process)
+            return None, "out of memory: all of it"
+        return f(*args), None
+    monkeypatch.setattr(measure, "attempt", in_this_process)
     measured = compare_training({"ours": tiny_convmixer, "broken": broken}, LOAD, 3)
     assert [row["failed"] for row in measured] == [
         "out of memory: all of it", "ValueError: no such model"]

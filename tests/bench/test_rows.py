@@ -4,12 +4,10 @@ from types import SimpleNamespace
 
 import torch
 
-from mixer.bench import rows, timing
+from mixer.bench import measure, rows, timing
 from mixer.bench.candidates import build
 from mixer.bench.measure import Load, time_training, training_memory
 from mixer.experiments import Row
-from mixer.runtime import processes
-from mixer.runtime.processes import ChildFailed
 from tests.helpers.networks import IMAGE_SIZE, TINY
 
 CPU = torch.device("cpu")
@@ -24,9 +22,9 @@ def test_rows_are_visited_in_turn_and_a_late_failure_counts(monkeypatch):
     def visit(f, make, load, repeats):
         visits.append((make.args[0].title, repeats))
         if len(visits) == 4:
-            raise ChildFailed("out of memory: all of it")
-        return f(make, load, repeats)
-    monkeypatch.setattr(processes, "in_fresh_process", visit)
+            return None, "out of memory: all of it"
+        return f(make, load, repeats), None
+    monkeypatch.setattr(rows, "attempt", visit)
     monkeypatch.setattr(timing, "COPY_FLOATS", 2**10)
     monkeypatch.setattr(timing, "MATMUL_SIDE", {"cpu": 16})
     models = rows.measure_rows(CONFIG, [CONVMIXER, LINEAR], Load(8, IMAGE_SIZE, CPU, None))
@@ -45,11 +43,12 @@ def test_compare_with_peers_in_turn(monkeypatch):
 
     def in_this_process(f, make, load, *args):
         if f is training_memory:
-            return {"training_mib": 200.0 if make.func is build else 100.0}
+            return {"training_mib": 200.0 if make.func is build else 100.0}, None
         if f is time_training:
             runs.append((make.func is build, load.amp, args))
-        return f(make, load, *args)
-    monkeypatch.setattr(processes, "in_fresh_process", in_this_process)
+        return f(make, load, *args), None
+    for module in (rows, measure):
+        monkeypatch.setattr(module, "attempt", in_this_process)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(rows, "build_peer", peer)
     load = Load(2, IMAGE_SIZE, CPU, torch.bfloat16)

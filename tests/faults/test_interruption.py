@@ -37,8 +37,7 @@ def test_a_signal_at_a_chosen_moment_of_the_loop(train, pictures, tmp_path, whol
 
 
 @pytest.mark.parametrize("where", [
-    "mixer.data.images.find_images", "mixer.models.create_model", "os.pwrite",
-    "mixer.report.figures.draw_curves", "mixer.report.runs.summarise"])
+    "mixer.models.create_model", "os.pwrite", "mixer.report.runs.summarise"])
 def test_a_signal_outside_the_loop_ends_the_process(train, pictures, tmp_path, whole, where):
     arguments = [*SHORT, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto"]
     result = train(*arguments, plants=[Plant(where, signal.SIGTERM)])
@@ -66,14 +65,6 @@ def test_a_second_ctrl_c_leaves_at_once(train, pictures, tmp_path, whole):
     assert_whole_files(tmp_path / "run")
     assert train(*arguments).returncode == 0
     assert_same_run(whole, tmp_path / "run")
-
-
-def test_ignored_signals_stay_ignored(train, pictures, tmp_path):
-    """As nohup and a shell's background jobs ask for."""
-    plant = Plant(TRAIN_STEP, signal.SIGHUP, 3)
-    result = train(*SHORT, "--data", pictures, "--out", tmp_path / "run", plants=[plant],
-                   ignored=[signal.SIGHUP])
-    assert result.returncode == 0
 
 
 @pytest.mark.parametrize("count", [25, pytest.param(1000, marks=pytest.mark.campaign)])
