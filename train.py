@@ -137,6 +137,8 @@ def load_data(config, images, out, device, world):
     of the files' bytes)."""
     if "val" in images.splits and config.val_fraction != Config.val_fraction:
         raise InputError(f"--val-fraction: {images.path} comes with a validation set; leave it out")
+
+    # decode and split
     print(describe(images), flush=True)
     array, faults, digests = pack(images, config.image_size, config.cache)
     report = out / "bad_images.csv" if world.rank == 0 else None

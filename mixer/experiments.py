@@ -11,17 +11,12 @@ from pathlib import Path
 CURVES = Path(__file__).with_name("published_curves.csv")  # a line per model and 100 steps
 EPOCH_IMAGES = 25_000  # the full Dogs vs. Cats training set
 ORIGINAL_CLASSES = ["cat", "dog"]
-# the original's options of train.py, beside those of its rows
+# of train.py: with these options, and those of the rows, a run can be compared to the published
+# curves; None in a run means that its model has no such option
 RECIPE = {"dim": 512, "heads": 8, "kernel_size": 9, "image_size": 192, "batch_size": 250,
           "lr": 1e-4, "weight_decay": 0.0, "schedule": "constant", "warmup": 0, "clip_grad": None,
           "label_smoothing": 0.0, "log_every": 100, "act": "gelu", "qkv_bias": False,
           "norm_eps": 1e-5, "init_from": None}
-# options in which a run may differ and still be compared to the published curves, those of the rows
-# and of older versions included; every other one must be as in RECIPE, or off
-MAY_DIFFER = {
-    "arch", "patch", "depth", "rows", "seed", "seeds", "steps", "epochs", "amp", "compile",
-    "kernels", "val_fraction", "bad_images", "data", "cache", "device", "out", "resume",
-    "debug", "workers", "data_on_device", "require_acc"}
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ def load_checkpoint(path: Path | str, verify: bool = False) -> dict:
     if not path.exists():
         raise ValueError(f"there is no checkpoint {shown}")
     try:
+        # not something else, by its type and its first bytes
         if not path.is_file():  # opening a named pipe would wait for ever
             raise ValueError("not a file")
         with open(path, "rb") as file:
@@ -46,12 +47,16 @@ def load_checkpoint(path: Path | str, verify: bool = False) -> dict:
         for first, kind in OTHER_FILES.items():
             if start.startswith(first):
                 raise ValueError(f"it is {kind}")
+
+        # a zip, as torch.save writes
         if verify or zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
                 if any(name.endswith("/constants.pkl") for name in file.namelist()):
                     raise ValueError("it is a TorchScript file; save the state dict of its model")
                 if verify and (damaged := file.testzip()):
                     raise ValueError(f"{damaged} in it is damaged")
+
+        # the contents
         if path.suffix == ".safetensors":  # what timm downloads
             from safetensors.torch import load_file
             return load_file(path)

@@ -2,7 +2,7 @@
 import math
 import statistics
 
-from ..experiments import EPOCH_IMAGES, MAY_DIFFER, ORIGINAL_CLASSES, RECIPE, published_curves
+from ..experiments import EPOCH_IMAGES, ORIGINAL_CLASSES, RECIPE, published_curves
 from .runs import Run
 
 POINT_IMAGES = 25_000  # a published point is a mean over 100 steps of 250 images
@@ -11,13 +11,11 @@ POINT_IMAGES = 25_000  # a published point is a mean over 100 steps of 250 image
 def is_original(run: Run) -> bool:
     """Whether a run had the original's recipe and images, and logs what was published.
 
-    An option that is neither in RECIPE nor in MAY_DIFFER must be off. None means that the
-    model has no such option.
+    Free are the seed, the autocast dtype, the number of steps, and how many images are held out.
     """
     return (run.summary["classes"] == ORIGINAL_CLASSES
             and run.summary["data"].startswith(f"{EPOCH_IMAGES:,} images")
-            and all(value in (None, RECIPE.get(name, False)) for name, value in run.config.items()
-                    if name not in MAY_DIFFER))
+            and all(run.config.get(name, value) in (value, None) for name, value in RECIPE.items()))
 
 
 def judge(runs: dict[str, list[Run]]) -> list[dict]:

@@ -137,6 +137,8 @@ def run(main: Callable[[list[str]], object], argv: list[str]) -> typing.NoReturn
     except (Exception, KeyboardInterrupt) as e:
         if "--debug" in argv:
             traceback.print_exc()
+
+        # one line, from rank 0 if all ranks have it
         e = Interrupted(signal.SIGINT) if isinstance(e, KeyboardInterrupt) else e
         if rank == 0 or not isinstance(e, (UsageError, Diverged, Interrupted)):
             prefix = f"error (rank {rank}): " if rank else "error: "

@@ -22,18 +22,16 @@ class Config:
     depth: int | None = option(None, "blocks; original: 4")
     heads: int | None = option(None, "attention heads (ViT), must divide dim; original: 8")
     kernel_size: int | None = option(None, "depthwise kernel side (ConvMixer), odd; original: 9")
-    act: str | None = option(None, "activation (ConvMixer): relu, or gelu, which is fused; "
-                             "original: gelu")
+    act: str | None = option(None, "activation (ConvMixer): gelu (original, fused) or relu")
     qkv_bias: bool | None = option(None, "biases of queries, keys and values (ViT), as timm's")
     norm_eps: float | None = option(None, "eps of LayerNorm (ViT); timm's: 1e-6; original: 1e-5")
-    init_from: str | None = option(None, "checkpoint to start from: ours, timm's, torchvision's; a "
-                                   "head of another size or other classes is reinitialised")
+    init_from: str | None = option(None, "checkpoint to start from: ours, timm's, torchvision's")
     # images
     image_size: int = option(192, "side in pixels; images are squeezed to a square", least=1)
     data: str | None = option(None, "image folder or zip; default: a demo with small settings")
     cache: str | None = option(None, "folder for decoded images; default: ~/.cache/vit-convmixer")
-    val_fraction: float = option(0.1, "fraction of each class held out for validation; "
-                                 "original: 0", least=0, below=1)
+    val_fraction: float = option(0.1, "fraction of each class held out; original: 0",
+                                 least=0, below=1)
     bad_images: str = option("report", "damaged images: report all and stop, or skip them",
                              choices=("report", "skip"))
     # machine

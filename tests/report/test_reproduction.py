@@ -1,6 +1,5 @@
 """Made-up runs whose curves are the published ones, shifted."""
 import math
-from dataclasses import replace
 
 import pytest
 
@@ -50,20 +49,12 @@ def test_a_point_between_two_seeds_is_inside(tmp_path):
 
 @pytest.mark.parametrize("change", [
     {"lr": 2e-4}, {"batch_size": 32}, {"schedule": "cosine"}, {"clip_grad": 1.0}, {"dim": 256},
-    {"log_every": 50}, {"qkv_bias": True}, {"norm_eps": 1e-6}, {"images": 4000},
-    {"classes": ("Abyssinian", "Bengal", "Birman")},
+    {"log_every": 50}, {"images": 4000}, {"classes": ("Abyssinian", "Bengal", "Birman")},
 ])
 def test_other_recipes_are_not_compared(tmp_path, change):
     finished_run(tmp_path, NAME, **change)
     (run,), = find_runs(tmp_path).values()
     assert not is_original(run) and judged(tmp_path) == []
-
-
-def test_an_option_that_nobody_thought_of_must_be_off(tmp_path):
-    finished_run(tmp_path, NAME)
-    (run,), = find_runs(tmp_path).values()
-    for value, original in ((False, True), (None, True), (0.0, True), (0.2, False), (True, False)):
-        assert is_original(replace(run, config={**run.config, "mixup": value})) == original
 
 
 def test_seed_dtype_and_number_of_steps_are_free(tmp_path):
