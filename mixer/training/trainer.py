@@ -107,7 +107,8 @@ class Trainer:
         config, state = self.config, self.state
         while True:
             # every --log-every steps: validate, save, log
-            if ended := self.interval_ended():
+            due = state.step % config.log_every == 0 or state.step >= config.steps
+            if ended := due and state.step > state.last_row_step():
                 self.end_interval()
 
             # a signal ends the run; several ranks agree on it at the end of an interval
@@ -139,11 +140,6 @@ class Trainer:
         x = augment(images, flip, angle)
         self.clock.waited += time.perf_counter() - start
         return x, y
-
-    def interval_ended(self) -> bool:
-        step, config = self.state.step, self.config
-        due = step % config.log_every == 0 or step >= config.steps
-        return due and step > self.state.last_row_step()
 
     def end_interval(self) -> None:
         """Validate, save, log. Raises Diverged before anything is saved."""

@@ -136,14 +136,14 @@ def test_killed_while_decoding_and_started_again(train, pictures, tmp_path, whol
 
 def test_arch_all_stopped_and_resumed(train, pictures, tmp_path):
     """The signal goes to the row that runs, which saves; the next call goes on with it."""
-    arguments = ["--arch", "all", "--rows", "convmixer-p24,resnet18", "--data", pictures,
+    arguments = ["--arch", "all", "--rows", "convmixer-p24,convmixer-p16", "--data", pictures,
                  "--image-size", 48, "--batch-size", 4, "--device", "cpu", "--log-every", 1,
                  "--out", tmp_path / "all", "--resume", "auto", "--steps", 100_000]
     process = train.start(*arguments).wait_for("\nstep     2")
     process.send(signal.SIGTERM)
     result = process.wait()
     assert result.returncode == 143
-    assert "stopped by SIGTERM in ResNet-18" not in result.stderr, "it went on"
+    assert "stopped by SIGTERM in ConvMixer 16" not in result.stderr, "it went on"
     row, command = result.stderr.splitlines()
     assert row.startswith("stopped by SIGTERM at step ")
     assert command.startswith("stopped by SIGTERM in ConvMixer 24; go on with the same command")

@@ -224,7 +224,7 @@ def test_torchrun_stopped_stops_its_workers_saved(pictures, tmp_path):
 
 def test_several_rows_in_one_torchrun(pictures, tmp_path):
     """The ranks of the second row find each other, not those of the first."""
-    process = torchrun(2, "--arch", "all", "--rows", "convmixer-p24,resnet18", "--steps", 2,
+    process = torchrun(2, "--arch", "all", "--rows", "convmixer-p24,convmixer-p16", "--steps", 2,
                        "--data", pictures, "--image-size", 48, "--batch-size", 4, "--device", "cpu",
                        "--out", tmp_path / "all", "--cache", tmp_path / "cache")
     out, err = process.communicate(timeout=HANGS)
