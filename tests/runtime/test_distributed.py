@@ -109,6 +109,13 @@ def test_as_one_process_with_the_same_batch(ranks, train, pictures, tmp_path, mo
     assert f"in {count} processes" in results[0].stdout
     assert_same_numbers(one, several)
 
+    # from weights that rank 0 alone loads
+    arguments += ["--steps", 10, "--init-from", one / "last.pt"]
+    started, several_started = tmp_path / "started", tmp_path / "several started"
+    assert train(*arguments, "--out", started).returncode == 0
+    assert exit_codes(ranks(count, *arguments, "--out", several_started)) == [0] * count
+    assert_same_numbers(started, several_started)
+
     # the files
     environment, split, summary = (json.loads((several / f"{name}.json").read_text())
                                    for name in ("environment", "split", "summary"))
