@@ -14,10 +14,8 @@ from .errors import InputError
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "off": None}
 PACKAGES = ("torch", "triton", "numpy", "pillow")
-# mallopt(3): {parameter: (to keep what is freed, glibc's default)}. No block comes from mmap, which
-# free() would unmap; the top of the heap (bytes) is never given back.
+# mallopt(3)
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
-MALLOPT = {M_MMAP_MAX: (0, 65536), M_TRIM_THRESHOLD: (-1, 128 * 1024)}
 
 
 def pick_device(name: str) -> torch.device:
@@ -78,13 +76,13 @@ def freed_memory_kept() -> Iterator[None]:
     pages are mapped and cleared again. Afterwards glibc's defaults hold.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda parameter, value: None)
-    for parameter, (keep, _) in MALLOPT.items():
-        mallopt(parameter, keep)
+    mallopt(M_MMAP_MAX, 0)         # no block comes from mmap, which free() would unmap
+    mallopt(M_TRIM_THRESHOLD, -1)  # the top of the heap is never given back
     try:
         yield
     finally:
-        for parameter, (_, default) in MALLOPT.items():
-            mallopt(parameter, default)
+        mallopt(M_MMAP_MAX, 65536)
+        mallopt(M_TRIM_THRESHOLD, 128 * 1024)
 
 
 def cores() -> int:
