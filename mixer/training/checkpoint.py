@@ -124,9 +124,11 @@ def checkpoint_to_resume(resume: str | None, out: Path, identity: dict,
         try:
             checkpoint = load_checkpoint(path, verify=True)
             check_identity(checkpoint, identity)
-            bring_best(checkpoint, path.with_name("best.pt"), out / "best.pt")
         except ValueError as e:
             raise InputError(f"--resume: {e}") from None
+        if checkpoint["state"]["best"] and not (out / "best.pt").exists():
+            print(f"there is no best.pt in {printable(out)}: the best starts anew")
+            checkpoint["state"]["best"] = None
     return world.broadcast(checkpoint)
 
 
@@ -142,19 +144,3 @@ def check_identity(checkpoint: dict, identity: dict) -> None:
                    for key, value in identity.items() if saved.get(key) != value]
     if differences:
         raise ValueError(f"the checkpoint is of another run: {', '.join(differences)}")
-
-
-def bring_best(checkpoint: dict, source: Path, target: Path) -> None:
-    """best.pt comes along from beside the checkpoint; where it is not, the best starts anew."""
-    state = checkpoint["state"]
-    best = state["best"]
-    if best is None:
-        return
-    if source.exists() and source.resolve() != target.resolve():
-        contents = load_checkpoint(source, verify=True)
-        if contents.get("row") == best:
-            save_checkpoint(target, contents)
-            print(f"best.pt of step {best['step']:,} comes along from {printable(source)}")
-    if not target.exists():
-        state["best"] = None
-        print(f"the best row, of step {best['step']:,}, has no best.pt: the best starts anew")
