@@ -9,13 +9,14 @@ python train.py --arch convmixer --patch 24 --data dogs-vs-cats.zip
 import contextlib
 import datetime
 import sys
+import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from kernels import fuse, why_not_triton
+from kernels import fuse
 from mixer.data.batches import Subset, fits_on, split
 from mixer.data.cache import decode_to_cache, drop_damaged
 from mixer.data.demo import drawn_images
@@ -26,70 +27,60 @@ from mixer.report.figures import draw_curves
 from mixer.report.pictures import write_pictures
 from mixer.report.runs import summarise
 from mixer.runtime.cli import run
-from mixer.runtime.device import (
-    describe_amp,
-    environment,
-    explain_out_of_memory,
-    pick_amp,
-    pick_device,
-)
+from mixer.runtime.device import dtype_name, environment, pick_amp, pick_device
 from mixer.runtime.distributed import process_group, rank_and_size
 from mixer.runtime.errors import InputError, printable
 from mixer.runtime.files import locked, writable_folder, write_json
-from mixer.training.checkpoint import checkpoint_to_resume, run_identity, start_from
-from mixer.training.config import DEMO, MODEL_OPTIONS, Config, has_several_runs, read_config
+from mixer.training.checkpoint import checkpoint_to_resume, init_from_checkpoint, run_identity
+from mixer.training.config import DEMO, differences, has_several_runs, read_config
 from mixer.training.recipe import predict
 from mixer.training.several import train_all
 from mixer.training.trainer import Trainer
 
 
 def main(argv):
+    # the options
     config = read_config(argv, __doc__)
-    usual = vars(Config()) | (DEMO if config.data is None else {})
-    print("config:", printable(in_words({name: value for name, value in vars(config).items()
-                                         if value != usual[name]})))
+    print(options_text("config:", differences(config)))
     if config.data is None:
-        print("no --data: training on drawn cats and dogs, "
-              f"with demo-sized settings ({in_words(DEMO)})")
+        print(options_text("no --data: drawn cats and dogs, with", DEMO))
+    name = row_name(config.arch, config.patch, config.depth)
+    out = Path(config.out or f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
 
     # the device and the dtype
     device = pick_device(config.device)
     amp = pick_amp(config.amp, device)
-    no_gpu = config.device == "auto" and device.type == "cpu"
-    print(f"device: {device}{' (no CUDA device here)' if no_gpu else ''}\n"
-          f"dtype: {describe_amp(config.amp, device)}", flush=True)
+    print(f"device: {device}, dtype: {dtype_name(amp)}", flush=True)
 
-    # one run, or several
-    name = row_name(config.arch, config.patch, config.depth)
+    # several runs, or one
     if has_several_runs(config):
         rank, _ = rank_and_size()
-        with claimed_folder(config, name, rank) as out:
+        with claimed_folder(out, config.resume, rank):
             train_all([sys.executable, __file__], config, out, rank)
     else:
         with (process_group(device, seed_folder(name, config.seed)) as world,
-              claimed_folder(config, name, world.rank) as out):
+              claimed_folder(out, config.resume, world.rank)):
             train_one(config, name, out, device, amp, world)
 
 
-def in_words(values):
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+def options_text(start, options):
+    words = ", ".join(f"{name} {value}" for name, value in options.items())
+    return textwrap.fill(printable(f"{start} {words or 'the defaults'}"), 100)
 
 
 @contextlib.contextmanager
-def claimed_folder(config, name, rank):
-    """The folder of the results, which rank 0 makes, checks, and locks against a second run."""
-    out = Path(config.out or f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
-    if rank:
-        yield out
-        return
-
+def claimed_folder(out, resume, rank):
+    """Inside, rank 0 holds the folder of the results, which it makes, checks and locks."""
     def busy():
         raise InputError(f"--out: another process is training in {out}")
+    if rank:
+        yield
+        return
     with locked(writable_folder(out, "--out") / ".lock", busy):
-        if (out / "config.json").exists() and config.resume != "auto":
+        if (out / "config.json").exists() and resume != "auto":
             raise InputError(f"--out: {out} holds another run; add --resume auto to go on with it, "
                              "or choose another --out")
-        yield out
+        yield
 
 
 def train_one(config, name, out, device, amp, world):
@@ -107,19 +98,19 @@ def train_one(config, name, out, device, amp, world):
     checkpoint = checkpoint_to_resume(config.resume, out, identity, world)
 
     # the model
-    options = {option: getattr(config, option) for option in MODEL_OPTIONS}
     torch.manual_seed(config.seed)
-    with explain_out_of_memory(config, device):
-        model = create_model(config.arch, image_size=config.image_size,
-                             num_classes=len(images.classes), **options).to(device)
-    if config.init_from is not None:
-        print("--init-from ignored: resuming from the checkpoint" if checkpoint else
-              start_from(config, model, images.classes, world))
-    if synced := config.sync_bn and world.size > 1:
-        if device.type != "cuda":
-            raise InputError("--sync-bn needs CUDA devices: PyTorch has it for no other")
+    model = create_model(config.arch, image_size=config.image_size,
+                         num_classes=len(images.classes), **config.model_options).to(device)
+    if checkpoint and config.init_from:
+        print("--init-from ignored: resuming from the checkpoint")
+    elif config.init_from and world.rank == 0:  # the other ranks take its weights over
+        print(init_from_checkpoint(config.init_from, model, images.classes))
+    if config.sync_bn and world.size > 1:  # such a model is not fused
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    print(f"kernels: {pick_kernels(config.kernels, model, device, synced)}")
+    fused = 0
+    with contextlib.suppress(ValueError):  # there is nothing to fuse
+        fused = fuse(model) if config.kernels == "auto" else 0
+    print("kernels:", f"{fused} depthwise units fused" if fused else "plain PyTorch")
 
     # where it starts
     trainer = Trainer(model, train_set, val_set, config, out, device=device, amp=amp,
@@ -127,7 +118,7 @@ def train_one(config, name, out, device, amp, world):
     if checkpoint:
         trainer.resume(checkpoint)
         print(f"resumed at step {trainer.state.step:,}")
-    if trainer.state.step >= trainer.steps and world.broadcast((out / "summary.json").exists()):
+    if trainer.state.step >= config.steps and world.broadcast((out / "summary.json").exists()):
         print(f"{name} is trained already, to step {trainer.state.step:,}: nothing to do")
         return
 
@@ -139,27 +130,11 @@ def train_one(config, name, out, device, amp, world):
         write_json(out / "config.json", vars(config))
         write_json(out / "environment.json", {**environment(device), "processes": world.size})
     processes = f" in {world.size} processes" if world.size > 1 else ""
-    print(f"{name}: {parameters:,} parameters, {trainer.steps:,} steps of "
-          f"{config.batch_size} images{processes}, into {printable(out)}", flush=True)
+    print(f"{name}: {parameters:,} parameters, {config.steps:,} steps of "
+          f"{config.batch_size} images{processes}\ninto {printable(out)}", flush=True)
     trainer.fit()
     if world.rank == 0:
         write_results(trainer, name, images, parameters, (time.perf_counter() - start) / 60)
-
-
-def pick_kernels(choice, model, device, synced):
-    """Fuse what can be fused, unless --kernels is "torch". Returns what was done, and why."""
-    if choice == "torch":
-        return "plain PyTorch (--kernels torch)"
-    if synced:  # a fused block would call its parts, and warn
-        return "plain PyTorch (--sync-bn)"
-    try:
-        count = fuse(model)
-    except ValueError:
-        return f"plain PyTorch ({type(model).__name__} has no depthwise conv + GELU + BatchNorm)"
-    if not (reason := why_not_triton(device)):
-        return f"{count} depthwise units fused, in Triton"
-    implementation = "on the CPU" if device.type == "cpu" else "in plain PyTorch"
-    return f"{count} depthwise units fused, {implementation} ({reason})"
 
 
 def load_data(config, images, out, device, world):
@@ -197,9 +172,9 @@ def load_data(config, images, out, device, world):
 def write_results(trainer, name, images, parameters, minutes):
     """Write summary.json, then the pictures."""
     config, out, state, val_set = trainer.config, trainer.out, trainer.state, trainer.val_set
-    summary = summarise(name, config, state, parameters=parameters, steps=trainer.steps,
+    summary = summarise(name, config, state, parameters=parameters, steps=config.steps,
                         classes=images.classes, data=describe(images),
-                        dtype=str(trainer.amp or torch.float32).removeprefix("torch."))
+                        dtype=dtype_name(trainer.amp))
     write_json(out / "summary.json", summary)
     draw_curves(out / "curves.png", state.rows, name)
     probabilities = None
@@ -209,8 +184,8 @@ def write_results(trainer, name, images, parameters, minutes):
     write_pictures(out, trainer.model, name, val_set, [images.files[i] for i in val_set.indices],
                    trainer.device, probabilities, images.classes)
     subset = "train" if summary["val_acc"] is None else "val"
-    print(f"{name}: final {subset} accuracy {summary[f'{subset}_acc']:.3f} after {minutes:.1f} "
-          f"minutes; results are in {printable(out)}")
+    print(f"final {subset} accuracy {summary[f'{subset}_acc']:.3f} after {minutes:.1f} minutes, "
+          f"in {printable(out)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """What all tests share: commands, pictures, and the counts of survived faults."""
 import json
 import os
+import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 # before torch is imported: tiny tensors gain nothing from threads, and tests run side by side
@@ -20,6 +22,7 @@ from PIL import Image
 
 from kernels import depthwise_cpu
 from kernels import module as kernels_module
+from mixer.runtime import cli
 from tests.helpers.commands import Command
 
 FAULTS = Path(__file__).parent / "faults"
@@ -37,10 +40,12 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True)
-def small_maps_are_fused(monkeypatch):
+def small_maps_are_fused():
     """On the maps of these tests the parts are faster, and the fused block would never run."""
-    monkeypatch.setattr(depthwise_cpu, "fusing_pays", lambda *args: True)
-    monkeypatch.setattr(kernels_module, "FEWEST_RESULTS", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(depthwise_cpu, "fusing_pays", lambda *args: True)
+        patch.setattr(kernels_module, "FEWEST_RESULTS", 0)
+        yield patch
 
 
 @pytest.fixture(scope="session")
@@ -75,10 +80,31 @@ def command(tmp_path):
 
 
 @pytest.fixture
-def train(command):
-    """train(*arguments) -> the finished process; train.start(*arguments) -> a running one."""
+def call(tmp_path, capsys, small_maps_are_fused):
+    """call(main, *arguments) -> CompletedProcess of a command that runs in this process."""
+    def run(main, *arguments):
+        small_maps_are_fused.undo()  # bit for bit as in a process of its own
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            patch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+            patch.setattr(sys, "stdout", sys.stdout)  # comes back from a rank that prints nothing
+            warnings.simplefilter("error", UserWarning)  # pytest would keep it from stderr
+            with pytest.raises(SystemExit) as e:
+                cli.run(main, list(map(str, arguments)))
+        return subprocess.CompletedProcess(arguments, e.value.code, *capsys.readouterr())
+    return run
+
+
+@pytest.fixture
+def train(command, call):
+    """train(*arguments) -> the finished command; train.start(*arguments) -> a running process.
+
+    With options of Command, it runs in a process of its own; without, in this one.
+    """
     def run(*arguments, **options):
-        return command("train.py", *arguments, **options).wait()
+        if options:
+            return command("train.py", *arguments, **options).wait()
+        from train import main
+        return call(main, *arguments)
     run.start = lambda *arguments, **options: command("train.py", *arguments, **options)
     return run
 

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import shlex
 import shutil
 import signal
@@ -16,8 +17,8 @@ from PIL import Image
 
 import train as script
 from mixer.models import load_weights
+from mixer.models.weights import load_checkpoint
 from mixer.report import __main__ as report
-from mixer.runtime.checkpoint import load_checkpoint
 from mixer.runtime.errors import InputError
 from mixer.runtime.files import read_csv
 from tests.helpers.commands import TINY
@@ -36,8 +37,11 @@ def test_a_run_leaves_everything_it_promises(train, pictures, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stderr == "", "no bar where there is no terminal"
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("config: arch convmixer, patch 8")
-    assert "weight_decay" not in lines[0], "only what is not the default"
+    changed = result.stdout.split("device:")[0]
+    assert changed.startswith("config: arch convmixer, patch 8, dim 16,")
+    assert "act gelu" not in changed and "weight_decay" not in changed, "no default"
+    assert max(len(line) for line in lines if str(tmp_path) not in line) <= 100
+    assert re.fullmatch(r"final val accuracy [01]\.\d+ after \d\.\d minutes, in .*/run", lines[-1])
     assert (f"40 images in {pictures.name} (class in the file name, folder), "
             "2 classes: cat 20, dog 20") in result.stdout
     assert "36 training and 4 validation images" in result.stdout
@@ -77,6 +81,17 @@ def test_folder_and_zip_give_the_same_run(train, pictures, tmp_path):
     assert splits[0] == splits[1]
 
 
+def test_a_run_in_the_folder_of_its_images_resumes(train, pictures, tmp_path):
+    """Its figures there are no images of the data."""
+    data = shutil.copytree(pictures, tmp_path / "data")
+    arguments = [*TINY, "--data", data, "--out", data, "--resume", "auto"]
+    for steps in (2, 4):
+        result = train(*arguments, "--steps", steps)
+        assert result.returncode == 0, result.stderr
+        assert "36 training and 4 validation images" in result.stdout
+    assert "resumed at step 2" in result.stdout
+
+
 def test_without_validation(train, pictures, tmp_path):
     out = tmp_path / "run"
     result = train(*TINY, "--data", pictures, "--steps", 4, "--val-fraction", 0, "--out", out)
@@ -86,21 +101,6 @@ def test_without_validation(train, pictures, tmp_path):
     assert not (out / "best.pt").exists()
     assert "40 training and 0 validation images" in result.stdout
     assert "final train accuracy" in result.stdout
-
-
-def test_damaged_images_stop_or_are_skipped(train, pictures, tmp_path):
-    data = shutil.copytree(pictures, tmp_path / "damaged")
-    (data / "cat.1.png").write_bytes(b"")
-    (data / "dog.2.png").write_bytes((data / "dog.2.png").read_bytes()[:500])
-    arguments = [*TINY, "--data", data, "--steps", 4, "--out", tmp_path / "run"]
-    stopped = train(*arguments)
-    assert stopped.returncode == 2 and len(stopped.stderr.splitlines()) == 1
-    assert "2 of 40 images do not decode: cat.1.png (empty file), dog.2.png" in stopped.stderr
-    skipped = train(*arguments, "--bad-images", "skip")
-    assert skipped.returncode == 0, skipped.stderr
-    assert "skipped 2 of 40" in skipped.stdout
-    assert "34 training and 4 validation" in skipped.stdout
-    assert (tmp_path / "run" / "bad_images.csv").read_text().count("\n") == 3
 
 
 def test_a_progress_bar_on_a_terminal(train, pictures, tmp_path):
@@ -118,8 +118,7 @@ def test_a_progress_bar_on_a_terminal(train, pictures, tmp_path):
                 shown += os.read(ours, 4096)
     assert process.code() == 0
     text = shown.decode()
-    assert "200/200" in text and "loss 0." in text and "<" in text
-    assert "images/s" in text.split("200/200")[0]
+    assert "200/200" in text and "step/s" in text and "\rstep   100 | train loss 0." in text
 
 
 def test_three_classes_and_compile(train, tmp_path):
@@ -132,7 +131,8 @@ def test_three_classes_and_compile(train, tmp_path):
         pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
     out = tmp_path / "run"
-    result = train(*TINY, "--data", tmp_path / "data", "--steps", 3, "--compile", "--out", out)
+    result = train.start(*TINY, "--data", tmp_path / "data", "--steps", 3, "--compile",
+                         "--out", out).wait()
     assert result.returncode == 0, result.stderr
     names = set(load_checkpoint(out / "last.pt")["state_dict"])
     assert "head.weight" in names and not any("_orig_mod" in name for name in names)
@@ -147,7 +147,7 @@ def test_several_rows_go_on_after_a_failure_and_resume(train, pictures, tmp_path
     arguments = ["--arch", "all", "--rows", "convmixer-p16,convmixer-p24", "--data", pictures,
                  "--image-size", 48, "--batch-size", 4, "--steps", 2, "--device", "cpu",
                  "--out", out, "--cache", tmp_path / "cache"]
-    first = train(*arguments)
+    first = train.start(*arguments).wait()
     assert first.returncode == 1
     assert "ConvMixer 16 failed with exit code 2; going on" in first.stderr
     table = " ".join((out / "table.md").read_text().split())  # the columns are aligned
@@ -156,7 +156,7 @@ def test_several_rows_go_on_after_a_failure_and_resume(train, pictures, tmp_path
     finished = out / "convmixer-p24" / "last.pt"
     before = finished.stat().st_mtime_ns
     (out / "convmixer-p16").unlink()
-    second = train(*arguments, "--resume", "auto")
+    second = train.start(*arguments, "--resume", "auto").wait()
     assert second.returncode == 0, second.stderr
     assert second.stdout.count("trained already") == 1 and "2 of 2 runs done" in second.stdout
     assert finished.stat().st_mtime_ns == before
@@ -172,7 +172,7 @@ def test_several_seeds_of_one_model_resume_and_are_reported_again(train, picture
     single = train(*arguments, "--out", tmp_path / "runs" / "convmixer-p8-d1")
     assert single.returncode == 0, single.stderr
     out = tmp_path / "runs"
-    several = train(*arguments, "--out", out, "--seeds", "0,1")
+    several = train.start(*arguments, "--out", out, "--seeds", "0,1").wait()
     assert several.returncode == 0, several.stderr
     assert several.stdout.count("trained already") == 1 and "2 of 2 runs done" in several.stdout
     for seed, folder in enumerate(("", "-seed1")):
@@ -213,9 +213,7 @@ def test_kernels_are_chosen_named_and_interchangeable(pictures, tmp_path, capsys
     common = [*TINY, "--data", pictures, "--cache", tmp_path, "--log-every", 5, "--resume", "auto",
               "--amp", "off"]
     for out, kernels, steps, printed in (
-            ("fused", "auto", 10,
-             "1 depthwise units fused, on the CPU (Triton kernels need a CUDA device"),
-            ("both", "torch", 5, "plain PyTorch (--kernels torch)"),
+            ("fused", "auto", 10, "1 depthwise units fused"), ("both", "torch", 5, "plain PyTorch"),
             ("both", "auto", 10, "1 depthwise units fused")):
         arguments = [*common, "--out", tmp_path / out, "--steps", steps, "--kernels", kernels]
         script.main(list(map(str, arguments)))
@@ -228,7 +226,7 @@ def test_kernels_are_chosen_named_and_interchangeable(pictures, tmp_path, capsys
            "--image-size", 32, "--batch-size", 8, "--device", "cpu", "--data", pictures,
            "--cache", tmp_path, "--steps", 1, "--out", tmp_path / "vit"]
     script.main(list(map(str, vit)))
-    assert "kernels: plain PyTorch (ViT has no depthwise" in capsys.readouterr().out
+    assert "kernels: plain PyTorch" in capsys.readouterr().out
 
 
 def test_fine_tuning_starts_from_another_run(train, pictures, tmp_path):
@@ -252,16 +250,6 @@ def test_fine_tuning_starts_from_another_run(train, pictures, tmp_path):
                  "--act", "relu")
     assert relu.returncode == 2 and relu.stderr.count("\n") == 1
     assert "trained with act 'gelu', and this model has 'relu'" in relu.stderr
-
-
-def test_a_second_run_in_one_folder_is_refused(train, pictures, tmp_path):
-    arguments = [*TINY, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto",
-                 "--steps", 100_000]
-    first = train.start(*arguments).wait_for("into")
-    second = train(*arguments)
-    first.send(signal.SIGTERM)
-    assert second.returncode == 2 and "another process is training" in second.stderr
-    assert first.wait().returncode == 143
 
 
 def test_what_was_written_for_a_shorter_run_does_not_stay(train, pictures, tmp_path):

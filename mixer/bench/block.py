@@ -9,9 +9,8 @@ from torch import nn
 
 from ..experiments import Row
 from ..models import create_model
-from ..runtime.device import pick_amp
+from ..runtime.device import freed_memory_kept, pick_amp
 from ..runtime.processes import attempt
-from ..runtime.system import freed_memory_kept
 from .candidates import block_candidates, build, their_model
 from .measure import Workload, announce, measure_in_turn, saved_bytes
 from .timing import race

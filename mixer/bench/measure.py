@@ -16,9 +16,8 @@ from torch import nn
 from ..experiments import EPOCH_IMAGES, Row
 from ..models import create_model
 from ..models.flops import forward_flops
-from ..runtime.device import peak_memory_mib, pick_amp
+from ..runtime.device import freed_memory_kept, peak_memory_mib, pick_amp
 from ..runtime.processes import attempt
-from ..runtime.system import freed_memory_kept
 from ..training.recipe import make_optimizer, train_step
 from .candidates import PEERS, build, peer_model
 from .data import measure_data

@@ -4,7 +4,6 @@ Everything random is a function of (seed, epoch, sample), not of workers, batche
 """
 import functools
 import hashlib
-import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
@@ -129,7 +128,3 @@ class Stream:
         samples = [order(self.seed, int(epoch), self.count)[places[epochs == epoch]]
                    for epoch in np.unique(epochs)]
         return epochs, np.concatenate(samples)
-
-    def steps(self, epochs: float) -> int:
-        """The number of steps that show every image `epochs` times."""
-        return math.ceil(epochs * self.count / self.batch_size)

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..runtime.device import cores
 from ..runtime.errors import InputError, listed
 from ..runtime.files import cache_home, locked, save_atomically, writable_folder, write_csv
-from ..runtime.system import cores
 from .decoding import DECODING
 from .images import ImageSet, base_name, digest
 

@@ -31,20 +31,6 @@ class LinearPatchEmbed(nn.Module):
         return self.proj(x)                                        # (B, N, D)
 
 
-class PatchConv(nn.Conv2d):
-    """A conv whose stride is its kernel, (B, C, H, W) -> (B, D, h, w). On a CPU, as one product:
-    oneDNN's weight gradient of such a conv takes 85 ms in bf16 with AMX (32 images, P = 24), and
-    this one 2."""
-
-    def forward(self, x):
-        if x.device.type != "cpu":
-            return super().forward(x)
-        P, (B, C, H, W) = self.kernel_size[0], x.shape
-        x = x.reshape(B, C, H // P, P, W // P, P)                  # (B, C, h, P, w, P)
-        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3)                 # (B, h, w, C*P*P)
-        return F.linear(x, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-
-
 class ConvPatchEmbed(nn.Module):
     """The same linear map, (B, C, H, W) -> (B, N, D), as a convolution with kernel and stride P.
 
@@ -61,20 +47,6 @@ class ConvPatchEmbed(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)             # (B, N, D)
 
 
-# SDPA's backward is slow on a CPU with AVX-512, if there are few tokens. Forward and backward of 32
-# images, 8 heads of 64, ms, SDPA | two products: 65 tokens 31 | 11 in fp32, 31 | 4 in bf16; 145
-# tokens 44 | 43, 62 | 17 (Zen 5). With AVX2 it is not: 16 | 17, 68 | 73 in fp32 (Zen 3).
-FEW_TOKENS = 160 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 0
-
-
-def attend(q, k, v):
-    """softmax(q k^T / sqrt(d)) v, (B, heads, N, d) each.  Dosovitskiy et al. 2021, eq. 6-7."""
-    if q.device.type == "cpu" and q.shape[2] <= FEW_TOKENS and torch.is_grad_enabled():
-        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)      # (B, heads, N, N)
-        return scores.softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention, (B, N, D) -> (B, N, D).  Dosovitskiy et al. 2021, eq. 5-8."""
 
@@ -88,7 +60,7 @@ class Attention(nn.Module):
         B, N, D = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.heads, D // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)             # each (B, heads, N, D / heads)
-        x = attend(q, k, v)
+        x = attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(B, N, D))
 
 
@@ -158,3 +130,35 @@ class ViT(nn.Module):
         x = torch.cat([self.cls_token.expand(B, -1, -1), x], dim=1)        # (B, 1 + N, D)
         x = self.blocks(x + self.pos_embed)
         return self.head(self.norm(x[:, 0]))                               # (B, num_classes)
+
+
+# On a CPU, two operations are faster in another form.
+
+class PatchConv(nn.Conv2d):
+    """A conv whose stride is its kernel, (B, C, H, W) -> (B, D, h, w); on a CPU, as one product.
+
+    oneDNN's weight gradient of such a conv takes 85 ms in bf16 with AMX (32 images, P = 24), and
+    this one 2.
+    """
+
+    def forward(self, x):
+        if x.device.type != "cpu":
+            return super().forward(x)
+        P, (B, C, H, W) = self.kernel_size[0], x.shape
+        x = x.reshape(B, C, H // P, P, W // P, P)                  # (B, C, h, P, w, P)
+        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3)                 # (B, h, w, C*P*P)
+        return F.linear(x, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+# SDPA's backward is slow on a CPU with AVX-512, if there are few tokens. Forward and backward of 32
+# images, 8 heads of 64, ms, SDPA | two products: 65 tokens 31 | 11 in fp32, 31 | 4 in bf16; 145
+# tokens 44 | 43, 62 | 17 (Zen 5). With AVX2 it is not: 16 | 17, 68 | 73 in fp32 (Zen 3).
+FEW_TOKENS = 160 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 0
+
+
+def attention(q, k, v):
+    """softmax(q k^T / sqrt(d)) v, (B, heads, N, d) each.  Dosovitskiy et al. 2021, eq. 6-7."""
+    if q.device.type == "cpu" and q.shape[2] <= FEW_TOKENS and torch.is_grad_enabled():
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)      # (B, heads, N, N)
+        return scores.softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)

@@ -1,19 +1,23 @@
-"""Load weights that other programs saved into our models."""
+"""Read checkpoints without executing anything; load their weights, also other programs'."""
+import argparse
 import math
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..runtime.checkpoint import load_checkpoint
-from ..runtime.errors import listed
+from ..runtime.errors import listed, printable
 
+# files that are taken for checkpoints, by their first bytes
+OTHER_FILES = {b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the file",
+               b"\x89hdf": "an HDF5 file; only PyTorch's and safetensors' files are read",
+               b"<html": "a web page", b"<!doctype": "a web page"}
 # torchvision's ViT -> ours
 TORCHVISION = {
     r"^class_token$": "cls_token", r"^encoder\.pos_embedding$": "pos_embed",
@@ -24,12 +28,55 @@ TORCHVISION = {
     r"\.mlp\.(0|linear_1)\.": ".mlp.fc1.", r"\.mlp\.(3|linear_2)\.": ".mlp.fc2."}
 
 
-class Match(NamedTuple):
-    """What of a checkpoint goes into a model."""
+def load_checkpoint(path: Path | str, verify: bool = False) -> dict:
+    """The dict in a file of torch.save or safetensors, on the CPU.
 
-    state: dict[str, torch.Tensor]  # by the model's names, in its shapes
-    fresh: list[str]                # the model's names that the checkpoint does not give
-    notes: list[str]                # what a person should know
+    Nothing in the file is executed: it may hold tensors, plain values and argparse.Namespace.
+    verify: compare every byte with its checksum, which torch.load does not do. Raises ValueError,
+    naming the file and the reason, if it is missing, damaged or no checkpoint.
+    """
+    path, shown = Path(path), printable(path)
+    if not path.exists():
+        raise ValueError(f"there is no checkpoint {shown}")
+    try:
+        # not something else, by its type and its first bytes
+        if not path.is_file():  # opening a named pipe would wait for ever
+            raise ValueError("not a file")
+        with open(path, "rb") as file:
+            start = file.read(40).lstrip().lower()
+        for first, kind in OTHER_FILES.items():
+            if start.startswith(first):
+                raise ValueError(f"it is {kind}")
+
+        # a zip, as torch.save writes
+        if verify or zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                if any(name.endswith("/constants.pkl") for name in file.namelist()):
+                    raise ValueError("it is a TorchScript file; save the state dict of its model")
+                if verify and (damaged := file.testzip()):
+                    raise ValueError(f"{damaged} in it is damaged")
+
+        # the contents
+        if path.suffix == ".safetensors":  # what timm downloads
+            from safetensors.torch import load_file
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # hostile bytes raise nearly every exception type
+        raise ValueError(f"{shown} is not a readable checkpoint: {_why_not_read(e)}") from e
+    if not isinstance(contents, dict):
+        raise ValueError(f"{shown} holds a {type(contents).__name__}, not a dict of weights")
+    return contents
+
+
+def _why_not_read(e):
+    """The reason in an exception of torch.load, without its advice to unpickle everything."""
+    text = str(e)
+    if named := re.search(r"GLOBAL (.+?) (?:was not an allowed|whose module)", text, flags=re.S):
+        return (f"it holds a {printable(named[1])}, and making one could run code; save it again "
+                "with the state dict and plain values alone")
+    text = text.rpartition("WeightsUnpickler error: ")[2].strip()
+    return printable((text or type(e).__name__).splitlines()[0])
 
 
 def load_weights(model: nn.Module, source: Mapping | Path | str) -> nn.Module:
@@ -41,16 +88,17 @@ def load_weights(model: nn.Module, source: Mapping | Path | str) -> nn.Module:
     Raises ValueError with the names and shapes that do not fit, and if the checkpoint says that it
     had another activation, eps or number of heads.
     """
-    match = match_weights(model, source)
-    for note in match.notes:
+    state, _, notes = match_weights(model, source)
+    for note in notes:
         warnings.warn(note, stacklevel=2)
-    model.load_state_dict(match.state, strict=False)
+    model.load_state_dict(state, strict=False)
     return model
 
 
 def match_weights(model: nn.Module, source: Mapping | Path | str,
-                  classes: list[str] | None = None) -> Match:
-    """The weights in `source` by the names of `model`, which stays as it is.
+                  classes: list[str] | None = None) -> tuple[dict, list[str], list[str]]:
+    """The weights in `source` for `model`, which stays as it is: {name: tensor} by its names and in
+    its shapes, the names that the source does not give, and what a person should know.
 
     classes: those of the model; a head of another size or of other classes, or none, is then left
     fresh. Raises as load_weights.
@@ -71,29 +119,33 @@ def match_weights(model: nn.Module, source: Mapping | Path | str,
         state[name] = resample_positions(state[name], side)
         notes.append(f"positions resampled from {old}x{old} to {side}x{side} patches")
 
-    # the head stays fresh if it may; files of old torchvisions lack BatchNorm's counters
+    # the head stays fresh if it may
     head = list(own)[-2:]
     if classes is None or (stated.get("classes", classes) == classes and all(
             name in state and state[name].shape == own[name].shape for name in head)):
         head = []
-    counters = {name: own[name] for name in own.keys() - state.keys()
-                if name.endswith("num_batches_tracked")}
-    state = {name: tensor for name, tensor in {**state, **counters}.items() if name not in head}
+    state = {name: tensor for name, tensor in state.items() if name not in head}
 
-    # refuse what does not fit, or would compute something else
+    # refuse what does not fit, or would compute something else; old torchvisions have no counters
     both = own.keys() & state.keys()
+    missing = {name for name in own.keys() - state.keys() - set(head)
+               if not name.endswith("num_batches_tracked")}
     problems = [f"{problem} {listed(sorted(names), 3)}" for problem, names in (
-        ("missing", own.keys() - state.keys() - set(head)),
-        ("unexpected", state.keys() - own.keys()),
+        ("missing", missing), ("unexpected", state.keys() - own.keys()),
         ("of another shape", [f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
                               for name in both if state[name].shape != own[name].shape]),
         ("not of floating-point numbers", [
             name for name in both
             if own[name].is_floating_point() and not state[name].is_floating_point()])) if names]
+    silent, options = getattr(model, "silent_options", {}), stated.get("options", {})
+    problems += [f"they were trained with {name} {options[name]!r}, and this model has {value!r}"
+                 for name, value in silent.items() if options.get(name, value) != value]
     if problems:
         raise ValueError(f"these weights do not fit {type(model).__name__}: {'; '.join(problems)}")
-    notes += _compare_options(model, own, stated.get("options", {}))
-    return Match(state, head, notes)
+    if not options and "blocks.0.attn.qkv.bias" in own and silent["norm_eps"] != 1e-6:
+        notes.append(f"this model has norm_eps {silent['norm_eps']:g}; the ViTs of timm and "
+                     "torchvision have 1e-06")
+    return state, head, notes
 
 
 def _state_dict(source):
@@ -139,16 +191,3 @@ def resample_positions(pos_embed: torch.Tensor, side: int) -> torch.Tensor:
     image = F.interpolate(image, (side, side), mode="bicubic", antialias=True)
     grid = image.permute(0, 2, 3, 1).flatten(1, 2).to(grid.dtype)               # (1, side^2, D)
     return torch.cat([first, grid], dim=1)
-
-
-def _compare_options(model, own, stated):
-    """Refuse weights whose checkpoint states other options that no name or shape tells. Notes."""
-    silent = getattr(model, "silent_options", {})
-    problems = [f"{name} {stated[name]!r}, and this model has {value!r}"
-                for name, value in silent.items() if stated.get(name, value) != value]
-    if problems:
-        raise ValueError(f"these weights were trained with {'; '.join(problems)}")
-    if not stated and "blocks.0.attn.qkv.bias" in own and silent["norm_eps"] != 1e-6:
-        return [f"this model has norm_eps {silent['norm_eps']:g}; the ViTs of timm and torchvision "
-                "have 1e-06"]
-    return []

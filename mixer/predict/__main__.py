@@ -24,11 +24,11 @@ from ..data.cache import decode_to_cache, drop_damaged
 from ..data.demo import drawn_images
 from ..data.images import ImageSet, find_images, find_unlabelled
 from ..experiments import row_name
+from ..models.weights import load_checkpoint
 from ..report.evaluation import evaluation, evaluation_text
 from ..report.pictures import write_pictures
-from ..runtime.checkpoint import load_checkpoint
 from ..runtime.cli import option, parse, run
-from ..runtime.device import describe_amp, pick_amp, pick_device
+from ..runtime.device import dtype_name, pick_amp, pick_device
 from ..runtime.errors import InputError, UsageError, listed, printable
 from ..runtime.files import writable_folder, write_csv, write_json
 from ..training.checkpoint import build_model
@@ -71,11 +71,12 @@ def main(argv: list[str]) -> None:
 
     # where and how
     device, recipe = pick_device(config.device), description["recipe"]
-    amp = "auto" if recipe["amp"] == "fp16" and device.type != "cuda" else recipe["amp"]
+    amp = pick_amp("auto" if recipe["amp"] == "fp16" and device.type != "cuda" else recipe["amp"],
+                   device)
     title = row_name(description["name"], **description["options"])
     print(f"{title} of {printable(path)}{why}, {model.image_size}x{model.image_size} pixels, "
           f"{len(classes)} classes: {listed(classes)}\n"
-          f"device: {device}\ndtype: {describe_amp(amp, device)}", flush=True)
+          f"device: {device}, dtype: {dtype_name(amp)}", flush=True)
     now = datetime.datetime.now()
     out = Path(config.out or path.parent / f"predictions-{now:%Y%m%d-%H%M%S-%f}")
     if out.is_dir() and any(out.iterdir()):
@@ -95,7 +96,7 @@ def main(argv: list[str]) -> None:
 
     # the answers
     batch_size = config.batch_size or recipe["batch_size"]
-    logits = predict(model.to(device), subset, batch_size, device, pick_amp(amp, device))
+    logits = predict(model.to(device), subset, batch_size, device, amp)
     probabilities = logits.double().softmax(1)
     write_answers(out / "predictions.csv", files, probabilities, classes, truths)
     if config.submission:

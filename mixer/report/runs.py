@@ -20,10 +20,8 @@ def describe(row: dict) -> str:
     if row["val_acc"] is not None:
         words.append(f"val loss {row['val_loss']:.4f} acc {row['val_acc']:.3f}")
     if row["images_per_s"]:
-        words.append(f"{row['images_per_s']:,.0f} images/s, {row['data_wait']:.0%} of it data")
+        words.append(f"{row['images_per_s']:,.0f} images/s")
     words.append(f"{row['memory_mib']:,.0f} MiB")
-    if row["skipped"]:
-        words.append(f"{row['skipped']} steps skipped")
     return " | ".join(words)
 
 

@@ -11,9 +11,10 @@ import traceback
 import typing
 from collections.abc import Callable, Iterable
 
+from .device import freed_memory_kept
 from .distributed import rank_and_size
 from .errors import Diverged, InputError, Interrupted, UsageError, first_line, printable
-from .system import freed_memory_kept
+from .processes import out_of_memory
 
 # the limits of an option, in words and as a comparison
 LIMITS = {"least": ("at least", operator.ge), "above": ("above", operator.gt),
@@ -37,9 +38,7 @@ def parse(config_class: type, argv: list[str], description: str, words: str | No
 
     words: the field that takes the words without a flag, as a list of str.
     """
-    package = getattr(sys.modules["__main__"], "__package__", None)  # of python -m
-    parser = argparse.ArgumentParser(prog=f"python -m {package}" if package else None,
-                                     description=description, allow_abbrev=False,
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
                                      argument_default=argparse.SUPPRESS,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = _raise_usage_error
@@ -47,16 +46,16 @@ def parse(config_class: type, argv: list[str], description: str, words: str | No
     # from each field an argument
     types = option_types(config_class)
     for field in dataclasses.fields(config_class):
-        kind, help = types[field.name], field.metadata["help"].replace("%", "%%")
+        name, kind, help = flag(field.name), types[field.name], field.metadata["help"]
+        how = dict(type=_word if kind is str else _number(kind, field.metadata["limits"]),
+                   choices=field.metadata["choices"])
         if field.name == words:
-            parser.add_argument(words, nargs="*", type=_word, metavar=words.upper(), help=help)
+            name, how = words, dict(type=_word, nargs="*", metavar=words.upper())
         elif kind is bool:
-            parser.add_argument(flag(field.name), action="store_true", help=help)
-        else:
-            read = _word if kind is str else _number(kind, field.metadata["limits"])
-            default = "" if field.default is None else f" [{field.default}]"
-            parser.add_argument(flag(field.name), type=read, choices=field.metadata["choices"],
-                                help=help + default)
+            how = dict(action="store_true")
+        elif field.default is not None:
+            help += f" [{field.default}]"
+        parser.add_argument(name, help=help.replace("%", "%%"), **how)
 
     # read them
     options, unknown = parser.parse_known_intermixed_args(argv)
@@ -94,9 +93,8 @@ def _number(kind, limits):
 
 def whole_numbers(name: str, text: str, least: int) -> list[int]:
     """The numbers of an option as `0,1,2`, each once. Raises UsageError."""
-    read = _number(int, {"least": least})
     try:
-        return list(dict.fromkeys(map(read, text.split(","))))
+        return list(dict.fromkeys(map(_number(int, {"least": least}), text.split(","))))
     except argparse.ArgumentTypeError as e:
         raise UsageError([f"{flag(name)} {e}"]) from None
 
@@ -139,10 +137,14 @@ def run(main: Callable[[list[str]], object], argv: list[str]) -> typing.NoReturn
     except (Exception, KeyboardInterrupt) as e:
         if "--debug" in argv:
             traceback.print_exc()
+
+        # one line, from rank 0 if all ranks have it
         e = Interrupted(signal.SIGINT) if isinstance(e, KeyboardInterrupt) else e
         if rank == 0 or not isinstance(e, (UsageError, Diverged, Interrupted)):
             prefix = f"error (rank {rank}): " if rank else "error: "
             line = printable(e if isinstance(e, InputError) else first_line(e))
+            if out_of_memory(e):
+                line = f"out of memory ({line}): try a smaller --batch-size, --image-size or model"
             print(line if isinstance(e, Interrupted) else prefix + line, file=sys.stderr)
         sys.exit(getattr(e, "exit_code", 1))
     sys.exit(0)

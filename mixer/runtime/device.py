@@ -1,20 +1,21 @@
-"""Where a command runs: device, autocast dtype, memory, versions."""
+"""Where a command runs: device, autocast dtype, memory, cores, versions."""
 import contextlib
+import ctypes
 import datetime
 import os
 import platform
+import resource
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from .distributed import rank_and_size
 from .errors import InputError
-from .processes import out_of_memory
-from .system import peak_resident_mib
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "off": None}
 PACKAGES = ("torch", "triton", "numpy", "pillow")
+# mallopt(3)
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
 
 
 def pick_device(name: str) -> torch.device:
@@ -22,10 +23,10 @@ def pick_device(name: str) -> torch.device:
 
     Raises InputError with the devices of this machine.
     """
-    gpus, processes = torch.cuda.device_count(), rank_and_size()[1]
-    devices = ["cpu"] + [f"cuda:{i}" for i in range(gpus)]
+    gpus = torch.cuda.device_count()
+    devices = ["cpu", *(f"cuda:{i}" for i in range(gpus))]
     if name == "cuda" or (name == "auto" and gpus):
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0) if processes > 1 else 0}"
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     name = "cpu" if name == "auto" else name
     if name not in devices:
         raise InputError(f"--device {name}: no such device; choose from {', '.join(devices)}")
@@ -38,16 +39,6 @@ def has_native_bf16() -> bool:
     avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # ATEN_CPU_CAPABILITY can say less
     return any(capabilities.get(name) and (avx512 or name == "bf16")
                for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def describe_amp(choice: str, device: torch.device) -> str:
-    """The dtype of --amp in words, and why, if it is "auto"."""
-    dtype = pick_amp(choice, device)
-    text = "fp32" if dtype is None else f"autocast to {str(dtype).removeprefix('torch.')}"
-    if choice == "auto" and device.type == "cpu":
-        has = "has" if dtype else "has no"
-        text += f" (this CPU {has} bf16 products)"
-    return text
 
 
 def pick_amp(name: str, device: torch.device) -> torch.dtype | None:
@@ -63,29 +54,46 @@ def pick_amp(name: str, device: torch.device) -> torch.dtype | None:
     return DTYPES[name]
 
 
+def dtype_name(amp: torch.dtype | None) -> str:
+    """The dtype that matrix products have under autocast to `amp`: "bfloat16"."""
+    return str(amp or torch.float32).removeprefix("torch.")
+
+
 def peak_memory_mib(device: torch.device) -> float:
     """MiB. CUDA: the peak of allocated tensors; else the peak resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return peak_resident_mib()
+    with contextlib.suppress(OSError), open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # a Mac counts bytes
 
 
 @contextlib.contextmanager
-def explain_out_of_memory(config, device: torch.device) -> Iterator[None]:
-    """If memory runs out inside, raise RuntimeError with one line: the peak, and what to try."""
+def freed_memory_kept() -> Iterator[None]:
+    """Inside, glibc keeps what this process frees; other allocators stay as they are.
+
+    By default it returns each large tensor to the system. The next step then waits until the same
+    pages are mapped and cleared again. Afterwards glibc's defaults hold.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda parameter, value: None)
+    mallopt(M_MMAP_MAX, 0)         # no block comes from mmap, which free() would unmap
+    mallopt(M_TRIM_THRESHOLD, -1)  # the top of the heap is never given back
     try:
         yield
-    except (RuntimeError, MemoryError) as e:
-        if not out_of_memory(e):
-            raise
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
-        if device.type == "cuda":
-            total = torch.cuda.mem_get_info(device)[1] / 2**20
-        raise RuntimeError(
-            f"out of memory on {device} at batch size {config.batch_size} and "
-            f"{config.image_size}x{config.image_size} pixels: "
-            f"{peak_memory_mib(device):,.0f} of {total:,.0f} MiB were in use; "
-            "try a smaller --batch-size, --image-size or model") from e
+    finally:
+        mallopt(M_MMAP_MAX, 65536)
+        mallopt(M_TRIM_THRESHOLD, 128 * 1024)
+
+
+def cores() -> int:
+    """The cores that this process may use: its affinity, and the quota of its container."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    count = len(affinity(0)) if affinity else os.cpu_count()
+    with contextlib.suppress(OSError, ValueError):  # no cgroup, or "max" for no quota
+        with open("/sys/fs/cgroup/cpu.max") as f:
+            quota, period = map(int, f.read().split())
+        count = max(1, min(count, quota // period))
+    return count
 
 
 def environment(device: torch.device) -> dict[str, str | None]:
@@ -94,9 +102,18 @@ def environment(device: torch.device) -> dict[str, str | None]:
     return {"date": datetime.date.today().isoformat(),
             "system": f"{platform.system()} {platform.machine()}",
             "device": torch.cuda.get_device_name(device) if gpu else _cpu(),
-            "cuda": torch.version.cuda if gpu else None,
-            "python": platform.python_version(),
-            **{package: _version(package) for package in PACKAGES}}
+            "cuda": torch.version.cuda if gpu else None, **versions()}
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of our packages; None for one that is not installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def _cpu():
@@ -105,10 +122,3 @@ def _cpu():
         name = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")),
                     name)
     return f"{name}, {torch.get_num_threads()} threads"
-
-
-def _version(package):
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -5,6 +5,7 @@ same step. Rank 0 prints and writes files. Beside gradients, the ranks exchange 
 gloo, on the CPU.
 """
 import contextlib
+import datetime
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,13 +14,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from .errors import InputError, first_line
+LONGEST_WAIT = datetime.timedelta(minutes=10)  # until all ranks have started
 
 
 def rank_and_size() -> tuple[int, int]:
     """RANK and WORLD_SIZE, which torchrun sets; (0, 1) without torchrun."""
-    words = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    return tuple(map(int, words)) if all(word.isdecimal() for word in words) else (0, 1)
+    return int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,9 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def max(self, number: int) -> int:
-        """The largest of the ranks' numbers."""
-        if self.size == 1:
-            return number
-        number = torch.tensor(number)
-        dist.all_reduce(number, dist.ReduceOp.MAX)
-        return number.item()
+    def any(self, value) -> bool:
+        """Whether the value is true in any rank."""
+        return self.sum(torch.tensor(bool(value)).int()).item() > 0
 
     def broadcast(self, value):
         """Rank 0's value, in all ranks: plain values and CPU tensors."""
@@ -68,22 +64,16 @@ def process_group(device: torch.device, name: str) -> Iterator[World]:
     """Inside, the ranks that torchrun started are one World. Without torchrun, a World of one.
 
     name: of this group; one torchrun may start several runs, one after another (--arch all).
-    Raises InputError if the other ranks cannot be found.
     """
     rank, size = rank_and_size()
     if size == 1:
         yield World()
         return
-    print(f"waiting until all {size} processes have started", flush=True)
+    print(f"waiting for all {size} processes that WORLD_SIZE says torchrun has started", flush=True)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # the default of NCCL and Triton
-    try:
-        store, rank, size = next(dist.rendezvous("env://"))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                                store=dist.PrefixStore(name, store), rank=rank, world_size=size)
-    except (ValueError, RuntimeError) as e:
-        raise InputError(f"RANK and WORLD_SIZE say that this is process {rank} of {size}, "
-                         f"but the others cannot be found ({first_line(e)}): "
-                         "start with torchrun, or unset them") from e
+    store, rank, size = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                            store=dist.PrefixStore(name, store), rank=rank, world_size=size)
     yield World(rank, size)
     dist.destroy_process_group()  # not after a failure: it could wait for ranks that have died

@@ -1,21 +1,54 @@
-"""Run a function in a fresh process: its result, or why there is none."""
+"""The signals that stop this process; commands and functions in processes of their own."""
 import multiprocessing
 import os
+import signal
+import subprocess
 import threading
-import traceback
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
 from .errors import first_line
 
 SPAWN = multiprocessing.get_context("spawn")
+# Ctrl-C, and what a scheduler and a terminal that closes send; SIGUSR1: Slurm's --signal=USR1
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-class ChildFailed(RuntimeError):
-    """What went wrong in a fresh process, in one line."""
+class Stop:
+    """Inside `with`, the first signal sets `signum`: the loop ends its step, saves and exits.
+
+    A second Ctrl-C ends the process at once. Other signals often come twice: `timeout` sends two,
+    and so does a terminal that closes. Ignored signals stay ignored, as under nohup.
+    """
+
+    def __init__(self):
+        self.signum, self.child = 0, None
+
+    def __enter__(self):
+        self.before = {signum: signal.signal(signum, self) for signum in STOPPING
+                       if signal.getsignal(signum) is not signal.SIG_IGN}
+        return self
+
+    def __exit__(self, *_):
+        for signum, handler in self.before.items():
+            signal.signal(signum, handler)
+
+    def __call__(self, signum, frame):
+        if self.child:
+            self.child.send_signal(signum)  # does nothing if it has ended
+        if self.signum and signum == signal.SIGINT:
+            os._exit(128 + signum)
+        self.signum = self.signum or signum
+
+    def run(self, command: list[str]) -> int:
+        """Run a command and pass the signals on to it. Returns its exit code, as a shell has it."""
+        # in a session of its own: Ctrl-C in a terminal reaches this process alone
+        self.child = subprocess.Popen(command, start_new_session=True)
+        if self.signum:  # it came before there was a child
+            self.child.send_signal(self.signum)
+        code = self.child.wait()
+        return code if code >= 0 else 128 - code
 
 
 def out_of_memory(e: BaseException) -> bool:
@@ -30,47 +63,38 @@ def in_one_line(e: BaseException) -> str:
     return f"{kind}: {first_line(e)}"
 
 
-def attempt(f: Callable, *args, debug: bool = False) -> tuple[object, str | None]:
-    """(f(*args), None) from a fresh process, or (None, the error there, in one line).
-
-    debug: print the traceback.
-    """
+def attempt(f: Callable, *args) -> tuple[object, str | None]:
+    """(f(*args), None) from a fresh process, or (None, the error there, in one line)."""
+    receiver, sender = SPAWN.Pipe(duplex=False)
+    process = SPAWN.Process(target=_answer, args=(sender, f, args))
     try:
-        return in_fresh_process(f, *args), None
-    except ChildFailed as e:
-        if debug:
-            traceback.print_exc()
-        return None, str(e)
-
-
-def in_fresh_process(f: Callable, *args):
-    """Return f(*args), run in a fresh process. Raises ChildFailed if that fails or dies."""
-    fresh = ProcessPoolExecutor(1, mp_context=SPAWN, initializer=_end_with_parent)
-    wait = True
+        process.start()
+    except OSError as e:  # the system has no process left
+        return None, in_one_line(e)
+    sender.close()  # so that the pipe ends with the process
     try:
-        return fresh.submit(_call, f, args).result()
-    except BrokenProcessPool:
-        raise ChildFailed("its process was killed (out of memory?)") from None
-    except KeyboardInterrupt:  # perhaps before the executor's thread has started
-        wait = False
-        for process in multiprocessing.active_children():
-            process.kill()
+        return receiver.recv()
+    except EOFError:
+        return None, "its process was killed (out of memory?)"
+    except KeyboardInterrupt:
+        process.kill()
         raise
     finally:
-        fresh.shutdown(wait)
+        process.join()
 
 
-def _call(f, args):
+def _answer(sender, f, args):
     """In the fresh process. Many exceptions cannot be sent to another process; text can."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        return f(*args)
+        answer = f(*args), None
     except Exception as e:
-        raise ChildFailed(in_one_line(e)) from e
+        answer = None, in_one_line(e)
+    sender.send(answer)
 
 
 def _end_with_parent():
-    """What a killed command leaves behind would slow down what the next one measures."""
-    def wait():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-    threading.Thread(target=wait, daemon=True).start()
+    """A process that outlives a killed command would slow down what the next one measures."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,6 +1,7 @@
-"""The checkpoints of a run: which run, which model; load it, go on from it, start from it."""
+"""The checkpoints of a run: which run, which model; save, load, go on from one, start from one."""
 import functools
 import hashlib
+import io
 from pathlib import Path
 
 import torch
@@ -9,11 +10,11 @@ from torch import nn
 from ..data.augment import to_float
 from ..data.images import decode
 from ..models import MODELS, create_model, load_weights
-from ..models.weights import match_weights
-from ..runtime.checkpoint import load_checkpoint, save_checkpoint
-from ..runtime.device import PACKAGES, environment
+from ..models.weights import load_checkpoint, match_weights
+from ..runtime.device import versions
 from ..runtime.distributed import World
 from ..runtime.errors import InputError, listed, printable
+from ..runtime.files import save_atomically
 from .config import MODEL_OPTIONS, Config
 
 # options that change no weight: they may differ between a run and its continuation
@@ -21,19 +22,29 @@ FREE_ON_RESUME = {"data", "log_every", "cache", "bad_images", "device", "kernels
                   "debug", "init_from", "rows", "seeds"}
 
 
+def save_checkpoint(path: Path | str, contents: dict) -> None:
+    """Write a dict of tensors and plain values atomically. The weights are under `state_dict`.
+
+    torch.save writes to memory first, because it does not say why a disk refuses a file.
+    """
+    file = io.BytesIO()
+    torch.save(contents, file)
+    save_atomically(path, lambda temporary: temporary.write_bytes(file.getbuffer()))
+
+
 # which model
 
 def describe_model(config: Config, classes: list[str]) -> dict:
     """What a checkpoint holds beside the weights, as plain values: how to build and feed the model,
     and how it was trained."""
-    size, versions = config.image_size, environment(torch.device("cpu"))
+    size = config.image_size
     options = {name: getattr(config, name) for name in MODELS[config.arch].defaults}
     recipe = {name: value for name, value in vars(config).items()
               if name not in {*FREE_ON_RESUME, *MODEL_OPTIONS, "arch"}}
     return {"name": config.arch, "options": {**options, "image_size": size},
             "classes": list(classes),
             "preprocessing": f"upright RGB, squeezed to {size}x{size}, x / 255",
-            "versions": {name: versions[name] for name in ("python", *PACKAGES)}, "recipe": recipe}
+            "versions": versions(), "recipe": recipe}
 
 
 def load_model(path: Path | str) -> nn.Module:
@@ -51,14 +62,9 @@ def build_model(path: Path | str, contents: dict) -> nn.Module:
     if "description" not in contents:
         raise ValueError(f"{printable(path)} does not describe its model: build one with "
                          "create_model(...), and load_weights(model, path)")
-    try:
-        description = contents["description"]
-        classes = list(map(str, description["classes"]))
-        model = create_model(description["name"], num_classes=len(classes),
-                             **description["options"])
-        size = description["options"]["image_size"]
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as e:
-        raise ValueError(f"{printable(path)} describes no model of ours: {printable(e)}") from e
+    description = contents["description"]
+    classes, size = description["classes"], description["options"]["image_size"]
+    model = create_model(description["name"], num_classes=len(classes), **description["options"])
     load_weights(model, contents)
     model.classes, model.image_size = classes, size
     model.preprocess = functools.partial(preprocess, image_size=size)
@@ -74,22 +80,20 @@ def preprocess(image: bytes | Path | str, image_size: int) -> torch.Tensor:
     return to_float(torch.tensor(decode(data, image_size))[None])
 
 
-def start_from(config: Config, model: nn.Module, classes: list[str], world: World) -> str:
+def init_from_checkpoint(path: Path | str, model: nn.Module, classes: list[str]) -> str:
     """Load the weights that --init-from names into a new model, and say which it took.
 
-    A head of another size or of other classes stays as it is. Only rank 0 reads the file. Raises
-    InputError if it is damaged or its weights do not fit.
+    A head of another size or of other classes stays as it is. Raises InputError if the file is
+    damaged or its weights do not fit.
     """
     try:
-        match = match_weights(model, config.init_from, classes) if world.rank == 0 else None
+        state, fresh, notes = match_weights(model, path, classes)
     except ValueError as e:
         raise InputError(f"--init-from: {e}") from None
-    match = world.broadcast(match)
-    model.load_state_dict(match.state, strict=False)
-    lines = [f"{len(match.state)} of {len(model.state_dict())} tensors taken "
-             f"({listed(match.state, 3)})",
-             f"left fresh: {listed(match.fresh) or 'none'}", *match.notes]
-    return f"--init-from {printable(config.init_from)}: " + "; ".join(lines)
+    model.load_state_dict(state, strict=False)
+    return "\n".join([f"--init-from {printable(path)}: {len(state)} of {len(model.state_dict())} "
+                      f"tensors taken ({listed(state, 3)})",
+                      f"left fresh: {listed(fresh) or 'none'}", *notes])
 
 
 # which run
@@ -100,7 +104,7 @@ def run_identity(config: Config, images: str, contents: str) -> dict:
     images, contents: digests of the images' names and sizes, and of their bytes.
     """
     # a constant learning rate does not depend on the number of steps
-    free = FREE_ON_RESUME | ({"steps", "epochs"} if config.schedule == "constant" else set())
+    free = FREE_ON_RESUME | ({"steps"} if config.schedule == "constant" else set())
     options = {name: value for name, value in vars(config).items() if name not in free}
     start = config.init_from and Path(config.init_from)
     digest = start and start.is_file() and hashlib.sha256(start.read_bytes()).hexdigest()[:16]
@@ -120,9 +124,11 @@ def checkpoint_to_resume(resume: str | None, out: Path, identity: dict,
         try:
             checkpoint = load_checkpoint(path, verify=True)
             check_identity(checkpoint, identity)
-            bring_best(checkpoint, path.with_name("best.pt"), out / "best.pt")
         except ValueError as e:
             raise InputError(f"--resume: {e}") from None
+        if checkpoint["state"]["best"] and not (out / "best.pt").exists():
+            print(f"there is no best.pt in {printable(out)}: the best starts anew")
+            checkpoint["state"]["best"] = None
     return world.broadcast(checkpoint)
 
 
@@ -138,19 +144,3 @@ def check_identity(checkpoint: dict, identity: dict) -> None:
                    for key, value in identity.items() if saved.get(key) != value]
     if differences:
         raise ValueError(f"the checkpoint is of another run: {', '.join(differences)}")
-
-
-def bring_best(checkpoint: dict, source: Path, target: Path) -> None:
-    """best.pt comes along from beside the checkpoint; where it is not, the best starts anew."""
-    state = checkpoint.get("state")
-    best = state.get("best") if isinstance(state, dict) else None
-    if best is None:
-        return
-    if source.exists() and source.resolve() != target.resolve():
-        contents = load_checkpoint(source, verify=True)
-        if contents.get("row") == best:
-            save_checkpoint(target, contents)
-            print(f"best.pt of step {best['step']:,} comes along from {printable(source)}")
-    if not target.exists():
-        state["best"] = None
-        print(f"the best row, of step {best['step']:,}, has no best.pt: the best starts anew")

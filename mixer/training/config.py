@@ -1,13 +1,12 @@
 """Every option of train.py in one frozen dataclass. The command line is made from it."""
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from ..experiments import BY_NAME, row_name, seed_folder
 from ..models import MODELS, model_options
 from ..runtime.cli import chosen, flag, option, parse, whole_numbers
 from ..runtime.errors import UsageError
 
-MODEL_OPTIONS = ("patch", "dim", "depth", "heads", "kernel_size", "act", "qkv_bias", "norm_eps")
+MODEL_OPTIONS = tuple(dict.fromkeys(name for model in MODELS.values() for name in model.defaults))
 
 
 @dataclass(frozen=True)
@@ -23,12 +22,10 @@ class Config:
     depth: int | None = option(None, "blocks; original: 4")
     heads: int | None = option(None, "attention heads (ViT), must divide dim; original: 8")
     kernel_size: int | None = option(None, "depthwise kernel side (ConvMixer), odd; original: 9")
-    act: str | None = option(None, "activation (ConvMixer): relu, or gelu, which is fused; "
-                             "original: gelu")
+    act: str | None = option(None, "activation (ConvMixer): gelu (original, fused) or relu")
     qkv_bias: bool | None = option(None, "biases of queries, keys and values (ViT), as timm's")
     norm_eps: float | None = option(None, "eps of LayerNorm (ViT); timm's: 1e-6; original: 1e-5")
-    init_from: str | None = option(None, "checkpoint to start from: ours, timm's, torchvision's; a "
-                                   "head of another size or other classes is reinitialised")
+    init_from: str | None = option(None, "checkpoint to start from: ours, timm's, torchvision's")
     # images
     image_size: int = option(192, "side in pixels; images are squeezed to a square", least=1)
     data: str | None = option(None, "image folder or zip; default: a demo with small settings")
@@ -44,7 +41,6 @@ class Config:
     # recipe
     batch_size: int = option(250, "images per step, over all ranks", least=1)
     steps: int = option(5000, "optimizer steps", least=1)
-    epochs: float | None = option(None, "length in epochs instead of --steps", above=0, below=1e9)
     lr: float = option(1e-4, "learning rate of Adam", above=0)
     weight_decay: float = option(0.0, "decoupled (AdamW); not on biases and norms", least=0)
     schedule: str = option("constant", "learning rate after the warm-up; cosine: down to 0",
@@ -64,6 +60,11 @@ class Config:
     resume: str | None = option(None, "a checkpoint to go on from; auto: last.pt in --out, if any")
     debug: bool = option(False, "print a traceback when something fails")
 
+    @property
+    def model_options(self) -> dict:
+        """Those of create_model. None: the model has no such option, or takes its default."""
+        return {name: getattr(self, name) for name in MODEL_OPTIONS}
+
 
 # the defaults of a run without --data
 DEMO = dict(image_size=96, batch_size=16, steps=450, lr=2e-4, schedule="cosine", warmup=40,
@@ -78,25 +79,24 @@ def read_config(argv: list[str], description: str) -> Config:
         raise UsageError([problem])
     if config.arch == "all":
         return config
-    options = {name: getattr(config, name) for name in MODEL_OPTIONS}
     try:
-        return replace(config, **model_options(config.arch, config.image_size, **options))
+        return replace(config, **model_options(config.arch, config.image_size,
+                                               **config.model_options))
     except ValueError as e:
         raise UsageError([str(e)]) from None
 
 
 def why_not_together(config: Config, values: dict) -> str | None:
     """Why these options do not go together, or None. values: those of the command line."""
-    for one, other in (("steps", "epochs"), ("seed", "seeds")):
-        if one in values and other in values:
-            return f"{flag(one)} and {flag(other)} exclude each other"
+    if "seed" in values and "seeds" in values:
+        return "--seed and --seeds exclude each other"
     if config.resume == "auto" and config.out is None:
         return "--resume auto needs --out, the folder of the run"
     if has_several_runs(config) and config.resume not in (None, "auto"):
         return "--resume must be auto where there are several runs"
 
     # --arch all
-    planned_runs(config)  # raises UsageError
+    several_runs(config)  # raises UsageError
     if config.arch != "all":
         return "--rows needs --arch all" if config.rows else None
     for name in ("init_from", *MODEL_OPTIONS):
@@ -109,37 +109,34 @@ def has_several_runs(config: Config) -> bool:
     return config.arch == "all" or config.seeds is not None
 
 
-class PlannedRun(NamedTuple):
-    """One of several runs."""
-
-    title: str
-    folder: str    # in --out
-    changes: dict  # of the options
-
-
-def planned_runs(config: Config) -> list[PlannedRun]:
-    """The runs of `--arch all` or `--seeds`, seed by seed.
+def several_runs(config: Config) -> list[tuple[str, str, dict]]:
+    """The runs of `--arch all` or `--seeds`, seed by seed: title, folder in --out, changed options.
 
     A single seed given by --seed changes no folder. The folders of --seeds depend on row and seed
     alone, so that a later call with more seeds goes on with them.
     """
+    name = row_name(config.arch, config.patch, config.depth)
+    runs = [(name, name, {})]
     if config.arch == "all":
-        rows = [(row.name, row.title, {"arch": row.arch, **row.options})
+        runs = [(row.title, row.name, {"arch": row.arch, **row.options})
                 for row in chosen("rows", config.rows, BY_NAME)]
-    else:
-        name = row_name(config.arch, config.patch, config.depth)
-        rows = [(name, name, {})]
     if config.seeds is None:
-        return [PlannedRun(title, name, options) for name, title, options in rows]
-    return [PlannedRun(f"{title}, seed {seed}", seed_folder(name, seed), {**options, "seed": seed})
+        return runs
+    return [(f"{title}, seed {seed}", seed_folder(name, seed), {**options, "seed": seed})
             for seed in whole_numbers("seeds", config.seeds, least=0)
-            for name, title, options in rows]
+            for title, name, options in runs]
+
+
+def differences(config: Config) -> dict:
+    """The options that differ from the defaults, those of the model and of the demo included."""
+    usual = {**vars(Config()), **({} if config.data else DEMO)}
+    if config.arch in MODELS:
+        usual |= MODELS[config.arch].defaults
+    return {name: value for name, value in vars(config).items() if value != usual[name]}
 
 
 def as_arguments(config: Config, **changes) -> list[str]:
     """The command line that gives this config, with some options changed."""
-    options = {**vars(config), **changes}
-    if options["epochs"] is not None:
-        del options["steps"]
     return [flag(name) + ("" if value is True else f"={value}")
-            for name, value in options.items() if value is not None and value is not False]
+            for name, value in {**vars(config), **changes}.items()
+            if value is not None and value is not False]

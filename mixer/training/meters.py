@@ -10,8 +10,12 @@ class Running:
     """Training loss and accuracy of this rank since the last row, on the device."""
 
     def __init__(self, device: torch.device):
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)   # over the images
-        self.correct = torch.zeros((), dtype=torch.int64, device=device)  # number of images
+        self.device = device
+        self.reset()
+
+    def reset(self) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64, device=self.device)   # over the images
+        self.correct = torch.zeros((), dtype=torch.int64, device=self.device)  # number of images
         self.images = 0
 
     def add(self, loss: torch.Tensor, correct: torch.Tensor, n: int) -> None:
@@ -26,11 +30,6 @@ class Running:
                             torch.full_like(self.loss, self.images)])
         loss, correct, images = world.sum(sums).tolist()
         return loss / images, correct / images
-
-    def reset(self) -> None:
-        self.loss.zero_()
-        self.correct.zero_()
-        self.images = 0
 
 
 class Clock:

@@ -1,5 +1,6 @@
 """The experiment: optimizer, learning rate, training step and evaluation."""
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -22,13 +23,13 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.0) -> to
     return torch.optim.AdamW(groups, lr=lr, fused=True)  # fused: no wait for the GradScaler
 
 
-def learning_rate(step: int, config: Config, steps: int) -> float:
-    """For step `step` (from 0) of `steps`: linear warm-up, then constant, or half a cosine to 0."""
+def learning_rate(step: int, config: Config) -> float:
+    """For step `step` (from 0): linear warm-up, then constant, or half a cosine down to 0."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     if config.schedule == "constant":
         return config.lr
-    angle = math.pi * (step - config.warmup) / max(1, steps - config.warmup)
+    angle = math.pi * (step - config.warmup) / max(1, config.steps - config.warmup)
     return config.lr * 0.5 * (1 + math.cos(angle))
 
 
@@ -64,15 +65,9 @@ def evaluate(model: nn.Module, subset: Subset, batch_size: int, device: torch.de
     Each rank of `world` takes a slice of each batch; the last one may be empty. Leaves the model in
     eval mode.
     """
-    model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=device)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-    for start in range(0, len(subset), batch_size):
-        samples = world.batch_slice(np.arange(start, min(start + batch_size, len(subset))))
-        if len(samples) == 0:
-            continue
-        images, y = subset.batch(samples, device)
-        logits = logits_of(model, images, amp)
+    for logits, y in answers(model, subset, batch_size, device, amp, world):
         loss += F.cross_entropy(logits, y, reduction="sum")
         confusion.index_add_(0, y * classes + logits.argmax(1), torch.ones_like(y))
     loss, confusion = world.sum(loss), world.sum(confusion).view(classes, classes).cpu()
@@ -86,17 +81,20 @@ def predict(model: nn.Module, subset: Subset, batch_size: int, device: torch.dev
 
     Leaves the model in eval mode.
     """
+    batches = answers(model, subset, batch_size, device, amp, World())
+    return torch.cat([logits.cpu() for logits, _ in tqdm(
+        batches, "predicting", math.ceil(len(subset) / batch_size), unit="batch", leave=False,
+        disable=None)])
+
+
+def answers(model: nn.Module, subset: Subset, batch_size: int, device: torch.device,
+            amp: torch.dtype | None, world: World) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """float32 logits (B, classes) and labels (B,) of this rank's slice of each batch."""
     model.eval()
-    logits = []
-    for start in tqdm(range(0, len(subset), batch_size), desc="predicting", unit="batch",
-                      leave=False, disable=None):
-        images, _ = subset.batch(np.arange(start, min(start + batch_size, len(subset))), device)
-        logits.append(logits_of(model, images, amp).cpu())
-    return torch.cat(logits)
-
-
-@torch.inference_mode()
-def logits_of(model: nn.Module, images: torch.Tensor, amp: torch.dtype | None) -> torch.Tensor:
-    """uint8 images (B, S, S, 3) -> float32 logits (B, classes) under autocast to amp."""
-    with torch.autocast(images.device.type, dtype=amp, enabled=amp is not None):
-        return model(to_float(images)).float()
+    for start in range(0, len(subset), batch_size):
+        samples = world.batch_slice(np.arange(start, min(start + batch_size, len(subset))))
+        if len(samples):
+            images, y = subset.batch(samples, device)
+            with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
+                logits = model(to_float(images))
+            yield logits.float(), y

@@ -5,8 +5,8 @@ from pathlib import Path
 from ..report.comparison import write_comparison
 from ..runtime.errors import Interrupted, printable
 from ..runtime.files import write_json
-from ..runtime.signals import Stop
-from .config import Config, as_arguments, planned_runs
+from ..runtime.processes import Stop
+from .config import Config, as_arguments, several_runs
 
 
 def train_all(command: list[str], config: Config, out: Path, rank: int) -> None:
@@ -17,19 +17,18 @@ def train_all(command: list[str], config: Config, out: Path, rank: int) -> None:
         write_json(out / "config.json", vars(config))
 
     # the runs, until a signal comes
-    done, failed = 0, {}
-    runs = planned_runs(config)
+    runs, done, failed = several_runs(config), 0, {}
     with Stop() as stop:
-        for planned in runs:
-            print(f"\n{planned.title}", flush=True)
-            arguments = as_arguments(config, **{**planned.changes, "rows": None, "seeds": None,
-                                                "out": out / planned.folder, "resume": "auto"})
-            code = stop.exit_code_of([*command, *arguments])
+        for title, folder, options in runs:
+            print(f"\n{title}", flush=True)
+            options = {**options, "rows": None, "seeds": None, "out": out / folder,
+                       "resume": "auto"}
+            code = stop.run([*command, *as_arguments(config, **options)])
             if stop.signum:
                 break
             if code:
-                failed[planned.folder] = f"failed (exit code {code})"
-                print(f"{planned.title} failed with exit code {code}; going on", file=sys.stderr)
+                failed[folder] = f"failed (exit code {code})"
+                print(f"{title} failed with exit code {code}; going on", file=sys.stderr)
             else:
                 done += 1
 
@@ -39,7 +38,7 @@ def train_all(command: list[str], config: Config, out: Path, rank: int) -> None:
         print(f"\n{table}\n{done} of {len(runs)} runs done; {printable(out)}/table.md, "
               "and its figures")
     if stop.signum:
-        raise Interrupted(stop.signum, f" in {planned.title}; go on with the same command and "
+        raise Interrupted(stop.signum, f" in {title}; go on with the same command and "
                                        "--resume auto")
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed; run again with "

@@ -1,5 +1,6 @@
 """The loop around the recipe: step, validate, save, log."""
 import math
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -17,13 +18,12 @@ from ..experiments import row_name
 from ..models.flops import TRAINING_PASSES, forward_flops
 from ..report.figures import draw_curves
 from ..report.runs import describe
-from ..runtime.checkpoint import save_checkpoint
-from ..runtime.device import explain_out_of_memory, peak_memory_mib
+from ..runtime.device import peak_memory_mib
 from ..runtime.distributed import World
-from ..runtime.errors import Diverged, InputError, Interrupted
+from ..runtime.errors import Diverged, Interrupted
 from ..runtime.files import write_csv
-from ..runtime.signals import Stop
-from .checkpoint import describe_model
+from ..runtime.processes import Stop
+from .checkpoint import describe_model, save_checkpoint
 from .config import Config
 from .meters import Clock, Running
 from .recipe import evaluate, learning_rate, make_optimizer, train_step
@@ -63,34 +63,26 @@ class Trainer:
         self.optimizer = make_optimizer(model, config.lr, config.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
         self.stream = Stream(len(train_set), config.batch_size, config.seed)
-        self.steps = config.steps if config.epochs is None else self.stream.steps(config.epochs)
         self.state = State(step=0, rows=[], best=None, confusion=None)
-        self.running = Running(device)
-        self.clock = Clock(device)
+        self.running, self.clock = Running(device), Clock(device)
         slice_size = len(world.batch_slice(range(config.batch_size)))
         self.loss_weight = slice_size * world.size / config.batch_size
         self.step_flops = (TRAINING_PASSES * forward_flops(model, config.image_size)
                            * config.batch_size)
-        self.name = row_name(config.arch, config.patch, config.depth)
-        self.images_mib = train_set.images.nbytes / 2**20 if train_set.images.is_cuda else 0.0
 
     def resume(self, checkpoint: dict) -> None:
-        """Go on from a checkpoint of `save_last`. Raises InputError if it does not fit."""
-        try:
-            self.model.load_state_dict(checkpoint["state_dict"])
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-            self.scaler.load_state_dict(checkpoint["scaler"])
-            state = dict(checkpoint["state"])
-            loss, correct = state.pop("loss"), state.pop("correct")
-            self.state = State(**state)
-            if self.world.rank == 0:  # the sums of all ranks
-                self.running.loss.copy_(loss)
-                self.running.correct.copy_(correct)
-                steps = self.state.step - self.state.last_row_step()
-                self.running.images = steps * self.config.batch_size
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as e:
-            reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
-            raise InputError(f"--resume: the checkpoint does not fit this run: {reason}") from e
+        """Go on from a checkpoint of `save_last`."""
+        self.model.load_state_dict(checkpoint["state_dict"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        state = dict(checkpoint["state"])
+        loss, correct = state.pop("loss"), state.pop("correct")
+        self.state = State(**state)
+        if self.world.rank == 0:  # the sums of all ranks
+            steps = self.state.step - self.state.last_row_step()
+            self.running.loss.copy_(loss)
+            self.running.correct.copy_(correct)
+            self.running.images = steps * self.config.batch_size
 
     def fit(self) -> State:
         """Train until `steps`. Raises Diverged, and Interrupted when a signal came."""
@@ -103,10 +95,11 @@ class Trainer:
         if self.config.compile:
             self.model.compile()
         self.network = DistributedDataParallel(self.model) if self.world.size > 1 else self.model
-        self.bar = tqdm(total=self.steps, initial=self.state.step, unit="step", dynamic_ncols=True,
-                        disable=True if self.world.rank else None)  # None: without a terminal
         self.clock.start()
-        with self.bar, Stop() as stop, explain_out_of_memory(self.config, self.device):
+        self.bar = tqdm(total=self.config.steps, initial=self.state.step, unit="step",
+                        dynamic_ncols=True,
+                        disable=True if self.world.rank else None)  # None: without a terminal
+        with self.bar, Stop() as stop:
             self.loop(stop)
         return self.state
 
@@ -114,19 +107,20 @@ class Trainer:
         config, state = self.config, self.state
         while True:
             # every --log-every steps: validate, save, log
-            if ended := self.interval_ended():
+            due = state.step % config.log_every == 0 or state.step >= config.steps
+            if ended := due and state.step > state.last_row_step():
                 self.end_interval()
 
             # a signal ends the run; several ranks agree on it at the end of an interval
-            if (ended or self.world.size == 1) and (signum := self.world.max(stop.signum)):
-                self.stop(signum)
-            if state.step >= self.steps:
+            if (ended or self.world.size == 1) and self.world.any(stop.signum):
+                self.stop(stop.signum or signal.SIGTERM)
+            if state.step >= config.steps:
                 return
 
             # one step; nothing waits for the device
             self.model.train()
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(state.step, config, self.steps)
+                group["lr"] = learning_rate(state.step, config)
             x, y = self.batch(state.step)
             loss, correct = train_step(
                 self.network, x, y, self.optimizer, self.scaler, amp=self.amp,
@@ -135,7 +129,7 @@ class Trainer:
             state.step += 1
             self.running.add(loss, correct, len(y))
             self.clock.step()
-            self.show_progress()
+            self.bar.update()
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """This rank's slice of batch `step` (from 0): x (B, 3, H, W) in [0, 1] and y (B,)."""
@@ -147,24 +141,23 @@ class Trainer:
         self.clock.waited += time.perf_counter() - start
         return x, y
 
-    def interval_ended(self) -> bool:
-        step = self.state.step
-        due = step % self.config.log_every == 0 or step >= self.steps
-        return due and step > self.state.last_row_step()
-
     def end_interval(self) -> None:
         """Validate, save, log. Raises Diverged before anything is saved."""
         row, state = self.measure(), self.state
+        self.check_finite(row["train_loss"], row["val_loss"])
         state.rows.append(row)
         self.running.reset()
         if len(self.val_set) and (state.best is None or row["val_acc"] > state.best["val_acc"]):
             state.best = row
             self.save("best.pt", {"row": row})
         self.save_last()
+
+        # for people
         self.bar.write(describe(row), file=sys.stdout)
         sys.stdout.flush()
         if self.world.rank == 0 and len(state.rows) % ROWS_PER_DRAWING == 0:
-            draw_curves(self.out / "curves.png", state.rows, self.name)
+            name = row_name(self.config.arch, self.config.patch, self.config.depth)
+            draw_curves(self.out / "curves.png", state.rows, name)
         self.clock.start()
 
     def measure(self) -> dict:
@@ -172,46 +165,44 @@ class Trainer:
         step, config = self.state.step, self.config
         steps_per_s, data_wait = self.clock.read()  # before the validation, which is not timed
         train_loss, train_acc = self.running.read(self.world)
-        self.check_finite("training", train_loss)
         val_loss = val_acc = None
         if len(self.val_set):
             self.world.broadcast_buffers(self.model)
             val_loss, val_acc, self.state.confusion = evaluate(
                 self.model, self.val_set, config.batch_size, self.device,
                 classes=len(self.classes), amp=self.amp, world=self.world)
-            self.check_finite("validation", val_loss)
+
+        # images that are kept on the GPU are not counted
+        images = self.train_set.images
+        memory = peak_memory_mib(self.device) - images.is_cuda * images.nbytes / 2**20
         return {"step": step, "train_loss": train_loss, "train_acc": train_acc,
                 "val_loss": val_loss, "val_acc": val_acc,
-                "lr": learning_rate(step - 1, config, self.steps),
+                "lr": learning_rate(step - 1, config),
                 "images_per_s": steps_per_s and steps_per_s * config.batch_size,
-                "data_wait": data_wait,
-                "memory_mib": peak_memory_mib(self.device) - self.images_mib,
+                "data_wait": data_wait, "memory_mib": memory,
                 "skipped": step - applied_steps(self.optimizer), "flops": self.step_flops * step}
 
-    def check_finite(self, subset: str, loss: float) -> None:
-        """Raise Diverged, in all ranks, if the loss, a weight or a moment is not finite."""
+    def check_finite(self, train_loss: float, val_loss: float | None = None) -> None:
+        """Raise Diverged, in all ranks, if a loss, a weight or a moment is not finite, or if the
+        gradients of all steps overflow in fp16."""
         tensors = list(self.model.state_dict().values())
         tensors += [tensor for state in self.optimizer.state.values() for tensor in state.values()]
-        finite = [tensor.isfinite().all() for tensor in tensors
-                  if tensor.is_floating_point() and tensor.device == self.device]
-        if not math.isfinite(loss):
-            what = f"the {subset} loss is {loss}"
-        elif not torch.stack(finite).all():
-            what = "weights are not finite"
-        elif self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
-            what = ("every step's gradients overflow in fp16, down to a loss scale of "
-                    f"{self.scaler.get_scale():.1g}")
-        else:
+        finite = torch.stack([tensor.isfinite().all() for tensor in tensors
+                              if tensor.is_floating_point() and tensor.device == self.device])
+        scale = self.scaler.get_scale()
+        if math.isfinite(train_loss + (val_loss or 0)) and finite.all() and scale >= SMALLEST_SCALE:
             return
         last = self.out / "last.pt"
         good = f"; the last good checkpoint is {last}" if last.exists() else ""
-        raise Diverged(f"{what}, after step {self.state.last_row_step()} and by step "
-                       f"{self.state.step}: try a smaller --lr, a --warmup or --clip-grad 1{good}")
+        raise Diverged(
+            f"diverged after step {self.state.last_row_step()} and by step {self.state.step}, with "
+            f"training loss {train_loss}, validation loss {val_loss}, fp16 loss scale {scale:.1g}: "
+            f"try a smaller --lr, a --warmup or --clip-grad 1{good}")
 
     def stop(self, signum: int) -> None:
         """Save what no row has saved, and raise Interrupted."""
         if self.running.images:
-            self.check_finite("training", self.running.read(self.world)[0])
+            self.check_finite(self.running.read(self.world)[0])
             self.save_last()
         raise Interrupted(signum, f" at step {self.state.step}; "
                                   f"go on with --out={quote(str(self.out))} --resume auto")
@@ -231,14 +222,6 @@ class Trainer:
             save_checkpoint(self.out / name, {
                 "state_dict": self.model.state_dict(), "description": self.description,
                 "identity": self.identity, **contents})
-
-    def show_progress(self) -> None:
-        """Advance the bar; when it is redrawn, a few times per second, read the device for it."""
-        if self.bar.update():
-            loss, acc = self.running.read(World())  # of this rank alone
-            images_per_s = (self.bar.format_dict["rate"] or 0) * self.config.batch_size
-            text = f"loss {loss:.3f}, acc {acc:.3f}, {images_per_s:,.0f} images/s"
-            self.bar.set_postfix_str(text, refresh=False)
 
 
 def applied_steps(optimizer: torch.optim.Optimizer) -> int:

@@ -1,6 +1,5 @@
 """Disks that are full, streams that go away, folders that two runs want, runs that last: nothing
 half-written, nothing that grows."""
-import contextlib
 import os
 import random
 import re
@@ -8,14 +7,13 @@ import resource
 import shutil
 import signal
 import statistics
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from mixer.runtime.files import read_csv
-from tests.helpers.commands import SHORT, TINY, children, wait_until
+from tests.helpers.commands import SHORT, TINY, running, wait_until
 from tests.helpers.runs import assert_same_run, assert_whole_files
 
 
@@ -58,42 +56,6 @@ def refused_file(message):
         assert "--cache" in message
         return "decoded images"
     return re.search(r"cannot write .*?([\w.]+): File too large", message)[1]
-
-
-def test_a_real_disk_that_is_full(train, pictures, tmp_path, whole):
-    """A file system of 700 KiB that something else fills to the brim: then to 40 KiB below it;
-    then no more."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "none", disk]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a small file system")
-    try:
-        arguments = [*SHORT, "--data", pictures, "--out", disk / "run", "--cache", disk / "cache",
-                     "--resume", "auto"]
-        for free_kib in (0, 8, 40, 160):
-            fill(disk / "filler", free_kib)
-            result = train(*arguments)
-            assert result.returncode in (1, 2), result
-            assert "No space left on device" in result.stderr, result
-            assert result.stderr.count("\n") == 1, result
-            assert_whole_files(disk / "run")
-            assert not list(disk.rglob("*.tmp*"))
-        (disk / "filler").unlink()
-        assert train(*arguments).returncode == 0
-        assert_same_run(whole, disk / "run")
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-
-def fill(path, free_kib):
-    """Make a file so large that its disk has only `free_kib` left."""
-    path.unlink(missing_ok=True)
-    with open(path, "wb", buffering=0) as f:
-        with contextlib.suppress(OSError):
-            while True:
-                f.write(bytes(4096))
-        f.truncate(path.stat().st_size - free_kib * 1024)
 
 
 def test_figures_and_summary_on_a_full_disk(train, pictures, tmp_path, whole):
@@ -150,7 +112,7 @@ def test_bench_stopped_takes_its_row_along(command, tmp_path, signum):
     """What it leaves behind would slow down what the next bench.py measures."""
     process = command("bench.py", "--device", "cpu", "--rows", "resnet18", "--repeats", 100_000,
                       "--out", tmp_path / "out")
-    wait_until(lambda: children(process.pid), process)
+    wait_until(lambda: running(parent=process.pid), process)
     process.send(signum)
     assert process.wait().returncode == (130 if signum == signal.SIGINT else -signum)
     process.wait_for_its_children()

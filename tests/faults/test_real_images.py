@@ -9,7 +9,7 @@ import pytest
 
 from mixer.data.cache import decode_to_cache, drop_damaged
 from mixer.data.images import find_images
-from mixer.runtime.checkpoint import load_checkpoint
+from mixer.models.weights import load_checkpoint
 from tests.helpers.plants import TRAIN_STEP, Plant
 from tests.helpers.runs import assert_same_run
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from mixer.runtime.signals import STOPPING
+from mixer.runtime.processes import STOPPING
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = ["--arch", "convmixer", "--patch", "8", "--dim", "16", "--depth", "1",
@@ -37,11 +37,11 @@ class Command:
 
     streams: {1, 2: a path to open}; stdout and stderr go to files in `folder` unless this names
     others. limits: {resource.RLIMIT_...: bytes}. plants: faults inside the command, see
-    helpers/plants.py. ignored: signals that it ignores from its start.
+    helpers/plants.py.
     """
 
     def __init__(self, script, arguments, folder, env=None, *, streams=None, limits=None,
-                 plants=(), ignored=(), fresh=False):
+                 plants=(), fresh=False):
         assert not (fresh and plants), "a fault can only be planted in a forked command"
         folder.mkdir(exist_ok=True)
         stamp = time.time_ns()
@@ -54,9 +54,9 @@ class Command:
             module = [] if is_file(script) else ["-m"]
             self.process = subprocess.Popen(
                 [sys.executable, *module, *arguments], cwd=ROOT, env=env, start_new_session=True,
-                preexec_fn=lambda: _prepare(streams, limits, ignored))
+                preexec_fn=lambda: _prepare(streams, limits))
         else:
-            self.process = forked(_enter, arguments, env, streams, limits, self.plants, ignored)
+            self.process = forked(_enter, arguments, env, streams, limits, self.plants)
         self.pid = self.process.pid
 
     def send(self, signum):
@@ -91,7 +91,7 @@ class Command:
 
     def wait_for_its_children(self):
         """Until nothing of its session runs: the system takes a moment to bury what was killed."""
-        wait_until(lambda: not session_members(self.pid))
+        wait_until(lambda: not running(session=self.pid))
 
     def wait(self):
         """Until the end: CompletedProcess with returncode, stdout and stderr.
@@ -137,11 +137,11 @@ def forked(f, *args):
     return process
 
 
-def _prepare(streams, limits, ignored):
+def _prepare(streams, limits):
     """Signals, streams and limits of this process, as its parent wants them."""
     for signum in STOPPING:  # not as in the server, nor as nohup set them for pytest
-        usual = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
-        signal.signal(signum, signal.SIG_IGN if signum in ignored else usual)
+        interrupt = signum == signal.SIGINT
+        signal.signal(signum, signal.default_int_handler if interrupt else signal.SIG_DFL)
     for number, path in streams.items():
         read_too = number == 0 or str(path).startswith("/dev/")
         opened = os.open(path, os.O_CREAT | (os.O_RDWR if read_too else os.O_WRONLY))
@@ -151,13 +151,13 @@ def _prepare(streams, limits, ignored):
         resource.setrlimit(kind, (size, size))
 
 
-def _enter(arguments, env, streams, limits, plants, ignored):
+def _enter(arguments, env, streams, limits, plants):
     """Turn this forked process into the command."""
     os.setsid()
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(env)
-    _prepare(streams, limits, ignored)
+    _prepare(streams, limits)
     for marker, plant in plants.items():
         plant.set(marker)
     sys.argv = arguments
@@ -169,24 +169,13 @@ def _enter(arguments, env, streams, limits, plants, ignored):
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
 
 
-def session_members(session):
-    """{pid: its state, as of ps} of a command's session, zombies left out."""
-    members = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, _, sid, *_ = path.read_text().rsplit(")", 1)[1].split()
-            if int(sid) == session and state != "Z":
-                members[int(path.parent.name)] = state
-    return members
-
-
-def children(parent):
-    """The pids of the processes that a process has started and that still run."""
+def running(parent=None, session=None):
+    """The pids of the processes of this parent or session, zombies left out."""
     pids = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            state, ppid, *_ = path.read_text().rsplit(")", 1)[1].split()
-            if int(ppid) == parent and state != "Z":
+            state, ppid, _, sid, *_ = path.read_text().rsplit(")", 1)[1].split()
+            if state != "Z" and (int(ppid) == parent or int(sid) == session):
                 pids.append(int(path.parent.name))
     return pids
 

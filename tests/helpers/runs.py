@@ -2,7 +2,7 @@
 import json
 from pathlib import Path
 
-from mixer.runtime.checkpoint import load_checkpoint
+from mixer.models.weights import load_checkpoint
 from mixer.runtime.files import read_csv
 
 TIMING = {"images_per_s", "data_wait", "memory_mib"}

@@ -1,19 +1,90 @@
-"""load_weights: whose weights load, what is refused, what is said."""
+"""Checkpoints: whose files and weights load, what is refused, what is said."""
 import argparse
+import os
 import warnings
-from pathlib import Path
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
 from mixer.models import create_model, load_weights
-from mixer.models.weights import match_weights, resample_positions
+from mixer.models.weights import load_checkpoint, match_weights, resample_positions
 from tests.helpers.networks import IMAGE_SIZE, TINY, randomise, relative_error, tiny_convmixer
 
-CASES = Path(__file__).parents[3] / "shared" / "cases" / "weights"
 VIT = dict(image_size=IMAGE_SIZE, patch=8, dim=16, depth=2, heads=4)
 
+
+# files
+
+@pytest.mark.parametrize("content, reason", [
+    (b"", ""), (b"PK\x03\x04 not really", ""), (b"some text", ""),
+    (b"<!DOCTYPE html>\n<html>", "it is a web page"), (b"\n<html></html>", "it is a web page"),
+    (b"\x89HDF\r\n\x1a\n" + bytes(99), "it is an HDF5 file; only PyTorch's"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
+     "it is a Git LFS pointer; `git lfs pull` fetches the file")])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content, reason):
+    """In one line, whatever its name, and without torch's advice to load it unsafely."""
+    path = tmp_path / "\x1b[2Jx.pt"
+    with pytest.raises(ValueError, match="there is no checkpoint"):
+        load_checkpoint(path)
+    path.write_bytes(content)
+    for verify in (False, True):
+        with pytest.raises(ValueError) as e:
+            load_checkpoint(path, verify)
+        text = str(e.value)
+        assert text.isprintable() and r"\x1b[2Jx.pt is not a readable checkpoint: " in text
+        assert reason in text and "weights_only" not in text
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_a_torchscript_file_is_named(tmp_path):
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "x.pt")
+    for verify in (False, True):
+        with warnings.catch_warnings(), pytest.raises(ValueError) as e:
+            warnings.simplefilter("error")
+            load_checkpoint(tmp_path / "x.pt", verify)
+        assert str(e.value).endswith("x.pt is not a readable checkpoint: it is a TorchScript file; "
+                                     "save the state dict of its model")
+
+
+@dataclass
+class Settings:
+    """What a training script may save with its weights."""
+
+    lr: float = 0.1
+
+
+@pytest.mark.parametrize("value, name", [
+    (Settings(), "tests.models.test_weights.Settings"), (nn.ReLU(), "ReLU"),
+    (os.system, "posix.system"), (getattr, "getattr")])
+def test_a_type_that_is_not_loaded_is_named_whole(tmp_path, value, name):
+    torch.save({"args": value, "state_dict": {"weight": torch.ones(1)}}, tmp_path / "x.pt")
+    with pytest.raises(ValueError) as e:
+        load_checkpoint(tmp_path / "x.pt")
+    assert f"{name}, and making one could run code" in str(e.value)
+    assert str(e.value).isprintable() and "weights_only" not in str(e.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_options_of_argparse_beside_the_weights_load(tmp_path, zipped):
+    before = set(torch.serialization.get_safe_globals())
+    args = argparse.Namespace(lr=0.1, nested=argparse.Namespace(out="a/b"))
+    torch.save({"args": args}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    assert load_checkpoint(tmp_path / "x.pt") == {"args": args}
+    assert set(torch.serialization.get_safe_globals()) == before, "only while it loads"
+
+
+def test_safetensors_files_load(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors, as timm does")
+    safetensors.save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert load_checkpoint(tmp_path / "model.safetensors")["weight"].tolist() == [1, 1]
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="model.safetensors is not a readable checkpoint"):
+        load_checkpoint(tmp_path / "model.safetensors")
+
+
+# weights
 
 def same_weights(model, state):
     return all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -54,14 +125,6 @@ def test_reads_other_peoples_checkpoints(tmp_path, wrap):
             warnings.simplefilter("error", UserWarning)  # ours
             load_weights(ours, source)
         assert same_weights(ours, theirs.state_dict())
-
-
-@pytest.mark.skipif(not CASES.exists(), reason="needs the checkpoints in ../shared/cases/weights")
-@pytest.mark.parametrize("name", ["averaged.pth", "timm-saver.pth.tar", "tutorial.pth"])
-def test_reads_checkpoints_as_other_programs_wrote_them(name):
-    model = create_model("convmixer", dim=32, depth=2, patch=8, kernel_size=5, num_classes=3)
-    before = model.head.weight.clone()
-    assert not torch.equal(load_weights(model, CASES / name).head.weight, before)
 
 
 @pytest.mark.parametrize("spoil, message", [
@@ -157,9 +220,8 @@ def test_a_head_of_another_size_is_left_fresh_when_asked_for():
         load_weights(ours, theirs.state_dict())
     without = {name: t for name, t in theirs.state_dict().items() if name not in head}
     for state in (theirs.state_dict(), without):
-        match = match_weights(ours, state, classes=["cat", "dog"])
-        assert set(match.fresh) == head
-        assert match.state.keys() == ours.state_dict().keys() - head
+        taken, fresh, _ = match_weights(ours, state, classes=["cat", "dog"])
+        assert set(fresh) == head and taken.keys() == ours.state_dict().keys() - head
     with pytest.raises(ValueError, match="missing blocks.0.0.fn.0.bias, .* and 15 more"):
         match_weights(ours, {"head.weight": torch.ones(2, 16)}, classes=["cat", "dog"])
 
@@ -167,7 +229,7 @@ def test_a_head_of_another_size_is_left_fresh_when_asked_for():
     stated = {"state_dict": ours.state_dict(), "description": {"classes": ["cat", "dog"]}}
     for source, classes, fresh in ((stated, ["cat", "dog"], set()), (stated, ["dog", "cat"], head),
                                    (ours.state_dict(), ["dog", "cat"], set())):
-        assert set(match_weights(ours, source, classes=classes).fresh) == fresh
+        assert set(match_weights(ours, source, classes=classes)[1]) == fresh
 
 
 def test_a_conv_of_patches_loads_as_a_matrix():

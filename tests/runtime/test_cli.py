@@ -1,12 +1,14 @@
 import sys
-import types
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from mixer.runtime import cli
 from mixer.runtime.cli import chosen, did_you_mean, option, option_types, parse, whole_numbers
 from mixer.runtime.errors import Diverged, InputError, Interrupted, UsageError
+
+OUT_OF_MEMORY = ("error: out of memory ({}): try a smaller --batch-size, --image-size or model\n")
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ def run(capsys):
     (Interrupted(15, " at step 3"), 143, "stopped by SIGTERM at step 3\n"),
     (KeyboardInterrupt(), 130, "stopped by SIGINT\n"),
     (RuntimeError("\nfirst\x1b line\nsecond"), 1, "error: first\\x1b line\n"),
-    (MemoryError(), 1, "error: MemoryError\n"),
+    (MemoryError(), 1, OUT_OF_MEMORY.format("MemoryError")),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nand more"), 1,
+     OUT_OF_MEMORY.format("CUDA out of memory. Tried to allocate 2 GiB.")),
 ])
 def test_exit_code_and_message_of_a_command(run, error, exit_code, message):
     assert run(error, "--x") == (exit_code, "started with --x\n", message)
@@ -122,16 +126,3 @@ def test_rank_1_prints_only_what_it_alone_knows(run, monkeypatch):
     assert run(InputError("other images")) == (2, "", "error (rank 1): other images\n")
     for error, code in ((UsageError(["a"]), 2), (Diverged("b"), 3), (Interrupted(2), 130)):
         assert run(error) == (code, "", "")
-
-
-def test_help_names_the_script_wherever_it_runs(capsys, monkeypatch):
-    """A script that %run or runpy runs has an empty __package__."""
-    main = types.ModuleType("__main__")
-    monkeypatch.setitem(sys.modules, "__main__", main)
-    monkeypatch.setattr(sys, "argv", ["some/train.py"])
-    for package, name in (("", "train.py"), (None, "train.py"),
-                          ("mixer.predict", "python -m mixer.predict")):
-        main.__package__ = package
-        with pytest.raises(SystemExit):
-            parse(Options, ["--help"], "")
-        assert capsys.readouterr().out.startswith(f"usage: {name} ")

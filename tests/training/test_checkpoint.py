@@ -1,4 +1,5 @@
 """A checkpoint of a run says which run and which model it is of."""
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,14 +12,15 @@ import mixer
 from mixer.data.augment import to_float
 from mixer.data.images import decode
 from mixer.models import create_model
-from mixer.runtime.checkpoint import load_checkpoint, save_checkpoint
+from mixer.models.weights import load_checkpoint
 from mixer.runtime.distributed import World
 from mixer.runtime.errors import InputError
 from mixer.training.checkpoint import (
     check_identity,
     checkpoint_to_resume,
+    init_from_checkpoint,
     run_identity,
-    start_from,
+    save_checkpoint,
 )
 from mixer.training.config import Config
 from mixer.training.trainer import Trainer
@@ -89,25 +91,12 @@ def test_a_checkpoint_without_a_description_says_how_to_load_it(tmp_path):
         mixer.load_model(tmp_path / "weights.pth")
 
 
-@pytest.mark.parametrize("spoilt", [
-    {"name": "vit_cn"}, {"options": 3}, {"options": {"patch": 7, "image_size": 32}},
-    {"options": {"no": 1, "image_size": 32}}, {"classes": 3}, {"classes": []}])
-def test_a_spoilt_description_is_refused(tmp_path, spoilt):
-    run(tmp_path, "convmixer")
-    contents = load_checkpoint(tmp_path / "last.pt")
-    contents["description"] |= spoilt
-    save_checkpoint(tmp_path / "spoilt.pt", contents)
-    with pytest.raises(ValueError, match="spoilt.pt describes no model of ours: "):
-        mixer.load_model(tmp_path / "spoilt.pt")
-
-
 def test_a_new_run_starts_from_a_checkpoint(tmp_path):
     trained = run(tmp_path, "convmixer")
-    config = replace(CONFIGS["convmixer"], init_from=str(tmp_path / "best.pt"))
     for classes, head in ((["cat", "dog"], "left fresh: none"),
                           (["a", "b", "c"], "left fresh: head.weight, head.bias")):
         model = create_model("convmixer", num_classes=len(classes), **OPTIONS["convmixer"])
-        report = start_from(config, model, classes, World())
+        report = init_from_checkpoint(tmp_path / "best.pt", model, classes)
         assert "best.pt" in report and head in report
         assert f"{21 if len(classes) == 3 else 23} of 23 tensors taken (stem.0.weight, " in report
         assert torch.equal(model.stem[0].weight, trained.stem[0].weight)
@@ -117,53 +106,56 @@ def test_a_new_run_starts_from_a_checkpoint(tmp_path):
     for bad, words in ((tmp_path / "none.pt", "there is no checkpoint"),
                        (tmp_path, "not a file")):
         with pytest.raises(InputError, match=f"--init-from: .*{words}"):
-            start_from(replace(config, init_from=str(bad)), model, classes, World())
+            init_from_checkpoint(bad, model, classes)
 
+
+# files
+
+def test_a_flipped_bit_that_torch_does_not_see(tmp_path):
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, {"text": "some words"})
+    data = path.read_bytes()
+    assert data.count(b"some words") == 1
+    path.write_bytes(data.replace(b"some words", b"same words"))
+    assert load_checkpoint(path) == {"text": "same words"}
+    with pytest.raises(ValueError, match="x.pt is not a readable checkpoint: .*data.pkl in it is"):
+        load_checkpoint(path, verify=True)
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"step": 1})
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        save_checkpoint(path, {"step": lambda: None})  # a lambda does not pickle
+    assert load_checkpoint(path) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+# runs
 
 def identity(**changes):
     return {"init_from": None, "lr": SMALL.lr} | changes
 
 
-def test_resuming_another_run_is_refused(tmp_path):
+def test_the_checkpoint_to_resume(tmp_path):
+    """tests/faults/test_training.py has those that are refused."""
     trainer(tmp_path).fit()
-    last = tmp_path / "last.pt"
     same = checkpoint_to_resume("auto", tmp_path, identity(), World())
-    assert same.keys() == load_checkpoint(last).keys()
-    with pytest.raises(InputError, match="--resume: .*is of another run: lr was 0.001 and is 0.1"):
-        checkpoint_to_resume("auto", tmp_path, identity(lr=0.1), World())
+    assert same.keys() == load_checkpoint(tmp_path / "last.pt").keys()
     with pytest.raises(ValueError, match="is of another run: contents was None and is 'x'"):
         check_identity(same, identity(contents="x"))
-    with pytest.raises(InputError, match="holds only weights"):
-        checkpoint_to_resume(tmp_path / "best.pt", tmp_path, identity(), World())
-    last.write_bytes(last.read_bytes()[:5000])
-    with pytest.raises(InputError, match="not a readable checkpoint"):
-        checkpoint_to_resume("auto", tmp_path, identity(), World())
-    with pytest.raises(InputError, match="there is no checkpoint"):
-        checkpoint_to_resume(str(tmp_path / "none.pt"), tmp_path, identity(), World())
     assert checkpoint_to_resume(None, tmp_path, identity(), World()) is None
     assert checkpoint_to_resume("auto", tmp_path / "new", identity(), World()) is None
 
 
-def test_the_best_comes_along_or_starts_anew(tmp_path, capsys):
-    """--resume FILE into another folder, or last.pt alone: else best_step would have no best.pt."""
-    old, new = tmp_path / "old", tmp_path / "new"
-    old.mkdir()
-    new.mkdir()
-    best = trainer(old).fit().best
-    last = str(old / "last.pt")
-    came = checkpoint_to_resume(last, new, identity(), World())
-    assert came["state"]["best"] == best == load_checkpoint(new / "best.pt")["row"]
-    assert "comes along from" in capsys.readouterr().out
-
-    # of another run, or gone
-    (new / "best.pt").unlink()
-    other = {**load_checkpoint(old / "best.pt"), "row": {**best, "step": 1}}
-    save_checkpoint(old / "best.pt", other)
-    for _ in range(2):
-        alone = checkpoint_to_resume(last, new, identity(), World())
-        assert alone["state"]["best"] is None and not (new / "best.pt").exists()
-        assert "the best starts anew" in capsys.readouterr().out
-        (old / "best.pt").unlink(missing_ok=True)
+def test_the_best_starts_anew_without_its_file(tmp_path, capsys):
+    """As with --resume FILE into another folder: else best_step would have no best.pt."""
+    best = trainer(tmp_path).fit().best
+    last = str(tmp_path / "last.pt")
+    same = checkpoint_to_resume(last, tmp_path, identity(), World())
+    assert same["state"]["best"] == best and "anew" not in capsys.readouterr().out
+    other = checkpoint_to_resume(last, tmp_path / "new", identity(), World())
+    assert other["state"]["best"] is None and "the best starts anew" in capsys.readouterr().out
 
 
 def test_what_a_run_was_started_from_is_part_of_the_run(tmp_path):

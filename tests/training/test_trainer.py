@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mixer.models.flops import forward_flops
+from mixer.models.weights import load_checkpoint
 from mixer.report.figures import drawing
-from mixer.runtime.checkpoint import load_checkpoint
 from mixer.runtime.distributed import World
 from mixer.runtime.errors import Diverged, Interrupted
 from mixer.training import trainer as trainer_module
@@ -105,17 +105,13 @@ def test_rows_cover_a_last_interval_of_any_length(tmp_path):
     assert [row["step"] for row in rows] == [3, 6, 7]
 
 
-def test_epochs_are_steps(tmp_path):
-    assert trainer(tmp_path, replace(SMALL, epochs=2.0)).steps == math.ceil(2 * 30 / 8)
-
-
 def explode(model):
     model.head.weight.data.fill_(math.nan)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path, after_step):
     after_step(5, explode)
-    with pytest.raises(Diverged, match="training loss is nan, after step 3 and by step 6: try"):
+    with pytest.raises(Diverged, match="after step 3 and by step 6, with training loss nan, "):
         trainer(tmp_path).fit()
     for name in ("last.pt", "best.pt"):
         saved = load_checkpoint(tmp_path / name)["state_dict"]
@@ -138,19 +134,9 @@ def test_a_loss_scale_that_collapses(tmp_path):
     run = trainer(tmp_path)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2e-4, backoff_factor=0.5)
     run.model.head.weight.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(Diverged, match="every step's gradients overflow in fp16, "
-                                       "down to a loss scale of 2e-05, after step 0 and by step 3"):
+    with pytest.raises(Diverged, match="after step 0 and by step 3, .* fp16 loss scale 2e-05: try"):
         run.fit()
     assert not (tmp_path / "last.pt").exists()
-
-
-def test_memory_of_a_gpu_that_runs_out_is_told_of(monkeypatch, tmp_path):
-    def full(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more lines")
-    monkeypatch.setattr("mixer.training.trainer.train_step", full)
-    with pytest.raises(RuntimeError, match="^out of memory on cpu at batch size 8 .* try a smaller "
-                                           "--batch-size, --image-size or model$"):
-        trainer(tmp_path).fit()
 
 
 def test_running_loss_and_accuracy_are_means_over_images():
