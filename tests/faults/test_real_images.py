@@ -10,6 +10,7 @@ import pytest
 from mixer.data.cache import decode_to_cache, drop_damaged
 from mixer.data.images import find_images
 from mixer.models.weights import load_checkpoint
+from tests.helpers.pictures import load
 from tests.helpers.plants import TRAIN_STEP, Plant
 from tests.helpers.runs import assert_same_run
 
@@ -25,7 +26,7 @@ def test_real_images_are_found_decoded_and_balanced(tmp_path):
     assert len(good) > 0.99 * len(images)
     picks = np.random.default_rng(0).choice(good, 20, replace=False)
     for index in picks:
-        assert (array[index] == images.load(index, 192)).all()
+        assert (array[index] == load(images, index, 192)).all()
     # photographs, not blanks
     assert 60 < array[picks].mean() < 180 and array[picks].std() > 30
 
