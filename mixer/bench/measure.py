@@ -3,7 +3,6 @@
 Each model is measured in fresh processes, so that none inherits another's allocator, caches or
 cuDNN choices. A measurement is a row: a dict, whose keys end in their unit.
 """
-import contextlib
 import itertools
 import sys
 from collections.abc import Callable
@@ -31,14 +30,11 @@ MakeModel = Callable[[], nn.Module]  # -> a model on the device of the workload
 
 
 class Workload(NamedTuple):
-    """The input of a model: (batch_size, 3, image_size, image_size), its device, autocast dtype,
-    and whether the allocator keeps freed memory, as in our commands.
-    """
+    """The input of a model: (batch_size, 3, image_size, image_size), its device, autocast dtype."""
     batch_size: int
     image_size: int
     device: torch.device
     amp: torch.dtype | None
-    keep_freed_memory: bool = True
 
     def images(self) -> torch.Tensor:
         return torch.rand(self.batch_size, 3, self.image_size, self.image_size, device=self.device)
@@ -54,10 +50,10 @@ def announce(*words: object) -> None:
 def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, list[dict]]:
     """The lists of bench.json: the rows at each image size, and on request peers and data.
 
-    A peer is measured beside ours, eager and compiled, at the same precision and with the same
-    allocator; and by itself as users run it, in fp32 with the system's allocator.
+    A peer is measured beside ours, eager and compiled, at the same precision; and by itself, in
+    plain fp32.
     """
-    # ours and the peer as users run it by themselves; ours, the peer and the compiled peer together
+    # ours and the peer in fp32 by themselves; ours, the peer and the compiled peer together
     alone, together = [], []
     for side, row in itertools.product(config.image_size, rows):
         workload = Workload(config.batch_size, side, device, pick_amp(config.amp, device))
@@ -71,7 +67,7 @@ def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, l
             together.append((workload, {(row.title, side, "ours"): ours,
                                         (row.title, side, package): eager,
                                         (row.title, side, f"{package}, compiled"): compiled}))
-            alone.append((workload._replace(amp=None, keep_freed_memory=False),
+            alone.append((workload._replace(amp=None),
                           {(row.title, side, f"{package}, plain fp32"): eager}))
 
     # one list a table
@@ -100,7 +96,7 @@ def measure_in_turn(groups: list[tuple[Workload, dict[tuple, MakeModel]]],
     for workload, models in groups:
         for key, make in models.items():
             announce("memory:", *key)
-            taken, failed = attempt(with_allocator, count_model, make, workload)
+            taken, failed = attempt(count_model, make, workload)
             rows[key] = {"row": key[0], "candidate": key[2], "image_size": workload.image_size,
                          "batch_size": workload.batch_size, **(taken or {"failed": failed})}
 
@@ -110,8 +106,7 @@ def measure_in_turn(groups: list[tuple[Workload, dict[tuple, MakeModel]]],
         if not models:
             continue
         announce(f"time, {number + 1} of {PROCESSES_PER_ROW}:", *next(iter(models)))
-        taken, failed = attempt(with_allocator, time_models, models, workload,
-                                repeats // PROCESSES_PER_ROW)
+        taken, failed = attempt(time_models, models, workload, repeats // PROCESSES_PER_ROW)
         for key in models if failed else ():
             rows[key]["failed"] = failed
         for key, ms in (taken or {}).items():
@@ -133,12 +128,7 @@ def measure_in_turn(groups: list[tuple[Workload, dict[tuple, MakeModel]]],
     return list(rows.values())
 
 
-def with_allocator(f: Callable, models: object, workload: Workload, *args):
-    """f(models, workload, *args) in a fresh process, with the workload's allocator."""
-    with freed_memory_kept() if workload.keep_freed_memory else contextlib.nullcontext():
-        return f(models, workload, *args)
-
-
+@freed_memory_kept()
 def time_models(models: dict, workload: Workload, repeats: int) -> dict[tuple, list[float]]:
     """{key: make} -> {(key, "training" or "inference"): milliseconds of a step for each repeat}."""
     steps = {(key, mode): step for key, make in models.items()
@@ -169,6 +159,7 @@ def model_steps(model: nn.Module, workload: Workload) -> dict[str, Callable]:
     return {"training": training, "inference": inference}
 
 
+@freed_memory_kept()
 def count_model(make: MakeModel, workload: Workload) -> dict:
     """Parameters; per image, the FLOPs of a forward pass and the bytes that autograd saves; MiB.
 

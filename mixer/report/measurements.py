@@ -55,7 +55,7 @@ def measured_text(result: dict) -> str:
     # the tables, and why rows failed
     lines = {name: rows for name, rows in result.items() if name in TABLES}
     failed = [row for rows in lines.values() for row in rows if "failed" in row]
-    for name, prepare in (("models", model_lines), ("shapes", shape_lines)):
+    for name, prepare in (("models", model_lines), ("peers", model_lines), ("shapes", shape_lines)):
         if name in lines:
             lines[name] = prepare(lines[name])
     text += [f"{caption}\n\n{table(rows, columns, left)}"
@@ -65,13 +65,14 @@ def measured_text(result: dict) -> str:
     return "\n\n".join(text) + "\n"
 
 
-def model_lines(models: list[dict]) -> list[dict]:
+def model_lines(rows: list[dict]) -> list[dict]:
     """With what was published, for one size; of several sizes, those of a row stand together."""
-    titles, lines = [row["row"] for row in models], []
-    several = len({row["image_size"] for row in models}) > 1
-    for row in sorted(models, key=lambda row: titles.index(row["row"])):
-        original = BY_TITLE.get(row["row"]) if row["image_size"] == RECIPE["image_size"] else None
-        published = vars(original) if original and original.published_mib else {}
+    titles, lines = [row["row"] for row in rows], []
+    several = len({row.get("image_size") for row in rows}) > 1  # old peers have none
+    for row in sorted(rows, key=lambda row: titles.index(row["row"])):
+        original = BY_TITLE.get(row["row"])
+        published = vars(original) if original and original.published_mib and (
+            row.get("image_size") == RECIPE["image_size"]) else {}
         size = f", {row['image_size']} px" if several else ""
         lines.append({**published, **row, "row": row["row"] + size})
     return lines
