@@ -58,7 +58,9 @@ def main(argv: list[str]) -> None:
     config = read_config(argv)
 
     # the model, as its run built it, and the images
-    path, why = checkpoint_at(Path(config.paths[0]))
+    path = Path(config.paths[0])
+    if path.is_dir():  # without validation it has no best.pt
+        path /= "best.pt" if (path / "best.pt").exists() else "last.pt"
     try:
         contents = load_checkpoint(path, verify=True)
         model = build_model(path, contents)
@@ -74,7 +76,7 @@ def main(argv: list[str]) -> None:
     amp = pick_amp("auto" if recipe["amp"] == "fp16" and device.type != "cuda" else recipe["amp"],
                    device)
     title = row_name(description["name"], **description["options"])
-    print(f"{title} of {printable(path)}{why}, {model.image_size}x{model.image_size} pixels, "
+    print(f"{title} of {printable(path)}, {model.image_size}x{model.image_size} pixels, "
           f"{len(classes)} classes: {listed(classes)}\n"
           f"device: {device}, dtype: {dtype_name(amp)}", flush=True)
     now = datetime.datetime.now()
@@ -115,28 +117,13 @@ def read_config(argv: list[str]) -> Config:
     """argv -> Config, checked. Raises UsageError."""
     config = Config(**parse(Config, argv, __doc__, words="paths"))
     places = len(config.paths) - 1
-    one = places == 1 or places == 0 and config.split
-    for wrong, problem in (
-            (config.split and not config.evaluate, "--split needs --evaluate"),
-            (config.submission and config.evaluate,
-             "--submission is for images without labels: leave out --evaluate"),
-            (config.evaluate and not one,
-             "--evaluate needs one folder or zip of labelled images, or --split val"),
-            (not config.evaluate and places < 1,
-             "name a run's folder or a checkpoint, and then images, folders or zips")):
-        if wrong:
-            raise UsageError([problem])
+    if places < (0 if config.split else 1):
+        raise UsageError(["name a run's folder or a checkpoint, and then images, folders or zips"])
+    if config.evaluate and places > 1:
+        raise UsageError(["--evaluate needs one folder or zip of labelled images"])
+    if config.split and not config.evaluate:
+        raise UsageError(["--split needs --evaluate"])
     return config
-
-
-def checkpoint_at(path: Path) -> tuple[Path, str]:
-    """The checkpoint that a path means, and why: of a run's folder best.pt, or else last.pt."""
-    if not path.is_dir():
-        return path, ""
-    for name, why in (("best.pt", "its best validation"), ("last.pt", "it has no best.pt")):
-        if (path / name).exists():
-            return path / name, f" ({why})"
-    raise InputError(f"{path} holds neither best.pt nor last.pt: give the folder of one run")
 
 
 def select_images(config: Config, folder: Path, contents: dict) -> tuple[ImageSet, np.ndarray]:

@@ -188,6 +188,4 @@ def _budgets(runs):
     budgets = {f"{min(images):,.0f} images": ("images", min(images))}
     for budget in (max(seconds), max(seconds) / 10) if seconds else ():
         budgets[f"{number(budget)} s"] = "seconds", budget
-    if flops:
-        budgets[f"{number(min(flops) / 1e12)} TFLOP"] = "flops", min(flops)
-    return budgets
+    return budgets | {f"{number(min(flops) / 1e12)} TFLOP": ("flops", min(flops))}

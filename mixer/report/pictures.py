@@ -19,20 +19,18 @@ NAME_LENGTH = 24                                  # characters of a file name
 
 
 def write_pictures(out: Path, model: nn.Module, title: str, subset: Subset, files: Sequence[str],
-                   device: torch.device, probabilities: torch.Tensor | None = None,
-                   classes: list[str] | None = None) -> list[str]:
+                   device: torch.device, probabilities: torch.Tensor | None,
+                   classes: list[str]) -> None:
     """Write filters.png, mistakes.png if the probabilities (M, classes) of labelled images are
-    given, and attention.png of a ViT, into the folder `out`. Returns the names of those there.
+    given, and attention.png of a ViT, into the folder `out`.
 
-    files: the name of each image of `subset`, M of them. A picture that cannot be drawn costs one
-    line on stderr, and no result.
+    files: the name of each image of `subset`, M of them.
     """
-    pictures = [("filters.png", draw_filters, (model,))]
-    if probabilities is not None and len(subset):
-        pictures.append(("mistakes.png", draw_mistakes, (subset, files, probabilities, classes)))
+    draw_filters(out / "filters.png", title, model)
+    if probabilities is not None:
+        draw_mistakes(out / "mistakes.png", title, subset, files, probabilities, classes)
     if hasattr(model, "pos_embed") and len(subset):
-        pictures.append(("attention.png", draw_attention, (model, subset, files, device)))
-    return [name for name, draw, arguments in pictures if draw(out / name, title, *arguments)]
+        draw_attention(out / "attention.png", title, model, subset, files, device)
 
 
 def draw_grid(path: Path, title: str, rows: list[list[tuple]], side: float = 1.75) -> None:
@@ -51,10 +49,12 @@ def draw_grid(path: Path, title: str, rows: list[list[tuple]], side: float = 1.7
 @drawing
 def draw_mistakes(path: Path, title: str, subset: Subset, files: Sequence[str],
                   probabilities: torch.Tensor, classes: list[str]) -> None:
-    """The mistakes of the highest probability, then the answers of the lowest."""
+    """The mistakes of the highest probability, then the right answers of the lowest."""
     highest, answers = probabilities.max(1)
     truths = subset.labels.cpu()[subset.indices]
-    mistakes, unsure = answers_to_show(highest, answers != truths)
+    order = highest.argsort(descending=True, stable=True)
+    wrong = (answers != truths)[order]
+    mistakes, unsure = order[wrong][:MOST_CONFIDENT], order[~wrong].flip(0)[:LEAST_SURE]
 
     def captioned(i):
         file, answer, truth = map(shortened, (files[i], classes[answers[i]], classes[truths[i]]))
@@ -62,17 +62,8 @@ def draw_mistakes(path: Path, title: str, subset: Subset, files: Sequence[str],
         return image, f"{file}\n{answer} {highest[i]:.3f}\ntruth: {truth}"
     rows = [[captioned(i) for i in group[start:start + COLUMNS]]
             for group in (mistakes, unsure) for start in range(0, len(group), COLUMNS)]
-    draw_grid(path, f"{title}: the {len(mistakes)} most confident of {(answers != truths).sum():,} "
-              f"mistakes in {len(files):,} images, then the {len(unsure)} least sure answers", rows)
-
-
-def answers_to_show(highest: torch.Tensor, wrong: torch.Tensor) -> tuple[list[int], list[int]]:
-    """Indices of the most confident mistakes, and of the least sure answers.
-
-    highest: the probability of each answer, (M,); wrong: whether it is a mistake, (M,).
-    """
-    order = highest.argsort(descending=True, stable=True).tolist()
-    return [i for i in order if wrong[i]][:MOST_CONFIDENT], order[::-1][:LEAST_SURE]
+    draw_grid(path, f"{title}: the {len(mistakes)} most confident of {wrong.sum():,} mistakes in "
+              f"{len(files):,} images, then the {len(unsure)} least sure right answers", rows)
 
 
 def shortened(name: str) -> str:

@@ -47,7 +47,7 @@ def summarise(name: str, config, state, *, steps: int, parameters: int, dtype: s
 @dataclass(frozen=True)
 class Run:
     """A finished run: what its folder says. The rows of the log have the training images, seconds
-    and FLOPs up to their step, the summary those of the last one; None if they are not known.
+    and FLOPs up to their step, the summary those of the last one.
     """
 
     summary: dict
@@ -74,7 +74,7 @@ def find_runs(out: Path, failed: Collection[str] = ()) -> dict[str, list[Run]]:
         if folder.name in failed or folder.name not in (name, seed_folder(name, seed)):
             continue
         log, rate = read_csv(folder / "log.csv"), summary["images_per_s"]
-        log = [{"flops": None, **row} for row in log if row["step"] <= summary["steps"]]
+        log = [row for row in log if row["step"] <= summary["steps"]]
         for row in log:  # an old log has other seconds, with what disturbed the run
             row["images"] = row["step"] * summary["batch_size"]
             row["seconds"] = row["images"] / rate if rate else None
