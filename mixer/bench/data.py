@@ -1,13 +1,14 @@
 """How fast a training step is fed: decoding into one file, reading, augmenting."""
 import dataclasses
+import itertools
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..data.augment import augment, augmentations_of_batch
-from ..data.batches import Subset, fits_on
+from ..data.augment import augment
+from ..data.batches import Subset, fits_on, training_batch
 from ..data.cache import decode_to_cache
 from ..data.images import find_images
 from .timing import race
@@ -36,16 +37,16 @@ def measure_data(path: Path | str, image_size: int, batch_size: int, device: tor
         subset = Subset(torch.from_numpy(array).to(place), torch.tensor(images.labels).to(place),
                         indices)
 
-        def samples():
-            return random.integers(len(subset), size=batch_size)
+        def next_batch():
+            return training_batch(next(step), batch_size, len(subset), seed=0)
 
         # what happens once, then what happens in every step
-        random, epochs = np.random.default_rng(0), np.zeros(batch_size, int)
-        batch, _ = subset.batch(samples(), device)
+        step = itertools.count()
+        images_of_batch, _ = subset.batch(next_batch()[0], device)
         times = race({"decoding, all cores": decode_all}, repeats, device)
-        times |= race({"reading a batch": lambda: subset.batch(samples(), device),
-                       "augmenting it": lambda: augment(batch, augmentations_of_batch(
-                           0, epochs, samples(), len(subset)))}, repeats, device, BATCHES)
+        times |= race({"reading a batch": lambda: subset.batch(next_batch()[0], device),
+                       "augmenting it": lambda: augment(images_of_batch, next_batch()[1])},
+                      repeats, device, BATCHES)
     counts = len(images), batch_size, batch_size  # images of a call
     return [{"stage": stage, "images_per_s": 1000 * count / t["ms"], "p20": 1000 * count / t["p80"],
              "p80": 1000 * count / t["p20"]}

@@ -53,29 +53,28 @@ def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, l
     A peer is measured beside ours, eager and compiled, at the same precision; and by itself, in
     plain fp32.
     """
-    # ours and the peer in fp32 by themselves; ours, the peer and the compiled peer together
-    alone, together = [], []
+    groups, compared = [], set()
     for side, row in itertools.product(config.image_size, rows):
         workload = Workload(config.batch_size, side, device, pick_amp(config.amp, device))
         create = partial(create_model, row.arch, image_size=side, **row.options)
-        ours = partial(build, create, device, config.kernels, config.compile)
-        alone.append((workload, {(row.title, side, "ours"): ours}))
+        models = {(row.title, side, "ours"): partial(build, create, device, config.kernels,
+                                                     config.compile)}
+        groups.append((workload, models))
         if config.peers and row.arch in PEERS:
             package, create = PEERS[row.arch][0].split(".")[0], partial(peer_model, row, side)
             eager, compiled = (partial(build, create, device, compile=compile)
                                for compile in (False, True))
-            together.append((workload, {(row.title, side, "ours"): ours,
-                                        (row.title, side, package): eager,
-                                        (row.title, side, f"{package}, compiled"): compiled}))
-            alone.append((workload._replace(amp=None),
-                          {(row.title, side, f"{package}, plain fp32"): eager}))
+            models |= {(row.title, side, package): eager,
+                       (row.title, side, f"{package}, compiled"): compiled}
+            groups.append((workload._replace(amp=None),
+                           {(row.title, side, f"{package}, plain fp32"): eager}))
+            compared.add(row.title)
 
     # one list a table
-    measured = measure_in_turn(alone, config.repeats)
+    measured = measure_in_turn(groups, config.repeats)
     lists = {"models": [row for row in measured if row["candidate"] == "ours"]}
     if config.peers:
-        lists["peers"] = measure_in_turn(together, config.repeats) + [
-            row for row in measured if row["candidate"] != "ours"]
+        lists["peers"] = [row for row in measured if row["row"] in compared]
     if config.data:
         announce(config.data)
         stages, failed = attempt(measure_data, config.data, config.image_size[0],

@@ -28,16 +28,6 @@ def augmentations(seed: int, epoch: int, count: int) -> np.ndarray:
     return numbers
 
 
-def augmentations_of_batch(seed: int, epochs: np.ndarray, samples: np.ndarray,
-                           count: int) -> np.ndarray:
-    """The NUMBERS (B,) of one batch, whose `samples` of `count` may lie in several `epochs`."""
-    numbers = np.empty(len(samples), NUMBERS)
-    for epoch in np.unique(epochs):
-        chosen = epochs == epoch
-        numbers[chosen] = augmentations(seed, int(epoch), count)[samples[chosen]]
-    return numbers
-
-
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor on `device`, without waiting for the device."""
     if device.type != "cuda" or tensor.is_cuda:

@@ -1,4 +1,4 @@
-"""Which images, in which order: the split, a subset, and the training stream.
+"""Which images, in which order: the split, a subset, and the batches of training.
 
 Everything random is a function of (seed, epoch, sample), not of workers, batches or restarts.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..runtime.errors import InputError, listed, printable
-from .augment import to_device
+from .augment import augmentations, to_device
 from .images import ImageSet
 
 
@@ -105,21 +105,16 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-@dataclass
-class Stream:
-    """The endless training stream: the epochs' permutations of `count` samples, in full batches.
+def training_batch(step: int, batch_size: int, count: int,
+                   seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The samples of batch `step` (from 0), int64 (B,), and their augmentations (B,).
 
-    A batch may reach into the next epoch, so none is short, and every image comes once per epoch.
+    The batches cut the epochs' orders of `count` samples, one after another. A batch may reach into
+    the next epoch, so none is short, and every image comes once per epoch.
     """
-
-    count: int
-    batch_size: int
-    seed: int
-
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Step (from 0) -> the epoch and the sample of each image of the batch, int64 (B,)."""
-        first = step * self.batch_size
-        epochs, places = np.divmod(np.arange(first, first + self.batch_size), self.count)
-        samples = [order(self.seed, int(epoch), self.count)[places[epochs == epoch]]
-                   for epoch in np.unique(epochs)]
-        return epochs, np.concatenate(samples)
+    samples, numbers, first = [], [], step * batch_size
+    epochs, places = np.divmod(np.arange(first, first + batch_size), count)
+    for epoch in np.unique(epochs).tolist():
+        samples.append(order(seed, epoch, count)[places[epochs == epoch]])
+        numbers.append(augmentations(seed, epoch, count)[samples[-1]])
+    return np.concatenate(samples), np.concatenate(numbers)

@@ -71,9 +71,10 @@ def find_images(path: Path | str) -> ImageSet:
         layout, images = label_pictures(pictures, left_out)
     except InputError as e:
         raise InputError(f"--data: the classes in {path} are not sure: {e}; {ADVICE}") from e
-    name, classes = os.path.basename(os.path.abspath(path)), sorted({i.label for i in images})
+    name, kind = os.path.basename(os.path.abspath(path)), "folder" if os.path.isdir(path) else "zip"
+    classes = sorted({image.label for image in images})
     return ImageSet(
-        Path(path), f"images in {printable(name)} ({layout})", classes,
+        Path(path), f"images in {printable(name)} ({layout}, {kind})", classes,
         files=[image.name for image in images], names=["/".join(image.parts) for image in images],
         labels=[classes.index(image.label) for image in images],
         splits=[image.split for image in images], stamps=[files[image.name] for image in images],

@@ -58,7 +58,7 @@ def write_comparison(out: Path, failed: dict[str, str]) -> str:
 
     failed: {folder of a run: why it has no result}.
     """
-    runs = find_runs(out, failed.keys())
+    runs = find_runs(out)
     points = compare_curves(runs)
     text = comparison_text(runs, points, failed)
     write_text(out / "table.md", text)

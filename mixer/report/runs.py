@@ -1,7 +1,6 @@
 """The log of a run -> a line and a summary; the runs in a folder."""
 import json
 import statistics
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,18 +59,18 @@ class Run:
         return sum(map(sum, self.summary["confusion"] or []))
 
 
-def find_runs(out: Path, failed: Collection[str] = ()) -> dict[str, list[Run]]:
+def find_runs(out: Path) -> dict[str, list[Run]]:
     """{row name: its runs by seed} of the finished runs in the folders of `out`, in ROWS' order.
 
-    Folders with other names than train.py gives, and those in `failed`, are passed over. The
-    seconds are images over the median images/s of the run's lines: a pause, or another job beside
-    some of the lines, does not count.
+    Folders with other names than train.py gives are passed over. The seconds are images over the
+    median images/s of the run's lines: a pause, or another job beside some of the lines, does not
+    count.
     """
     found = {row.name: {} for row in ROWS}
     for path in sorted(out.glob("*/summary.json")):
         folder, summary = path.parent, json.loads(path.read_text())
         name, seed = summary["name"], summary["seed"]
-        if folder.name in failed or folder.name not in (name, seed_folder(name, seed)):
+        if folder.name not in (name, seed_folder(name, seed)):
             continue
         log, rate = read_csv(folder / "log.csv"), summary["images_per_s"]
         log = [row for row in log if row["step"] <= summary["steps"]]

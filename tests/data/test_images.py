@@ -21,10 +21,10 @@ PETS = [f"PetImages/{kind}/{i}.jpg" for kind in ("Cat", "Dog") for i in range(3)
 def test_layouts_are_recognised_in_folder_and_zip(tmp_path, names, classes, layout):
     folder, archive = map(find_images, folder_and_zip(
         tmp_path, [*names, "Thumbs.db", "readme.txt", "__MACOSX/._cat.1.jpg"]))
-    for images in (folder, archive):
+    for images, kind in ((folder, "folder"), (archive, "zip")):
         assert images.classes == classes and images.labels == sorted(images.labels)
         assert describe(images).startswith(
-            f"6 images in {images.path.name} ({layout}), {len(classes)} classes: "
+            f"6 images in {images.path.name} ({layout}, {kind}), {len(classes)} classes: "
             f"{classes[0]} {6 // len(classes)}")
         assert load(images, 5, 16).shape == (16, 16, 3)
     assert folder.names == archive.names and folder.labels == archive.labels

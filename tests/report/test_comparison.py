@@ -20,7 +20,7 @@ def undrawn(monkeypatch):
 
 
 def text_of(out, failed=()):
-    runs = find_runs(out, failed)
+    runs = find_runs(out)
     return comparison_text(runs, compare_curves(runs), dict(failed))
 
 

@@ -80,7 +80,7 @@ def test_the_preprocessing_is_that_of_the_training(tmp_path):
     assert model(x).shape == (1, 2)
     Image.new("RGB", (300, 200), "white").save(tmp_path / "white.jpg")
     assert model.preprocess(tmp_path / "white.jpg").eq(1).all()
-    with pytest.raises(ValueError, match="empty file"):
+    with pytest.raises(ValueError, match="not a JPEG"):
         model.preprocess(b"")
 
 
