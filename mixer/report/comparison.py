@@ -71,10 +71,9 @@ def write_comparison(out: Path, failed: dict[str, str]) -> str:
 def comparison_text(runs: dict[str, list[Run]], points: Sequence[dict],
                     failed: dict[str, str]) -> str:
     """Markdown: the rows and what they cost, accuracy at equal cost, and the reproduction."""
-    text = [main_table(runs, failed)]
-    text += [f"{folder}: {reason}" for folder, reason in failed.items()]
+    text = [f"{folder}: {reason}" for folder, reason in failed.items()]
     if runs:
-        text.append(notes(runs))
+        text = [main_table(runs), *text, notes(runs)]
     if _least_val_images(runs):
         text.append(cost_text(runs))
     if points:
@@ -82,22 +81,18 @@ def comparison_text(runs: dict[str, list[Run]], points: Sequence[dict],
     return "\n\n".join(text) + "\n"
 
 
-def main_table(runs: dict[str, list[Run]], failed: dict[str, str]) -> str:
+def main_table(runs: dict[str, list[Run]]) -> str:
     """Ours, beside what was published about equal images; of several seeds the means."""
     curves = published_curves() if on_published_images(runs) else {}
     intervals = {key: _intervals(runs, key) for key in ("val_acc", "best_val_acc")}
-    reasons = {folder.split("-seed")[0]: reason for folder, reason in failed.items()}
     lines = []
-    for name in sorted({*runs, *reasons}, key=[*TITLES, *runs, *reasons].index):
-        line = {"row": TITLES.get(name, name),
-                **{key: str(of_key.get(name, "-")) for key, of_key in intervals.items()}}
-        if curves.get(name):
+    for name, seeds in runs.items():
+        line = {"row": TITLES.get(name, name), "n": len(seeds),
+                **{key: str(of_key.get(name, "-")) for key, of_key in intervals.items()},
+                **{key: statistics.fmean(values) for key in MEANS
+                   if (values := _values(seeds, key))}}
+        if name in curves:
             line |= vars(BY_NAME[name]) | {"published_acc": curves[name][-1][2]}
-        if name in runs:
-            line |= {"n": len(runs[name]), **{key: statistics.fmean(values) for key in MEANS
-                                              if (values := _values(runs[name], key))}}
-        else:
-            line["failed"] = reasons[name]
         lines.append(line)
     return table(lines, COLUMNS)
 

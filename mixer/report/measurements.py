@@ -2,18 +2,16 @@
 import statistics
 from operator import itemgetter
 
-from ..experiments import BY_TITLE, RECIPE
 from .tables import paragraph, spread, table
 
 TRAINING = spread("training_ms", "training_p20", "training_p80")
 TIME = [("row", "{row}"), ("train, ms", TRAINING), ("images/s", "{training_images_per_s}"),
         ("s/epoch", "{seconds_per_25000_images}"),
         ("infer, ms", spread("inference_ms", "inference_p20", "inference_p80")),
-        ("images/s", "{inference_images_per_s}"), ("2080 s", "{published_epoch_s}")]
+        ("images/s", "{inference_images_per_s}")]
 MEMORY = [("row", "{row}"), ("parameters", "{parameters:,}"), ("GFLOP", "{gflop_per_image}"),
           ("batch", "{batch_size}"), ("saved/image", "{saved_mib_per_image}"),
-          ("training", "{training_mib}"), ("process", "{process_mib}"),
-          ("2080 MiB", "{published_mib:,}")]
+          ("training", "{training_mib}"), ("process", "{process_mib}")]
 PEERS = [("row", "{row}"), ("candidate", "{candidate}"), ("ms", TRAINING),
          ("ours / peer, time", "{faster:.2f}"), ("MiB", "{training_mib}"),
          ("ours / peer, memory", "{memory_ratio:.2f}")]
@@ -66,16 +64,12 @@ def measured_text(result: dict) -> str:
 
 
 def model_lines(rows: list[dict]) -> list[dict]:
-    """With what was published, for one size; of several sizes, those of a row stand together."""
-    titles, lines = [row["row"] for row in rows], []
-    several = len({row.get("image_size") for row in rows}) > 1  # old peers have none
-    for row in sorted(rows, key=lambda row: titles.index(row["row"])):
-        original = BY_TITLE.get(row["row"])
-        published = vars(original) if original and original.published_mib and (
-            row.get("image_size") == RECIPE["image_size"]) else {}
-        size = f", {row['image_size']} px" if several else ""
-        lines.append({**published, **row, "row": row["row"] + size})
-    return lines
+    """Of several image sizes, the lines of a row stand together, and say the size."""
+    titles = [row["row"] for row in rows]
+    if len({row.get("image_size") for row in rows}) == 1:  # old peers have none
+        return rows
+    return [{**row, "row": f"{row['row']}, {row['image_size']} px"}
+            for row in sorted(rows, key=lambda row: titles.index(row["row"]))]
 
 
 def shape_lines(shapes: list[dict]) -> list[dict]:

@@ -25,7 +25,7 @@ def write_studies(folders: Sequence[Path], out: Path) -> str:
             if label == best:
                 others = [run for seed, run in runs.items() if seed or len(variants) == 1]
                 chosen[title] = others or [runs[0]]
-    text = [main_table(everything, {}), f"{notes(everything)}\n{paragraph(CHOSEN)}"]
+    text = [main_table(everything), f"{notes(everything)}\n{paragraph(CHOSEN)}"]
     if chosen:
         text.append(cost_text(chosen))
     write_text(out / "table.md", "\n\n".join(text) + "\n")

@@ -57,24 +57,19 @@ def test_a_table_fits_a_terminal_and_says_what_it_was_measured_on(environment):
 def test_a_failed_row_stays_and_says_why():
     text = measured_text(result(failing=True))
     time, memory = cells(text, "EfficientNetV2-B0")
-    assert time == ["EfficientNetV2-B0", "out of memory", *[""] * 4, "32"]
-    assert memory == ["EfficientNetV2-B0", "out of memory", "", "250", *[""] * 3, "7,790"]
+    assert time == ["EfficientNetV2-B0", "out of memory", *[""] * 4]
+    assert memory == ["EfficientNetV2-B0", "out of memory", "", "250", *[""] * 3]
     assert "row EfficientNetV2-B0; image_size 192; batch_size 250; failed out of memory" in text
     peer = cells(text, "ResNet-18")[3]
     assert peer == ["ResNet-18", "torchvision, compiled", "out of memory", "", "", ""]
-    nothing = {**result(), "models": [row for row in result(failing=True)["models"]
-                                      if "failed" in row]}
-    assert "EfficientNetV2-B0" in measured_text(nothing)
 
 
 def test_figures_stand_where_they_belong():
     text = measured_text(result())
     time, memory, ours = cells(text, "ResNet-18")[:3]
     assert time == ["ResNet-18", "98765 [98765, 98765]", "54,321", "9,765",
-                    "98765 [98765, 98765]", "154,321", "20"]
-    assert memory == ["ResNet-18", "13,524,482", "3.93", "250", "42.6", "12,346", "34,568", "4,554"]
-    for title in ("MLP-Mixer 24", "Other"):
-        assert [line[-1] for line in cells(text, title)] == ["", ""], "nobody has published it"
+                    "98765 [98765, 98765]", "154,321"]
+    assert memory == ["ResNet-18", "13,524,482", "3.93", "250", "42.6", "12,346", "34,568"]
     assert ours[2:] == ["98765 [98765, 98765]", "0.50", "12,346", "1.25"]
     assert cells(text, "packing")[0][1:] == ["12346 [12346, 12346]"]
 
@@ -106,12 +101,8 @@ def test_several_image_sizes_of_a_row_stand_together():
     text = measured_text({"environment": GPU, "config": sizes, "models": models, "peers": peers})
     assert "image_size [192, 288]" in " ".join(text.split())
     lines = cells(text)
-    sized = [line for line in lines if "px" in line[0]]
-    assert [line[0] for line in sized[:4]] == [line[0] for line in sized[8:]]
-    assert [(line[0], line[-1]) for line in sized[:8]] == [
-        ("ViT 16 CNN, 192 px", "34"), ("ViT 16 CNN, 288 px", ""), ("ResNet-18, 192 px", "20"),
-        ("ResNet-18, 288 px", ""), ("ViT 16 CNN, 192 px", "6,788"), ("ViT 16 CNN, 288 px", ""),
-        ("ResNet-18, 192 px", "4,554"), ("ResNet-18, 288 px", "")]
+    assert [line[0] for line in lines if "px" in line[0]] == 3 * [
+        "ViT 16 CNN, 192 px", "ViT 16 CNN, 288 px", "ResNet-18, 192 px", "ResNet-18, 288 px"]
     assert "row ResNet-18; batch_size 250; image_size 288; failed out of memory" in text
 
 
