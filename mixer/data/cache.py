@@ -35,11 +35,7 @@ def decode_to_cache(images: ImageSet, size: int, cache: Path | str | None = None
     busy = "another process is decoding these images: waiting for it"
     with locked(cache / f"{name}.lock", lambda: print(busy, flush=True)):
         if not (found := _read_cache(path, shape, key)):
-            try:
-                save_atomically(path, lambda temporary: _decode_all(images, shape, key, temporary))
-            except OSError as e:
-                raise OSError(f"cannot keep {math.prod(shape) / 2**20:,.0f} MiB of decoded images: "
-                              f"{e}; choose another folder with --cache") from e
+            save_atomically(path, lambda temporary: _decode_all(images, shape, key, temporary))
             found = _read_cache(path, shape, key)
     return found
 

@@ -27,12 +27,24 @@ def open_source(path: Path | str, nested: Sequence[str] = ("train.zip",)
     If a zip holds a zip with one of the names `nested`, and no images (Kaggle's nesting), the files
     are those of the inner one. Raises InputError if it cannot be read.
     """
+    # a folder, or something else
     if os.path.isdir(path):
         return _list_folder(path), lambda name: Path(path, name).read_bytes()
     if not os.path.isfile(path):  # opening a pipe would wait for ever
         raise InputError(f"--data: {path or 'an empty path'} does not exist, or is neither a "
                          "folder nor a file")
-    archive, lock = _open_zip(path, nested), threading.Lock()
+
+    # the zip, or the one in it
+    try:
+        archive = zipfile.ZipFile(path)
+        names = archive.namelist()
+        inner = [name for name in names if os.path.basename(name).lower() in nested]
+        if inner and not any(name.lower().endswith(EXTENSIONS) for name in names):
+            archive = zipfile.ZipFile(io.BytesIO(archive.read(inner[0])))
+    except Exception as e:  # on hostile bytes, zipfile raises nearly every exception type
+        raise InputError(f"--data: {path} is not a zip file, or is damaged ({first_line(e)}); "
+                         "unpack a tar, 7z or rar and give the folder") from e
+    lock = threading.Lock()
     members = {re.sub(r"(?<![^/])\.?/+", "", info.filename): info  # as of ./cat//1.jpg
                for info in archive.infolist()}
 
@@ -64,16 +76,3 @@ def _list_folder(root):
                 continue
             files[(base / name).as_posix()] = stamp
     return files
-
-
-def _open_zip(path, nested):
-    try:
-        archive = zipfile.ZipFile(path)
-        names = archive.namelist()
-        inner = [name for name in names if os.path.basename(name).lower() in nested]
-        if inner and not any(name.lower().endswith(EXTENSIONS) for name in names):
-            archive = zipfile.ZipFile(io.BytesIO(archive.read(inner[0])))
-        return archive
-    except Exception as e:  # on hostile bytes, zipfile raises nearly every exception type
-        raise InputError(f"--data: {path} is not a zip file, or is damaged ({first_line(e)}); "
-                         "unpack a tar, 7z or rar and give the folder") from e

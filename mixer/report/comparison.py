@@ -172,8 +172,8 @@ def _intervals(runs, accuracy):
 
 
 def _least_val_images(runs):
-    return min((run.val_images for seeds in runs.values() for run in seeds if run.val_images),
-               default=0)
+    return min((sum(map(sum, run.summary["confusion"])) for seeds in runs.values()
+                for run in seeds if run.summary["confusion"]), default=0)
 
 
 def _budgets(runs):

@@ -33,7 +33,7 @@ def drawing(draw: Callable) -> Callable:
 @drawing
 def draw_curves(path: Path, rows: list[dict], title: str) -> None:
     """Loss and accuracy of one run over its steps, training and validation; rows of log.csv."""
-    figure, panels = new_figure(10, 3.8, panels=2)
+    figure, panels = new_figure(10, 3.8, 2, title=title)
     for panel, metric, label in zip(panels, ("loss", "acc"), ("cross-entropy", "accuracy"),
                                     strict=True):
         for subset, name, style in (("train", "training", "-"), ("val", "validation", "o-")):
@@ -43,7 +43,7 @@ def draw_curves(path: Path, rows: list[dict], title: str) -> None:
                 panel.plot(*zip(*points, strict=True), style, markersize=3, label=name)
         panel.set(xlabel="step", ylabel=label)
         panel.legend()
-    finish(figure, path, title)
+    save(figure, path)
 
 
 @drawing
@@ -70,7 +70,9 @@ def draw_comparison(out: Path, runs: dict[str, list[Run]]) -> None:
             label = {"label": None} if row in measured else {}
             panels[1].plot(steps, values[y == "train_acc"], **_style(row) | label | {"marker": ""})
             panels[1].set(title="published: RTX 2080, 25,000 images, batch 250", xlabel=x_label)
-        finish(figure, out / f"{name}.png")
+        figure.legend(loc="outside right center", fontsize=8, title_fontsize=8,
+                      title="mean of n seeds;\nband: their range")
+        save(figure, out / f"{name}.png")
 
 
 def _draw_band(panel, name, seeds, x, y):
@@ -99,12 +101,14 @@ def _style(name):
     return style
 
 
-def new_figure(width: float, height: float, panels: int = 1, rows: int = 1, **shared) -> tuple:
+def new_figure(width: float, height: float, panels: int, rows: int = 1, title: str = "",
+               **shared) -> tuple:
     """A figure of so many inches with panels side by side, in rows; and the panels, row by row."""
     # imported here, because it takes half a second
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=11, parse_math=False)
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, panels, squeeze=False, **shared).flatten()
     for panel in axes:
@@ -112,11 +116,5 @@ def new_figure(width: float, height: float, panels: int = 1, rows: int = 1, **sh
     return figure, axes
 
 
-def finish(figure, path: Path, title: str | None = None) -> None:
-    """Save the figure, under its title, or with a legend of the rows beside it."""
-    if title is None:
-        figure.legend(loc="outside right center", fontsize=8, title_fontsize=8,
-                      title="mean of n seeds;\nband: their range")
-    else:
-        figure.suptitle(title, fontsize=11, parse_math=False)
+def save(figure, path: Path) -> None:
     save_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))

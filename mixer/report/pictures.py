@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ..data.augment import to_float
 from ..data.batches import Subset
 from ..runtime.errors import printable
-from .figures import drawing, finish, new_figure
+from .figures import drawing, new_figure, save
 
 COLUMNS = 8                                       # of tiles
 MOST_CONFIDENT, LEAST_SURE, ATTENTION = 16, 8, 6  # images in a picture
@@ -36,14 +36,15 @@ def write_pictures(out: Path, model: nn.Module, title: str, subset: Subset, file
 def draw_grid(path: Path, title: str, rows: list[list[tuple]], side: float = 1.75) -> None:
     """Rows of (image, caption) in a grid; an image is `side` inches wide."""
     columns = max(map(len, rows))
-    figure, panels = new_figure(side * columns, (side + 0.5) * len(rows) + 0.5, columns, len(rows))
+    figure, panels = new_figure(side * columns, (side + 0.5) * len(rows) + 0.5, columns, len(rows),
+                                title)
     for panel in panels:
         panel.axis("off")
     for i, row in enumerate(rows):
         for panel, (image, caption) in zip(panels[i * columns:], row, strict=False):
             panel.imshow(image.cpu().numpy())
             panel.set_title(caption, fontsize=7.5, parse_math=False)
-    finish(figure, path, title)
+    save(figure, path)
 
 
 @drawing

@@ -54,10 +54,6 @@ class Run:
     environment: dict
     log: list[dict]
 
-    @property
-    def val_images(self) -> int:
-        return sum(map(sum, self.summary["confusion"] or []))
-
 
 def find_runs(out: Path) -> dict[str, list[Run]]:
     """{row name: its runs by seed} of the finished runs in the folders of `out`, in ROWS' order.

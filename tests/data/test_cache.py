@@ -105,7 +105,7 @@ def test_a_full_disk_is_an_error_and_leaves_what_was_there(folder, tmp_path, mon
     before = {path: path.read_bytes() for path in (tmp_path / "cache").iterdir()}
     (folder / "cat.0.png").write_bytes(b"another")
     monkeypatch.setattr(cache_module.os, "pwrite", full)
-    with pytest.raises(OSError, match="cannot keep 0 MiB of decoded .* No space .* with --cache"):
+    with pytest.raises(OSError, match="cannot write .*uint8: No space"):
         decode_to_cache(find_images(folder), 8, tmp_path / "cache")
     assert {path: path.read_bytes() for path in (tmp_path / "cache").iterdir()} == before
 
