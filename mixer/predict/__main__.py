@@ -43,7 +43,7 @@ class Config:
 
     paths: tuple = option((), "a run's folder or a checkpoint; then images, folders, zips")
     evaluate: bool = option(False, "the images are labelled: accuracy, loss, confusion, recall")
-    split: str | None = option(None, "with --evaluate: the run's own images of this split",
+    split: str | None = option(None, "the run's own images of this split",
                                choices=("val", "train"))
     submission: str | None = option(None, "file for Kaggle's Dogs vs. Cats: id, label")
     out: str | None = option(None, "folder of the results, new or empty; default: a new one beside "
@@ -117,12 +117,9 @@ def read_config(argv: list[str]) -> Config:
     """argv -> Config, checked. Raises UsageError."""
     config = Config(**parse(Config, argv, __doc__, words="paths"))
     places = len(config.paths) - 1
-    if places < (0 if config.split else 1):
-        raise UsageError(["name a run's folder or a checkpoint, and then images, folders or zips"])
-    if config.evaluate and places > 1:
-        raise UsageError(["--evaluate needs one folder or zip of labelled images"])
-    if config.split and not config.evaluate:
-        raise UsageError(["--split needs --evaluate"])
+    if places < (0 if config.split else 1) or config.evaluate and places > 1:
+        raise UsageError(["name a run's folder or a checkpoint, and then images, folders or zips; "
+                          "with --evaluate one folder or zip of labelled images, or --split val"])
     return config
 
 

@@ -124,13 +124,6 @@ def test_what_is_left_out_is_counted(tmp_path):
         assert images.note == "left out: figures of results 3, .tif 2, masks 2, .jfif 1"
 
 
-def test_a_folder_without_a_name_is_named(tmp_path, monkeypatch):
-    folder, _ = folder_and_zip(tmp_path, PETS)
-    for place, path in ((folder / "PetImages" / "Cat", ".."), (folder / "PetImages", ".")):
-        monkeypatch.chdir(place)
-        assert "6 images in PetImages (" in describe(find_images(path))
-
-
 def test_unlabelled_images_are_found_once_and_in_order(pictures, tmp_path):
     names = sorted(path.name for path in pictures.iterdir())
     folder = tmp_path / "some"

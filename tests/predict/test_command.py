@@ -165,8 +165,7 @@ def test_damaged_images_are_named_get_no_row_and_fail_the_command(predict, a_run
 @pytest.mark.parametrize("arguments,message", [
     (("{run}",), "name a run's folder or a checkpoint, and then images"),
     (("{run}", "--evaluate"), "name a run's folder or a checkpoint, and then images"),
-    (("{run}", "--evaluate", "{pictures}", "{pictures}"), "--evaluate needs one folder or zip"),
-    (("{run}", "--split", "val", "{pictures}"), "--split needs --evaluate"),
+    (("{run}", "--evaluate", "{pictures}", "{pictures}"), "with --evaluate one folder or zip"),
     (("{run}", "--evaluate", "--split", "test"), "--split invalid choice: 'test'"),
     (("{tmp}", "{pictures}"), "there is no checkpoint "),
     (("{run}", "{tmp}/absent"), "absent does not exist"),
