@@ -14,14 +14,12 @@ PLACES = {"rows", "data", "cache", "bad_images", "workers", "data_on_device", "d
 
 def describe(row: dict) -> str:
     """One line of the log, for people."""
-    words = [f"step {row['step']:>5,}",
-             f"train loss {row['train_loss']:.4f} acc {row['train_acc']:.3f}"]
-    if row["val_acc"] is not None:
-        words.append(f"val loss {row['val_loss']:.4f} acc {row['val_acc']:.3f}")
-    if row["images_per_s"]:
-        words.append(f"{row['images_per_s']:,.0f} images/s")
-    words.append(f"{row['memory_mib']:,.0f} MiB")
-    return " | ".join(words)
+    validated, timed = row["val_acc"] is not None, row["images_per_s"] is not None
+    return (f"step {row['step']:>5,}"
+            f" | train loss {row['train_loss']:.4f} acc {row['train_acc']:.3f}"
+            + (f" | val loss {row['val_loss']:.4f} acc {row['val_acc']:.3f}" if validated else "")
+            + (f" | {row['images_per_s']:,.0f} images/s" if timed else "")
+            + f" | {row['memory_mib']:,.0f} MiB")
 
 
 def summarise(name: str, config, state, *, steps: int, parameters: int, dtype: str, data: str,
