@@ -51,6 +51,7 @@ def find_variants(folders: Sequence[Path]) -> dict[str, dict[str, dict[int, Run]
     variants = {name: {} for name in found}
     for name, runs in found.items():
         for run in runs:
-            label = ", ".join(f"{option} {value(run, option)}" for option in differ)
+            label = ", ".join(f"{option} {value(run, option)}" for option in differ
+                              if value(run, option))
             variants[name].setdefault(label, {}).setdefault(run.summary["seed"], run)
     return variants
