@@ -89,8 +89,7 @@ def main_table(runs: dict[str, list[Run]]) -> str:
     for name, seeds in runs.items():
         line = {"row": TITLES.get(name, name), "n": len(seeds),
                 **{key: str(of_key.get(name, "-")) for key, of_key in intervals.items()},
-                **{key: statistics.fmean(values) for key in MEANS
-                   if (values := _values(seeds, key))}}
+                **{key: statistics.fmean(_values(seeds, key)) for key in MEANS}}
         if name in curves:
             line |= vars(BY_NAME[name]) | {"published_acc": curves[name][-1][2]}
         lines.append(line)
@@ -124,9 +123,8 @@ def cost_text(runs: dict[str, list[Run]]) -> str:
     # the frontier of the final accuracy
     final = _intervals(runs, "val_acc")
     for heading, cost in (("frontier, s", "seconds"), ("frontier, FLOPs", "flops")):
-        spent = {name: statistics.fmean(values) for name in final
-                 if (values := _values(runs[name], cost))}
-        for name, verdict in frontier(spent, {name: final[name] for name in spent}).items():
+        spent = {name: statistics.fmean(_values(runs[name], cost)) for name in final}
+        for name, verdict in frontier(spent, final).items():
             lines[name][heading] = verdict
     headings = dict.fromkeys(heading for line in lines.values() for heading in line)
     columns = [(heading, itemgetter(heading)) for heading in headings]
@@ -136,8 +134,7 @@ def cost_text(runs: dict[str, list[Run]]) -> str:
 
 def accuracy_at(run: Run, cost: str, budget: float) -> float | None:
     """Validation accuracy in the last row of the log within the budget: images, seconds, flops."""
-    within = [row["val_acc"] for row in run.log
-              if row[cost] is not None and row[cost] <= budget * SLACK]
+    within = [row["val_acc"] for row in run.log if row[cost] <= budget * SLACK]
     return within[-1] if within else None
 
 
@@ -180,7 +177,7 @@ def _budgets(runs):
     """{column: (cost, budget)} of the table at equal cost."""
     finished = [run for seeds in runs.values() for run in seeds]
     images, seconds, flops = (_values(finished, cost) for cost in ("images", "seconds", "flops"))
-    budgets = {f"{min(images):,.0f} images": ("images", min(images))}
-    for budget in (max(seconds), max(seconds) / 10) if seconds else ():
-        budgets[f"{number(budget)} s"] = "seconds", budget
-    return budgets | {f"{number(min(flops) / 1e12)} TFLOP": ("flops", min(flops))}
+    return {f"{min(images):,.0f} images": ("images", min(images)),
+            **{f"{number(budget)} s": ("seconds", budget)
+               for budget in (max(seconds), max(seconds) / 10)},
+            f"{number(min(flops) / 1e12)} TFLOP": ("flops", min(flops))}

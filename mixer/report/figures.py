@@ -55,8 +55,7 @@ def draw_comparison(out: Path, runs: dict[str, list[Run]]) -> None:
     """
     for name, (x, x_label, y, y_label) in FIGURES.items():
         measured = {row: logged for row, seeds in runs.items()
-                    if (logged := [run for run in seeds if None not in (run.log[-1][x],
-                                                                        run.log[-1][y])])}
+                    if (logged := [run for run in seeds if run.log[-1][y] is not None])}
         if not measured:
             continue
         original = published_curves() if x == "step" and on_published_images(runs) else {}
@@ -79,7 +78,7 @@ def _draw_band(panel, name, seeds, x, y):
     """The mean of the seeds' logs at each step, and the band from their lowest to highest."""
     steps = {}  # {step: the seeds' points}
     for row in (row for run in seeds for row in run.log):
-        if row[x] is not None and row[y] is not None:
+        if row[y] is not None:
             steps.setdefault(row["step"], []).append((row[x], row[y]))
     xs, ys = zip(*(zip(*points, strict=True) for points in steps.values()), strict=True)
     xs, style = list(map(statistics.fmean, xs)), _style(name)

@@ -56,21 +56,20 @@ class Run:
 def find_runs(out: Path) -> dict[str, list[Run]]:
     """{row name: its runs by seed} of the finished runs in the folders of `out`, in ROWS' order.
 
-    Folders with other names than train.py gives are passed over. The seconds are images over the
-    median images/s of the run's lines: a pause, or another job beside some of the lines, does not
-    count.
+    Folders with other names than train.py gives are passed over, and runs of a single step, which
+    has no images/s. The seconds are images over the median images/s of the run's lines: a pause, or
+    another job beside some of the lines, does not count.
     """
     found = {row.name: {} for row in ROWS}
     for path in sorted(out.glob("*/summary.json")):
         folder, summary = path.parent, json.loads(path.read_text())
         name, seed = summary["name"], summary["seed"]
-        if folder.name not in (name, seed_folder(name, seed)):
+        if folder.name not in (name, seed_folder(name, seed)) or not summary["images_per_s"]:
             continue
-        log, rate = read_csv(folder / "log.csv"), summary["images_per_s"]
-        log = [row for row in log if row["step"] <= summary["steps"]]
+        log = [row for row in read_csv(folder / "log.csv") if row["step"] <= summary["steps"]]
         for row in log:  # an old log has other seconds, with what disturbed the run
             row["images"] = row["step"] * summary["batch_size"]
-            row["seconds"] = row["images"] / rate if rate else None
+            row["seconds"] = row["images"] / summary["images_per_s"]
         summary |= {cost: log[-1][cost] for cost in ("images", "seconds", "flops")}
         config, environment = (json.loads((folder / f"{name}.json").read_text())
                                for name in ("config", "environment"))
