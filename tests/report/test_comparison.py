@@ -127,13 +127,6 @@ def test_a_disturbed_line_costs_no_seconds(tmp_path):
     assert run.log[-1]["seconds"] == pytest.approx(50)
 
 
-def test_a_seed_that_failed_is_named_beside_those_that_did_not(tmp_path):
-    finished_run(tmp_path, "resnet18")
-    text = text_of(tmp_path, {"resnet18-seed1": "failed (exit code 3)"})
-    assert lines_of(text, 0)[1]["ResNet-18"][1] == "1"
-    assert "resnet18-seed1: failed (exit code 3)" in text
-
-
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*/table.md")), ids=lambda p: p.parent.name)
 def test_committed_tables_are_those_of_their_runs(path: Path):
     assert path.read_text() == text_of(path.parent)
