@@ -52,8 +52,6 @@ class Config(ModelOptions):
     amp: str = option("auto", "autocast dtype; auto: fp16 on CUDA, bf16 on a CPU that has it",
                       choices=("auto", "fp16", "bf16", "off"))
     compile: bool = option(False, "torch.compile the models")
-    kernels: str = option("auto", "ConvMixer's depthwise unit: fused or plain PyTorch",
-                          choices=("auto", "torch"))
     repeats: int = option(12, "timing repeats per candidate, interleaved", least=3)
     out: str | None = option(None, "folder for json and markdown; default: print only")
 

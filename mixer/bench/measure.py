@@ -57,8 +57,7 @@ def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, l
     for side, row in itertools.product(config.image_size, rows):
         workload = Workload(config.batch_size, side, device, pick_amp(config.amp, device))
         create = partial(create_model, row.arch, image_size=side, **row.options)
-        models = {(row.title, side, "ours"): partial(build, create, device, config.kernels,
-                                                     config.compile)}
+        models = {(row.title, side, "ours"): partial(build, create, device, "auto", config.compile)}
         groups.append((workload, models))
         if config.peers and row.arch in PEERS:
             package, create = PEERS[row.arch][0].split(".")[0], partial(peer_model, row, side)
