@@ -2,7 +2,6 @@
 import pytest
 
 from mixer.data.images import describe, find_images
-from mixer.data.layouts import role
 from mixer.runtime.errors import InputError
 from tests.helpers.pictures import folder_and_zip
 
@@ -31,11 +30,6 @@ def test_names_of_splits(tmp_path, train, val, test):
     for path in folder_and_zip(tmp_path / "flat", flat):
         assert find_images(path).classes == ["cat", "dog"]
         assert describe(find_images(path)).endswith("; left out: test images 1")
-
-
-def test_roles():
-    assert role("seg_train") == "train" and role("my-Valid.Set2") == "val"
-    assert role("contest") is role("images") is role("invalid") is role("7") is None
 
 
 DEEP, PARTS = "there are .* and ", "may be parts of the data set"
