@@ -14,7 +14,7 @@ from .figures import drawing, new_figure, save
 
 COLUMNS = 8                                       # of tiles
 MOST_CONFIDENT, LEAST_SURE, ATTENTION = 16, 8, 6  # images in a picture
-FILTERS, BLOCKS = 64, 4                           # of a layer; of attention
+FILTERS = 64                                      # of a layer
 NAME_LENGTH = 24                                  # characters of a file name
 
 
@@ -103,41 +103,34 @@ def first_filters(model: nn.Module) -> torch.Tensor:
 @drawing
 def draw_attention(path: Path, title: str, model: nn.Module, subset: Subset, files: Sequence[str],
                    device: torch.device) -> None:
-    """Some images, and beside them each lit by the attention of the class token in some blocks: the
-    patch that it attends to most is the brightest."""
-    n, depth = min(ATTENTION, len(subset)), len(model.blocks)
-    some = torch.linspace(0, len(subset) - 1, n).long().numpy()
-    blocks = torch.linspace(0, depth - 1, min(BLOCKS, depth)).long().tolist()
+    """Some images, and below each the same one lit by the attention of the class token: the patch
+    that it attends to most is the brightest."""
+    some = torch.linspace(0, len(subset) - 1, min(ATTENTION, len(subset))).long().numpy()
     images, _ = subset.batch(some, device)
-    maps = class_attention(model.eval(), to_float(images))
-    light = F.interpolate(maps[blocks], images.shape[1:3])[..., None]    # (blocks, n, S, S, 1)
-    light = 0.1 + 0.9 * light / light.amax((2, 3, 4), keepdim=True)
-    rows = [[(image, shortened(files[i])), *((image * light[j, k], f"block {block + 1}")
-                                             for j, block in enumerate(blocks))]
-            for k, (i, image) in enumerate(zip(some, images.cpu() / 255, strict=True))]
-    draw_grid(path, f"{title}: attention of the class token, mean over the heads", rows)
+    light = class_attention(model.eval(), to_float(images))
+    light = F.interpolate(light[None], images.shape[1:3])[0, ..., None]   # (B, S, S, 1)
+    light = 0.1 + 0.9 * light / light.amax((1, 2), keepdim=True)
+    images = images.cpu() / 255
+    names = [shortened(files[i]) for i in some]
+    rows = [list(zip(images, names, strict=True)), [(image, "") for image in images * light]]
+    draw_grid(path, f"{title}: attention of the class token, last block, mean of the heads", rows)
 
 
 @torch.inference_mode()
 def class_attention(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """How the class token of a ViT attends to the patches of x (B, 3, S, S), in each block.
+    """How the class token of a ViT attends to the patches of x (B, 3, S, S), in the last block.
 
-    (depth, B, h, w) on the CPU, the mean over the heads. A map sums to less than 1: the rest is the
+    (B, h, w) on the CPU, the mean over the heads. A map sums to less than 1: the rest is the
     token's attention to itself.
     """
-    maps = []
-
-    def record(qkv_layer, inputs, qkv):
-        B, N, _ = inputs[0].shape
-        q, k, _ = qkv.float().reshape(B, N, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        scores = q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5      # (B, heads, 1, N)
-        side = math.isqrt(N - 1)
-        maps.append(scores.softmax(-1).mean(1)[:, 0, 1:].unflatten(1, (side, side)).cpu())
-    heads = model.blocks[0].attn.heads
-    hooks = [block.attn.qkv.register_forward_hook(record) for block in model.blocks]
+    attention, seen = model.blocks[-1].attn, []
+    hook = attention.qkv.register_forward_hook(lambda layer, inputs, qkv: seen.append(qkv.float()))
     try:
-        model.forward(x)  # not model(x): a compiled model would not call the hooks
+        model.forward(x)  # not model(x): a compiled model would not call the hook
     finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.stack(maps)
+        hook.remove()
+    B, N, _ = seen[0].shape
+    q, k, _ = seen[0].reshape(B, N, 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
+    scores = q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5      # (B, heads, 1, N)
+    side = math.isqrt(N - 1)
+    return scores.softmax(-1).mean(1)[:, 0, 1:].unflatten(1, (side, side)).cpu()

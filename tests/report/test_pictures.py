@@ -41,17 +41,16 @@ def test_the_attention_is_that_of_the_forward_pass():
     model = create_model("vit_cnn", **VIT).eval()
     x = torch.rand(2, 3, 32, 32)
     maps = class_attention(model, x)
-    assert maps.shape == (3, 2, 4, 4)
-    inputs = []
-    hook = model.blocks[1].attn.register_forward_hook(lambda m, args, y: inputs.append(args[0]))
+    assert maps.shape == (2, 4, 4)
+    inputs, attention = [], model.blocks[-1].attn
+    hook = attention.register_forward_hook(lambda m, args, y: inputs.append(args[0]))
     model(x)
     hook.remove()
-    attention = model.blocks[1].attn
     q, k, _ = attention.qkv(inputs[0]).reshape(2, 17, 3, 2, 8).permute(2, 0, 3, 1, 4)
     one_hot = torch.eye(17).expand(2, 2, 17, 17)
     weights = F.scaled_dot_product_attention(q, k, one_hot)[:, :, 0].mean(1)
-    torch.testing.assert_close(maps[1], weights[:, 1:].view(2, 4, 4).detach())
-    assert not any(block.attn.qkv._forward_hooks for block in model.blocks)
+    torch.testing.assert_close(maps, weights[:, 1:].view(2, 4, 4).detach())
+    assert not attention.qkv._forward_hooks
 
 
 def test_the_most_confident_mistakes_and_the_least_sure_right_answers_are_shown(monkeypatch):
