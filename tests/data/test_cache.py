@@ -1,5 +1,7 @@
 import hashlib
 import multiprocessing
+import os
+import signal
 
 import pytest
 from PIL import Image
@@ -77,6 +79,18 @@ def test_two_processes_decode_once(folder, tmp_path, monkeypatch):
         process.join()
     assert [process.exitcode for process in others] == [0, 0, 0] and decoded() == 12
     assert (array[11] == (0, 50, 0)).all()
+
+
+def test_a_process_that_is_killed_while_it_decodes_leaves_no_cache(folder, tmp_path, monkeypatch):
+    images, cache = find_images(folder), tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module.os, "pwrite", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        process = multiprocessing.get_context("fork").Process(target=decode_to_cache,
+                                                              args=(images, 8, cache))
+        process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not list(cache.glob("[!.]*.uint8"))
+    assert (decode_to_cache(images, 8, cache)[0][11] == (0, 50, 0)).all()
 
 
 @pytest.mark.parametrize("damage", [
