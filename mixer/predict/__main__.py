@@ -58,9 +58,11 @@ def main(argv: list[str]) -> None:
     config = read_config(argv)
 
     # the model, as its run built it, and the images
-    path = Path(config.paths[0])
-    if path.is_dir():  # without validation it has no best.pt
-        path /= "best.pt" if (path / "best.pt").exists() else "last.pt"
+    path, why = Path(config.paths[0]), ""
+    if path.is_dir():
+        best = (path / "best.pt").exists()
+        path /= "best.pt" if best else "last.pt"
+        why = " (its best validation)" if best else " (it has no best.pt)"
     try:
         contents = load_checkpoint(path, verify=True)
         model = build_model(path, contents)
@@ -76,7 +78,7 @@ def main(argv: list[str]) -> None:
     amp = pick_amp("auto" if recipe["amp"] == "fp16" and device.type != "cuda" else recipe["amp"],
                    device)
     title = row_name(description["name"], **description["options"])
-    print(f"{title} of {printable(path)}, {model.image_size}x{model.image_size} pixels, "
+    print(f"{title} of {printable(path)}{why}, {model.image_size}x{model.image_size} pixels, "
           f"{len(classes)} classes: {listed(classes)}\n"
           f"device: {device}, dtype: {dtype_name(amp)}", flush=True)
     now = datetime.datetime.now()

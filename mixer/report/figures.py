@@ -19,12 +19,17 @@ FIGURES = {"loss": ("step", "step", "train_loss", "training cross-entropy"),
 
 
 def drawing(draw: Callable) -> Callable:
-    """A function of a path that draws. If it fails, one line says so: no picture is worth a run."""
+    """A function of a path that draws the same on every machine, whatever Matplotlib's settings.
+
+    If it fails, one line says so: no picture is worth a run.
+    """
     @functools.wraps(draw)
     def drawn(path: Path, *args) -> None:
         os.environ["MPLBACKEND"] = "agg"  # the one that is set may not be installed
         try:
-            draw(path, *args)
+            from matplotlib import style
+            with style.context("default"):
+                draw(path, *args)
         except Exception as e:
             print(f"{path.name} is not drawn: {type(e).__name__}: {first_line(e)}", file=sys.stderr)
     return drawn

@@ -222,6 +222,14 @@ def test_a_run_goes_on_after_its_images_were_copied(train, tmp_path, pictures):
         assert result.returncode == 2 and "another run: images was" in result.stderr
 
 
+def test_results_among_the_images_are_no_images(train, tmp_path, pictures):
+    data = shutil.copytree(pictures, tmp_path / "data")
+    for steps in (1, 2):
+        result = train(*TINY, "--data", data, "--out", data, "--steps", steps, "--resume", "auto")
+        assert result.returncode == 0 and "40 images in data" in result.stdout, result
+    assert "left out: figures of results 3" in result.stdout and "resumed at" in result.stdout
+
+
 def test_a_val_folder_excludes_val_fraction(train, tmp_path, pictures):
     for i, picture in enumerate(sorted(pictures.iterdir())):
         folder = tmp_path / "data" / ("train", "val")[i // 4 % 2] / picture.name[:3]

@@ -61,7 +61,7 @@ def test_files_folders_and_zips_are_answered_as_the_model_answers(predict, a_run
     assert len(rows) == 1 + 40 - 1 + 40, "an image that is named twice counts once"
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [
         "filters.png", "predictions.csv"]
-    assert f"of {a_run / 'best.pt'}, 32x32 pixels" in result.stdout
+    assert f"of {a_run / 'best.pt'} (its best validation), 32x32 pixels" in result.stdout
     again = predict(a_run, one, "--out", tmp_path / "out")
     assert again.returncode == 2 and "is not empty; choose a new folder" in again.stderr
 
