@@ -23,7 +23,7 @@ from mixer.report.measurements import measured_text
 from mixer.runtime.cli import chosen, flag, option, parse, run, whole_numbers
 from mixer.runtime.device import DTYPES, environment, pick_amp, pick_device
 from mixer.runtime.distributed import rank_and_size
-from mixer.runtime.errors import UsageError
+from mixer.runtime.errors import InputError
 from mixer.runtime.files import writable_folder, write_csv, write_json, write_text
 from mixer.training.config import MODEL_OPTIONS
 from mixer.training.config import Config as TrainConfig
@@ -94,8 +94,8 @@ def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
 
     image_size becomes a list of numbers.
 
-    Raises UsageError with all problems of the arguments, then InputError if this machine or the
-    data cannot serve them.
+    Raises InputError with all problems of the arguments, then if this machine or the data cannot
+    serve them.
     """
     # each option alone
     options, problems = parse(Config, argv, __doc__), []
@@ -128,7 +128,7 @@ def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
     if rank_and_size()[1] > 1:
         problems.append("bench.py measures a single process: start it without torchrun")
     if problems:
-        raise UsageError(problems)
+        raise InputError("; ".join(problems))
 
     # this machine and the data
     device = pick_device(config.device)

@@ -197,7 +197,7 @@ def test_several_seeds_of_one_model_resume_and_are_reported_again(train, picture
     (["--batch-size", "37"], "--batch-size 37: there are 36 training images"),
     (["--device", "cuda:7"], "--device cuda:7: no such device"),
     (["--amp", "fp16"], "no fp16 training on the CPU"),
-    (["--resume", "nowhere.pt"], "--resume: there is no checkpoint nowhere.pt"),
+    (["--resume", "nowhere.pt"], "--resume: nowhere.pt is not a readable checkpoint"),
 ])
 def test_what_only_the_machine_or_the_data_can_tell(train, pictures, tmp_path, arguments, message):
     result = train(*TINY, "--data", pictures, "--steps", 1, "--out", tmp_path / "run", *arguments)

@@ -3,7 +3,6 @@
 Each model is measured in fresh processes, so that none inherits another's allocator, caches or
 cuDNN choices. A measurement is a row: a dict, whose keys end in their unit.
 """
-import contextlib
 import itertools
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from torch import nn
 from ..experiments import EPOCH_IMAGES, Row
 from ..models import create_model
 from ..models.flops import forward_flops
-from ..runtime.device import freed_memory_kept, peak_memory_mib, pick_amp
+from ..runtime.device import keep_freed_memory, peak_memory_mib, pick_amp
 from ..runtime.processes import attempt
 from ..training.recipe import make_optimizer, train_step
 from .candidates import PEERS, build, peer_model
@@ -135,8 +134,9 @@ def measure_in_turn(groups: list[tuple[Workload, dict[tuple, MakeModel]]],
 
 def with_allocator(f: Callable, models: object, workload: Workload, *args):
     """f(models, workload, *args) in a fresh process, with the workload's allocator."""
-    with freed_memory_kept() if workload.keep_freed_memory else contextlib.nullcontext():
-        return f(models, workload, *args)
+    if workload.keep_freed_memory:
+        keep_freed_memory()
+    return f(models, workload, *args)
 
 
 def time_models(models: dict, workload: Workload, repeats: int) -> dict[tuple, list[float]]:

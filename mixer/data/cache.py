@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..runtime.device import cores
 from ..runtime.errors import InputError, listed
 from ..runtime.files import cache_home, locked, save_atomically, writable_folder, write_csv
 from .decoding import DECODING
@@ -75,7 +74,7 @@ def _decode_all(images, shape, key, path):
             done += os.pwrite(file.fileno(), pixels[done:], index * row + done)
 
     # all of them; an error ends it, without the images that wait
-    pool = ThreadPoolExecutor(cores())
+    pool = ThreadPoolExecutor()
     with open(path, "wb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's: an image decodes or it does not
         try:

@@ -1,11 +1,10 @@
-"""Where a command runs: device, autocast dtype, memory, cores, versions."""
+"""Where a command runs: device, autocast dtype, memory, versions."""
 import contextlib
 import ctypes
 import datetime
 import os
 import platform
 import resource
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -14,8 +13,7 @@ from .errors import InputError
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "off": None}
 PACKAGES = ("torch", "triton", "numpy", "pillow")
-# mallopt(3)
-M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # mallopt(3)
 
 
 def pick_device(name: str) -> torch.device:
@@ -68,52 +66,30 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # a Mac counts bytes
 
 
-@contextlib.contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Inside, glibc keeps what this process frees; other allocators stay as they are.
+def keep_freed_memory() -> None:
+    """From now on, glibc keeps what this process frees; other allocators stay as they are.
 
     By default it returns each large tensor to the system. The next step then waits until the same
-    pages are mapped and cleared again. Afterwards glibc's defaults hold.
+    pages are mapped and cleared again.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda parameter, value: None)
     mallopt(M_MMAP_MAX, 0)         # no block comes from mmap, which free() would unmap
     mallopt(M_TRIM_THRESHOLD, -1)  # the top of the heap is never given back
-    try:
-        yield
-    finally:
-        mallopt(M_MMAP_MAX, 65536)
-        mallopt(M_TRIM_THRESHOLD, 128 * 1024)
-
-
-def cores() -> int:
-    """The cores that this process may use: its affinity, and the quota of its container."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux
-    count = len(affinity(0)) if affinity else os.cpu_count()
-    with contextlib.suppress(OSError, ValueError):  # no cgroup, or "max" for no quota
-        with open("/sys/fs/cgroup/cpu.max") as f:
-            quota, period = map(int, f.read().split())
-        count = max(1, min(count, quota // period))
-    return count
 
 
 def environment(device: torch.device) -> dict[str, str | None]:
     """Date, machine and versions, as plain values."""
-    gpu = device.type == "cuda"
+    gpu, versions = device.type == "cuda", dict.fromkeys(PACKAGES)
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
     return {"date": datetime.date.today().isoformat(),
             "system": f"{platform.system()} {platform.machine()}",
             "device": torch.cuda.get_device_name(device) if gpu else _cpu(),
-            "cuda": torch.version.cuda if gpu else None, **versions()}
+            "cuda": torch.version.cuda if gpu else None, "python": platform.python_version(),
+            **versions}
 
 
-def versions() -> dict[str, str | None]:
-    """The versions of Python and of our packages; None for one that is not installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def _cpu():

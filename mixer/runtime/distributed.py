@@ -5,7 +5,6 @@ same step. Rank 0 prints and writes files. Beside gradients, the ranks exchange 
 gloo, on the CPU.
 """
 import contextlib
-import datetime
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
-
-LONGEST_WAIT = datetime.timedelta(minutes=10)  # until all ranks have started
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -53,7 +50,7 @@ class World:
         return values[0]
 
     def broadcast_buffers(self, model: torch.nn.Module) -> None:
-        """Copy rank 0's BatchNorm statistics to all ranks. Without --sync-bn each has its own."""
+        """Copy rank 0's BatchNorm statistics to all ranks; each has its own."""
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
@@ -72,7 +69,7 @@ def process_group(device: torch.device, name: str) -> Iterator[World]:
     print(f"waiting for all {size} processes that WORLD_SIZE says torchrun has started", flush=True)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # the default of NCCL and Triton
-    store, rank, size = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))
+    store, rank, size = next(dist.rendezvous("env://"))
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                             store=dist.PrefixStore(name, store), rank=rank, world_size=size)
     yield World(rank, size)

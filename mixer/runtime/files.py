@@ -35,8 +35,7 @@ def save_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
-        before = "; the one before it is untouched" if path.exists() else ""
-        raise OSError(f"cannot write {path}: {e.strerror or e}{before}") from e
+        raise OSError(f"cannot write {path}: {e.strerror or e}") from e
     finally:
         temporary.unlink(missing_ok=True)
 

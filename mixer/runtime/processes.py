@@ -45,8 +45,6 @@ class Stop:
         """Run a command and pass the signals on to it. Returns its exit code, as a shell has it."""
         # in a session of its own: Ctrl-C in a terminal reaches this process alone
         self.child = subprocess.Popen(command, start_new_session=True)
-        if self.signum:  # it came before there was a child
-            self.child.send_signal(self.signum)
         code = self.child.wait()
         return code if code >= 0 else 128 - code
 
@@ -67,19 +65,14 @@ def attempt(f: Callable, *args) -> tuple[object, str | None]:
     """(f(*args), None) from a fresh process, or (None, the error there, in one line)."""
     receiver, sender = SPAWN.Pipe(duplex=False)
     process = SPAWN.Process(target=_answer, args=(sender, f, args))
-    try:
-        process.start()
-    except OSError as e:  # the system has no process left
-        return None, in_one_line(e)
+    process.start()
     sender.close()  # so that the pipe ends with the process
     try:
         return receiver.recv()
     except EOFError:
         return None, "its process was killed (out of memory?)"
-    except KeyboardInterrupt:
-        process.kill()
-        raise
     finally:
+        process.kill()  # at Ctrl-C; else it has answered
         process.join()
 
 

@@ -33,25 +33,19 @@ class Running:
 
 
 class Clock:
-    """Times the steps since `start`. The first step of all is a warm-up, and does not count."""
+    """Times the steps since `start`."""
 
     def __init__(self, device: torch.device):
-        self.device, self.warm = device, False
+        self.device = device
         self.start()
 
     def start(self) -> None:
         self.begin, self.waited, self.steps = self.now(), 0.0, 0
 
-    def step(self) -> None:
-        self.steps += 1
-        if not self.warm:
-            self.warm = True
-            self.start()
-
-    def read(self) -> tuple[float, float] | tuple[None, None]:
-        """Steps per second and the fraction of time that waited for data; None without a step."""
+    def read(self) -> tuple[float, float]:
+        """Steps per second and the fraction of time that waited for data."""
         seconds = self.now() - self.begin
-        return (self.steps / seconds, self.waited / seconds) if self.steps else (None, None)
+        return self.steps / seconds, self.waited / seconds
 
     def now(self) -> float:
         if self.device.type == "cuda":

@@ -14,9 +14,7 @@ from tqdm import tqdm
 
 from ..data.augment import augment, augmentations_of_batch
 from ..data.batches import Stream, Subset
-from ..experiments import row_name
 from ..models.flops import TRAINING_PASSES, forward_flops
-from ..report.figures import draw_curves
 from ..report.runs import describe
 from ..runtime.device import peak_memory_mib
 from ..runtime.distributed import World
@@ -29,7 +27,6 @@ from .meters import Clock, Running
 from .recipe import evaluate, learning_rate, make_optimizer, train_step
 
 SMALLEST_SCALE = 1e-4  # of the fp16 loss; it starts at 65536, and each overflow halves it
-ROWS_PER_DRAWING = 10  # of curves.png
 
 
 @dataclass
@@ -88,8 +85,6 @@ class Trainer:
         """Train until `steps`. Raises Diverged, and Interrupted when a signal came."""
         if self.state.rows and self.world.rank == 0:
             write_csv(self.out / "log.csv", self.state.rows)  # kill -9 may have come before it
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
 
         # here and not in __init__: both start from what `resume` loaded
         if self.config.compile:
@@ -128,7 +123,7 @@ class Trainer:
                 clip_grad=config.clip_grad)
             state.step += 1
             self.running.add(loss, correct, len(y))
-            self.clock.step()
+            self.clock.steps += 1
             self.bar.update()
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,13 +146,8 @@ class Trainer:
             state.best = row
             self.save("best.pt", {"row": row})
         self.save_last()
-
-        # for people
         self.bar.write(describe(row), file=sys.stdout)
         sys.stdout.flush()
-        if self.world.rank == 0 and len(state.rows) % ROWS_PER_DRAWING == 0:
-            name = row_name(self.config.arch, self.config.patch, self.config.depth)
-            draw_curves(self.out / "curves.png", state.rows, name)
         self.clock.start()
 
     def measure(self) -> dict:
@@ -178,7 +168,7 @@ class Trainer:
         return {"step": step, "train_loss": train_loss, "train_acc": train_acc,
                 "val_loss": val_loss, "val_acc": val_acc,
                 "lr": learning_rate(step - 1, config),
-                "images_per_s": steps_per_s and steps_per_s * config.batch_size,
+                "images_per_s": steps_per_s * config.batch_size,
                 "data_wait": data_wait, "memory_mib": memory,
                 "skipped": step - applied_steps(self.optimizer), "flops": self.step_flops * step}
 

@@ -107,7 +107,7 @@ def test_the_smallest_and_largest_values(train, pictures, tmp_path, tally, count
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--batch", "8"], "unknown argument --batch (did you mean --batch-size?)"),
+    (["--batch", "8"], "unrecognized arguments --batch 8"),
     (["--dim", "100"], "dim 100 does not divide into 8 heads"),
     (["--data", "no\nsuch\x1b[2Jfolder"], r"no\nsuch\x1b[2Jfolder does not exist"),
     (["--data", ""], "--data is empty"),

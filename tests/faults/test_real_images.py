@@ -50,7 +50,7 @@ def test_killed_and_resumed_on_real_images(train, tmp_path, record_property, siz
         killed = train(*arguments, *cache, "--out", cut, plants=[plant])
         assert killed.returncode == -signal.SIGKILL, killed
         last = cut / "last.pt"
-        saved.append(load_checkpoint(last, verify=True)["state"]["step"] if last.exists() else 0)
+        saved.append(load_checkpoint(last)["state"]["step"] if last.exists() else 0)
     assert train(*arguments, "--out", cut).returncode == 0
     assert saved == sorted(set(saved)) and saved[0] == 0 and saved[-1] < steps, saved
 

@@ -1,6 +1,3 @@
-import builtins
-import io
-import os
 import platform
 import resource
 
@@ -8,13 +5,7 @@ import pytest
 import torch
 
 from mixer.runtime.cli import run
-from mixer.runtime.device import (
-    cores,
-    dtype_name,
-    environment,
-    pick_amp,
-    pick_device,
-)
+from mixer.runtime.device import dtype_name, environment, pick_amp, pick_device
 from mixer.runtime.errors import InputError
 from mixer.runtime.processes import attempt
 
@@ -55,21 +46,6 @@ def test_environment_names_what_a_number_was_measured_on():
     env = environment(CPU)
     assert env["torch"] == torch.__version__.split("+")[0] or env["torch"] == torch.__version__
     assert "threads" in env["device"] and env["cuda"] is None and len(env["date"]) == 10
-
-
-@pytest.mark.parametrize("cpu_max, count", [("max 100000", 8), ("250000 100000", 2),
-                                            ("50000 100000", 1), (None, 8)])
-def test_cores_respect_the_quota_of_a_container(monkeypatch, cpu_max, count):
-    def opened(path, *args):
-        if path != "/sys/fs/cgroup/cpu.max":
-            return real_open(path, *args)
-        if cpu_max is None:
-            raise FileNotFoundError(path)
-        return io.StringIO(cpu_max)
-    real_open = builtins.open
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8))
-    monkeypatch.setattr(builtins, "open", opened)
-    assert cores() == count
 
 
 def page_faults():

@@ -58,14 +58,9 @@ def test_load_model_gives_the_model_of_a_run(tmp_path, name):
 def test_the_description_is_of_plain_values(tmp_path):
     run(tmp_path, "vit_linear")
     contents = torch.load(tmp_path / "best.pt", weights_only=True)  # plain torch, nothing allowed
-    description = contents["description"]
-    assert description["name"] == "vit_linear"
-    assert description["options"] == {**OPTIONS["vit_linear"], "image_size": IMAGE_SIZE}
-    assert description["classes"] == ["cat", "dog"]
-    assert description["versions"]["torch"] and type(description["versions"]["torch"]) is str
-    assert description["recipe"]["lr"] == 1e-3 and description["recipe"]["batch_size"] == 8
-    assert "out" not in description["recipe"], "no paths of this machine"
-    assert "squeezed to 32x32" in description["preprocessing"]
+    assert contents["description"] == {
+        "name": "vit_linear", "options": {**OPTIONS["vit_linear"], "image_size": IMAGE_SIZE},
+        "classes": ["cat", "dog"], "preprocessing": "upright RGB, squeezed to 32x32, x / 255"}
 
 
 def test_the_preprocessing_is_that_of_the_training(tmp_path):
@@ -103,8 +98,7 @@ def test_a_new_run_starts_from_a_checkpoint(tmp_path):
         assert torch.equal(model.stem[2].running_mean, trained.stem[2].running_mean)
         assert (len(classes) == 2) == (model.head.weight.shape == trained.head.weight.shape
                                        and torch.equal(model.head.weight, trained.head.weight))
-    for bad, words in ((tmp_path / "none.pt", "there is no checkpoint"),
-                       (tmp_path, "not a file")):
+    for bad, words in ((tmp_path / "none.pt", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(InputError, match=f"--init-from: .*{words}"):
             init_from_checkpoint(bad, model, classes)
 
@@ -117,9 +111,9 @@ def test_a_flipped_bit_that_torch_does_not_see(tmp_path):
     data = path.read_bytes()
     assert data.count(b"some words") == 1
     path.write_bytes(data.replace(b"some words", b"same words"))
-    assert load_checkpoint(path) == {"text": "same words"}
+    assert torch.load(path) == {"text": "same words"}
     with pytest.raises(ValueError, match="x.pt is not a readable checkpoint: .*data.pkl in it is"):
-        load_checkpoint(path, verify=True)
+        load_checkpoint(path)
 
 
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -158,30 +152,10 @@ def test_the_best_starts_anew_without_its_file(tmp_path, capsys):
     assert other["state"]["best"] is None and "the best starts anew" in capsys.readouterr().out
 
 
-def test_what_a_run_was_started_from_is_part_of_the_run(tmp_path):
-    """By its bytes. It is not read again, and may be gone."""
-    start, other, gone = (tmp_path / name for name in ("start.pt", "other.pt", "gone.pt"))
-    start.write_bytes(b"some weights")
-    other.write_bytes(b"other weights")
-
-    def identity_of(path):
-        return run_identity(Config(init_from=path and str(path)), "names", "bytes")
-    saved = {"identity": identity_of(start), "optimizer": {}}
-    assert len(saved["identity"]["init_from"]) == 16
-    for path in (start, start.rename(tmp_path / "renamed.pt"), gone, None):
-        now = identity_of(path)
-        check_identity(saved, now)
-        assert now == saved["identity"]
-    with pytest.raises(ValueError, match="of another run: init_from was '.{16}' and is '.{16}'"):
-        check_identity(saved, identity_of(other))
-    saved["identity"]["init_from"] = None
-    with pytest.raises(ValueError, match="of another run: init_from was None and is"):
-        check_identity(saved, identity_of(other))
-
-
 def test_every_option_is_free_on_resume_or_part_of_the_run():
-    base = run_identity(Config(), "names", "bytes")
+    base = run_identity(Config(init_from="folder/start.pt"), "names", "bytes")
     assert base["batch_size"] == 250 and "steps" not in base and "out" not in base
+    assert base["init_from"] == "start.pt", "no folder of this machine"
     assert "steps" in run_identity(Config(schedule="cosine"), "names", "bytes")
 
 

@@ -8,7 +8,6 @@ import torch
 
 from mixer.models.flops import forward_flops
 from mixer.models.weights import load_checkpoint
-from mixer.report.figures import drawing
 from mixer.runtime.distributed import World
 from mixer.runtime.errors import Diverged, Interrupted
 from mixer.training import trainer as trainer_module
@@ -116,17 +115,6 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path, after_step
     for name in ("last.pt", "best.pt"):
         saved = load_checkpoint(tmp_path / name)["state_dict"]
         assert all(tensor.isfinite().all() for tensor in saved.values())
-
-
-def test_a_picture_that_cannot_be_drawn_costs_a_line(tmp_path, monkeypatch, capsys):
-    """As where MPLBACKEND names a package that is not there."""
-    def broken(*args):
-        raise ModuleNotFoundError("No module named 'matplotlib_inline'\nand more")
-    monkeypatch.setattr(trainer_module, "draw_curves", drawing(broken))
-    monkeypatch.setattr(trainer_module, "ROWS_PER_DRAWING", 2)
-    assert trainer(tmp_path).fit().step == 9
-    assert capsys.readouterr().err == (
-        "curves.png is not drawn: ModuleNotFoundError: No module named 'matplotlib_inline'\n")
 
 
 def test_a_loss_scale_that_collapses(tmp_path):
