@@ -8,10 +8,8 @@ import torch
 
 from mixer.models.flops import forward_flops
 from mixer.models.weights import load_checkpoint
-from mixer.runtime.distributed import World
 from mixer.runtime.errors import Diverged, Interrupted
 from mixer.training import trainer as trainer_module
-from mixer.training.meters import Running
 from mixer.training.recipe import make_optimizer, train_step
 from mixer.training.trainer import applied_steps
 from tests.helpers.networks import tiny_convmixer
@@ -127,16 +125,10 @@ def test_a_loss_scale_that_collapses(tmp_path):
     assert not (tmp_path / "last.pt").exists()
 
 
-def test_running_loss_and_accuracy_are_means_over_images():
-    running = Running(torch.device("cpu"))
-    running.add(torch.tensor(1.0), torch.tensor(3), 4)
-    running.add(torch.tensor(4.0), torch.tensor(0), 2)
-    assert running.read(World()) == (2.0, 0.5) and running.images == 6
-    running.add(torch.tensor(math.nan), torch.tensor(0), 2)
-    assert math.isnan(running.read(World())[0])
-    running.reset()
-    running.add(torch.tensor(0.5), torch.tensor(1), 2)
-    assert running.read(World()) == (0.5, 0.5)
+def test_training_loss_and_accuracy_are_means_over_images(tmp_path):
+    run = trainer(tmp_path)
+    run.state.step, run.state.loss, run.state.correct = 2, torch.tensor(24.0), torch.tensor(4)
+    assert run.training_means() == (24 / (2 * SMALL.batch_size), 4 / (2 * SMALL.batch_size))
 
 
 def test_a_step_the_scaler_skips_is_counted():
