@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..runtime.errors import first_line, listed, printable
+from ..runtime.errors import InputError, first_line, listed, printable
 
 # files that are taken for checkpoints, by their first bytes
 OTHER_FILES = {b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the file",
@@ -57,10 +57,10 @@ def load_checkpoint(path: Path | str) -> dict:
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # hostile bytes raise nearly every exception type
         reason = first_line(e.__context__ or e)  # the context is without advice to unpickle it all
-        raise ValueError(f"{printable(path)} is not a readable checkpoint: "
+        raise InputError(f"{printable(path)} is not a readable checkpoint: "
                          f"{printable(reason)}") from e
     if not isinstance(contents, dict):
-        raise ValueError(f"{printable(path)} holds a {type(contents).__name__}, not a dict of "
+        raise InputError(f"{printable(path)} holds a {type(contents).__name__}, not a dict of "
                          "weights")
     return contents
 
@@ -122,7 +122,7 @@ def match_weights(model: nn.Module, source: Mapping | Path | str,
     problems += [f"they were trained with {name} {options[name]!r}, and this model has {value!r}"
                  for name, value in silent.items() if options.get(name, value) != value]
     if problems:
-        raise ValueError(f"these weights do not fit {type(model).__name__}: {'; '.join(problems)}")
+        raise InputError(f"these weights do not fit {type(model).__name__}: {'; '.join(problems)}")
     return state, head
 
 
@@ -134,12 +134,12 @@ def _state_dict(source):
     tensors = {str(name): value.detach() for name, value in source.items()
                if isinstance(value, torch.Tensor) and name != "n_averaged"}  # of AveragedModel
     if not tensors:
-        raise ValueError(f"there are no weights in it, only {listed(source, 5) or 'nothing'}; "
+        raise InputError(f"there are no weights in it, only {listed(source, 5) or 'nothing'}; "
                          "give the state dict itself")
     state = {re.sub(r"\b(module|_orig_mod|model)\.", "", name): tensor
              for name, tensor in tensors.items()}
     if len(state) < len(tensors):
-        raise ValueError("these are the weights of several models: without module. and model. some "
+        raise InputError("these are the weights of several models: without module. and model. some "
                          f"names are equal ({listed(tensors, 3)})")
     return state
 

@@ -21,12 +21,6 @@ def option(default, help: str, *, choices=None, least=-math.inf, below=math.inf)
                                                             limits=(least, below)))
 
 
-def option_types(config_class: type) -> dict[str, type]:
-    """{field name: int, float, str or bool}; `int | None` counts as int."""
-    hints = typing.get_type_hints(config_class)
-    return {name: (typing.get_args(hint) or (hint,))[0] for name, hint in hints.items()}
-
-
 def parse(config_class: type, argv: list[str], description: str, words: str | None = None) -> dict:
     """argv -> {option: value} for the flags in it. Raises InputError if one is wrong.
 
@@ -38,9 +32,9 @@ def parse(config_class: type, argv: list[str], description: str, words: str | No
     parser.error = _raise_input_error
 
     # from each field an argument
-    types = option_types(config_class)
     for field in dataclasses.fields(config_class):
-        name, kind, help = flag(field.name), types[field.name], field.metadata["help"]
+        name, help = flag(field.name), field.metadata["help"]
+        kind = (typing.get_args(field.type) or (field.type,))[0]  # `int | None` counts as int
         how = dict(type=_value(kind, *field.metadata["limits"]), choices=field.metadata["choices"])
         if field.name == words:
             name, how = words, dict(type=_value(str), nargs="*", metavar=words.upper())

@@ -90,8 +90,6 @@ def environment(device: torch.device) -> dict[str, str | None]:
             **versions}
 
 
-
-
 def _cpu():
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:

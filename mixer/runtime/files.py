@@ -40,11 +40,6 @@ def save_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def cache_home() -> Path:
-    """The user's folder for caches."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-
-
 def write_text(path: Path | str, text: str) -> None:
     save_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 

@@ -55,12 +55,6 @@ def out_of_memory(e: BaseException) -> bool:
         words in str(e) for words in ("can't allocate memory", "size calculation overflowed"))
 
 
-def in_one_line(e: BaseException) -> str:
-    """An exception for a table. Every kind of exhausted memory reads the same."""
-    kind = "out of memory" if out_of_memory(e) else type(e).__name__
-    return f"{kind}: {first_line(e)}"
-
-
 def attempt(f: Callable, *args) -> tuple[object, str | None]:
     """(f(*args), None) from a fresh process, or (None, the error there, in one line)."""
     receiver, sender = SPAWN.Pipe(duplex=False)
@@ -83,7 +77,8 @@ def _answer(sender, f, args):
     try:
         answer = f(*args), None
     except Exception as e:
-        answer = None, in_one_line(e)
+        kind = "out of memory" if out_of_memory(e) else type(e).__name__
+        answer = None, f"{kind}: {first_line(e)}"
     sender.send(answer)
 
 

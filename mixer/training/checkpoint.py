@@ -75,10 +75,7 @@ def init_from_checkpoint(path: Path | str, model: nn.Module, classes: list[str])
     A head of another size or of other classes stays as it is. Raises InputError if the file is
     damaged or its weights do not fit.
     """
-    try:
-        state, fresh = match_weights(model, path, classes)
-    except ValueError as e:
-        raise InputError(f"--init-from: {e}") from None
+    state, fresh = match_weights(model, path, classes)
     model.load_state_dict(state, strict=False)
     return (f"--init-from {printable(path)}: {len(state)} of {len(model.state_dict())} tensors "
             f"taken ({listed(state, 3)})\nleft fresh: {listed(fresh) or 'none'}")
@@ -107,11 +104,8 @@ def checkpoint_to_resume(resume: str | None, out: Path, identity: dict,
     path = out / "last.pt" if resume == "auto" else resume and Path(resume)
     checkpoint = None
     if world.rank == 0 and path and (resume != "auto" or path.exists()):
-        try:
-            checkpoint = load_checkpoint(path)
-            check_identity(checkpoint, identity)
-        except ValueError as e:
-            raise InputError(f"--resume: {e}") from None
+        checkpoint = load_checkpoint(path)
+        check_identity(checkpoint, identity)
         if checkpoint["state"]["best"] and not (out / "best.pt").exists():
             print(f"there is no best.pt in {printable(out)}: the best starts anew")
             checkpoint["state"]["best"] = None
@@ -119,12 +113,12 @@ def checkpoint_to_resume(resume: str | None, out: Path, identity: dict,
 
 
 def check_identity(checkpoint: dict, identity: dict) -> None:
-    """Raise ValueError if the run of `checkpoint` differs."""
+    """Raise InputError if the run of `checkpoint` differs."""
     saved = checkpoint.get("identity")
     if not isinstance(saved, dict) or "optimizer" not in checkpoint:
-        raise ValueError("the checkpoint holds only weights, not the state of a run; "
+        raise InputError("--resume: the checkpoint holds only weights, not the state of a run; "
                          "use last.pt of the run's folder")
     differences = [f"{key} was {saved.get(key)!r} and is {value!r}"
                    for key, value in identity.items() if saved.get(key) != value]
     if differences:
-        raise ValueError(f"the checkpoint is of another run: {', '.join(differences)}")
+        raise InputError(f"--resume: the checkpoint is of another run: {', '.join(differences)}")

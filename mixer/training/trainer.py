@@ -5,7 +5,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 import torch
 from torch import nn
@@ -208,7 +207,7 @@ class Trainer:
             self.check_finite(self.training_means()[0])
             self.save_last()
         raise Interrupted(signum, f" at step {self.state.step}; "
-                                  f"go on with --out={quote(str(self.out))} --resume auto")
+                                  f"go on with --out={self.out} --resume auto")
 
     def save_last(self) -> None:
         """Write last.pt, then log.csv: a copy of the rows in last.pt."""

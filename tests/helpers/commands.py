@@ -36,8 +36,7 @@ class Command:
     """A command that has been started.
 
     streams: {1, 2: a path to open}; stdout and stderr go to files in `folder` unless this names
-    others. limits: {resource.RLIMIT_...: bytes}. plants: faults inside the command, see
-    helpers/plants.py.
+    others. limits: {resource.RLIMIT_...: bytes}. plants: faults inside it, see helpers/plants.py.
     """
 
     def __init__(self, script, arguments, folder, env=None, *, streams=None, limits=None,
@@ -143,8 +142,7 @@ def _prepare(streams, limits):
         interrupt = signum == signal.SIGINT
         signal.signal(signum, signal.default_int_handler if interrupt else signal.SIG_DFL)
     for number, path in streams.items():
-        read_too = number == 0 or str(path).startswith("/dev/")
-        opened = os.open(path, os.O_CREAT | (os.O_RDWR if read_too else os.O_WRONLY))
+        opened = os.open(path, os.O_CREAT | os.O_RDWR)
         os.dup2(opened, number)
         os.close(opened)
     for kind, size in (limits or {}).items():

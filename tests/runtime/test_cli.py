@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mixer.runtime import cli
-from mixer.runtime.cli import chosen, option, option_types, parse, whole_numbers
+from mixer.runtime.cli import chosen, option, parse, whole_numbers
 from mixer.runtime.errors import Diverged, InputError, Interrupted
 
 OUT_OF_MEMORY = ("error: out of memory ({}): try a smaller --batch-size, --image-size or model\n")
@@ -22,8 +22,6 @@ class Options:
 
 
 def test_types_and_values_of_a_command_line():
-    assert option_types(Options) == {"size": int, "val_rate": float, "mode": str, "out": str,
-                                     "quiet": bool, "files": tuple}
     argv = ["--size", "3", "a", "--val-rate=0.5", "--quiet", "b", "--out=-x"]
     assert parse(Options, argv, "", words="files") == {
         "size": 3, "val_rate": 0.5, "quiet": True, "files": ["a", "b"], "out": "-x"}

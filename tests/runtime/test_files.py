@@ -5,7 +5,6 @@ import pytest
 
 from mixer.runtime.errors import InputError
 from mixer.runtime.files import (
-    cache_home,
     read_csv,
     save_atomically,
     writable_folder,
@@ -70,10 +69,3 @@ def test_a_lock_is_held_by_one_process_at_a_time(tmp_path):
     finally:
         for process in processes:
             process.kill()
-
-
-def test_the_folder_for_caches(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    for value, folder in (("", "/home/me/.cache"), ("/cache", "/cache")):
-        monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert str(cache_home()) == folder
