@@ -130,7 +130,6 @@ def test_the_kernels_table_and_its_files(small, tmp_path, capsys):
     (["--patch", "16"], ["--patch needs --arch"]),
     (["--batch-size", "1"], ["--batch-size must be in [2, inf)"]),
     (["--image-size", "-1"], ["--image-size must be in [1, inf)"]),
-    (["--device", "cpu", "--amp", "fp16"], ["no fp16 training on the CPU"]),
     (["--data", "nowhere"], ["nowhere does not exist"]),
     (["--device", "cpu", "--out", __file__], ["cannot write to"]),
 ])

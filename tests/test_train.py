@@ -172,7 +172,6 @@ def test_several_seeds_of_one_model_resume_and_are_reported_again(train, picture
 @pytest.mark.parametrize("arguments, message", [
     (["--batch-size", "37"], "--batch-size 37: there are 36 training images"),
     (["--device", "cuda:7"], "--device cuda:7: no such device"),
-    (["--amp", "fp16"], "no fp16 training on the CPU"),
     (["--resume", "nowhere.pt"], "nowhere.pt is not a readable checkpoint"),
 ])
 def test_what_only_the_machine_or_the_data_can_tell(train, pictures, tmp_path, arguments, message):
@@ -197,12 +196,6 @@ def test_kernels_are_chosen_named_and_interchangeable(pictures, tmp_path, capsys
     fused, both = (read_csv(tmp_path / out / "log.csv") for out in ("fused", "both"))
     losses = [row["train_loss"] for row in fused]
     assert [row["train_loss"] for row in both] == pytest.approx(losses, rel=1e-6)
-
-    vit = ["--arch", "vit_linear", "--patch", 8, "--dim", 16, "--heads", 2, "--depth", 1,
-           "--image-size", 32, "--batch-size", 8, "--device", "cpu", "--data", pictures,
-           "--cache", tmp_path, "--steps", 1, "--out", tmp_path / "vit"]
-    script.main(list(map(str, vit)))
-    assert "kernels: plain PyTorch" in capsys.readouterr().out
 
 
 def test_fine_tuning_starts_from_another_run(train, pictures, tmp_path):

@@ -133,9 +133,6 @@ def _state_dict(source):
             source = source[key]
     tensors = {str(name): value.detach() for name, value in source.items()
                if isinstance(value, torch.Tensor) and name != "n_averaged"}  # of AveragedModel
-    if not tensors:
-        raise InputError(f"there are no weights in it, only {listed(source, 5) or 'nothing'}; "
-                         "give the state dict itself")
     state = {re.sub(r"\b(module|_orig_mod|model)\.", "", name): tensor
              for name, tensor in tensors.items()}
     if len(state) < len(tensors):

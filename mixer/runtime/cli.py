@@ -74,9 +74,8 @@ def whole_numbers(name: str, text: str, least: int) -> list[int]:
 def chosen(name: str, text: str | None, choices: dict[str, object]) -> list:
     """The choices that an option names, as `a,b`, or all. Raises InputError."""
     words = list(choices) if text is None else list(dict.fromkeys(text.split(",")))
-    for word in words:
-        if word not in choices:
-            raise InputError(f"{flag(name)} {word}: choose from {', '.join(choices)}")
+    if wrong := [word for word in words if word not in choices]:
+        raise InputError(f"{flag(name)} {wrong[0]}: choose from {', '.join(choices)}")
     return [choices[word] for word in words]
 
 

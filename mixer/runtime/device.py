@@ -40,15 +40,10 @@ def has_native_bf16() -> bool:
 
 
 def pick_amp(name: str, device: torch.device) -> torch.dtype | None:
-    """`auto`, `fp16`, `bf16` or `off` -> the autocast dtype, None for off.
-
-    Raises InputError if the device does not support it.
-    """
+    """`auto`, `fp16`, `bf16` or `off` -> the autocast dtype, None for off."""
     if name == "auto":
         has_bf16 = device.type == "cpu" and has_native_bf16()
         name = "fp16" if device.type == "cuda" else "bf16" if has_bf16 else "off"
-    if name == "fp16" and device.type == "cpu":
-        raise InputError("--amp fp16: no fp16 training on the CPU; choose off or bf16")
     return DTYPES[name]
 
 

@@ -37,10 +37,6 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, value) -> bool:
-        """Whether the value is true in any rank."""
-        return self.sum(torch.tensor(bool(value)).int()).item() > 0
-
     def broadcast(self, value):
         """Rank 0's value, in all ranks: plain values and CPU tensors."""
         if self.size == 1:

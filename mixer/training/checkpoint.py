@@ -105,20 +105,19 @@ def checkpoint_to_resume(resume: str | None, out: Path, identity: dict,
     checkpoint = None
     if world.rank == 0 and path and (resume != "auto" or path.exists()):
         checkpoint = load_checkpoint(path)
-        check_identity(checkpoint, identity)
+
+        # of this run
+        saved = checkpoint.get("identity")
+        if not isinstance(saved, dict) or "optimizer" not in checkpoint:
+            raise InputError("--resume: the checkpoint holds only weights, not the state of a run; "
+                             "use last.pt of the run's folder")
+        if differences := [f"{key} was {saved.get(key)!r} and is {value!r}"
+                           for key, value in identity.items() if saved.get(key) != value]:
+            raise InputError("--resume: the checkpoint is of another run: "
+                             + ", ".join(differences))
+
+        # with its best
         if checkpoint["state"]["best"] and not (out / "best.pt").exists():
             print(f"there is no best.pt in {printable(out)}: the best starts anew")
             checkpoint["state"]["best"] = None
     return world.broadcast(checkpoint)
-
-
-def check_identity(checkpoint: dict, identity: dict) -> None:
-    """Raise InputError if the run of `checkpoint` differs."""
-    saved = checkpoint.get("identity")
-    if not isinstance(saved, dict) or "optimizer" not in checkpoint:
-        raise InputError("--resume: the checkpoint holds only weights, not the state of a run; "
-                         "use last.pt of the run's folder")
-    differences = [f"{key} was {saved.get(key)!r} and is {value!r}"
-                   for key, value in identity.items() if saved.get(key) != value]
-    if differences:
-        raise InputError(f"--resume: the checkpoint is of another run: {', '.join(differences)}")

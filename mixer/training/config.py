@@ -17,17 +17,14 @@ class Config:
     arch: str = option("vit_cnn", "model; all: the nine rows of the original table",
                        choices=(*MODELS, "all"))
     rows: str | None = option(None, "with --arch all: only these, as resnet18,convmixer-p24")
-    patch: int | None = option(None, "patch side in pixels, must divide the image; original: 24",
-                               least=1)
+    patch: int | None = option(None, "patch side, must divide the image; original: 24", least=1)
     dim: int | None = option(None, "channels per patch; original: 512", least=1)
     depth: int | None = option(None, "blocks; original: 4", least=1)
     heads: int | None = option(None, "attention heads (ViT), must divide dim; original: 8", least=1)
-    kernel_size: int | None = option(None, "depthwise kernel side (ConvMixer), odd; original: 9",
-                                     least=1)
+    kernel_size: int | None = option(None, "kernel side (ConvMixer), odd; original: 9", least=1)
     act: str | None = option(None, "activation (ConvMixer): gelu (original, fused) or relu")
     qkv_bias: bool | None = option(None, "biases of queries, keys and values (ViT), as timm's")
-    norm_eps: float | None = option(None, "eps of LayerNorm (ViT); timm's: 1e-6; original: 1e-5",
-                                    least=0)
+    norm_eps: float | None = option(None, "eps of LayerNorm (ViT); timm's: 1e-6", least=0)
     init_from: str | None = option(None, "checkpoint to start from: ours, timm's, torchvision's")
     # images
     image_size: int = option(192, "side in pixels; images are squeezed to a square", least=1)

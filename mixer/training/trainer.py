@@ -103,7 +103,7 @@ class Trainer:
                 self.end_interval()
 
             # a signal ends the run; several ranks agree on it at the end of an interval
-            if (ended or self.world.size == 1) and self.world.any(stop.signum):
+            if (ended or self.world.size == 1) and self.world.sum(torch.tensor(stop.signum)):
                 self.stop(stop.signum or signal.SIGTERM)
             if state.step >= config.steps:
                 return

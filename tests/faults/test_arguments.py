@@ -107,10 +107,7 @@ def test_the_smallest_and_largest_values(train, pictures, tmp_path, tally, count
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--batch", "8"], "unrecognized arguments --batch 8"),
-    (["--dim", "100"], "dim 100 does not divide into 8 heads"),
     (["--data", "no\nsuch\x1b[2Jfolder"], r"no\nsuch\x1b[2Jfolder does not exist"),
-    (["--data", ""], "--data is empty"),
     (["--image-size", "1", "--patch", "2"], "(these do: only 1)"),
 ])
 def test_what_is_wrong_is_named_in_one_line(train, tmp_path, argv, message):

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
 
 import mixer
 from mixer.data.augment import to_float
@@ -15,7 +14,6 @@ from mixer.models.weights import load_checkpoint
 from mixer.runtime.distributed import World
 from mixer.runtime.errors import InputError
 from mixer.training.checkpoint import (
-    check_identity,
     checkpoint_to_resume,
     init_from_checkpoint,
     run_identity,
@@ -69,11 +67,8 @@ def test_the_preprocessing_is_that_of_the_training(tmp_path):
     (tmp_path / "x.png").write_bytes(data)
     want = to_float(torch.tensor(decode(data, IMAGE_SIZE))[None])
     for image in (data, tmp_path / "x.png", str(tmp_path / "x.png")):
-        x = model.preprocess(image)
-        assert torch.equal(x, want) and x.shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
-    assert model(x).shape == (1, 2)
-    Image.new("RGB", (300, 200), "white").save(tmp_path / "white.jpg")
-    assert model.preprocess(tmp_path / "white.jpg").eq(1).all()
+        assert torch.equal(model.preprocess(image), want)
+    assert model(want).shape == (1, 2)
     with pytest.raises(ValueError, match="empty file"):
         model.preprocess(b"")
 
@@ -97,9 +92,6 @@ def test_a_new_run_starts_from_a_checkpoint(tmp_path):
         assert torch.equal(model.stem[2].running_mean, trained.stem[2].running_mean)
         assert (len(classes) == 2) == (model.head.weight.shape == trained.head.weight.shape
                                        and torch.equal(model.head.weight, trained.head.weight))
-    for bad, words in ((tmp_path / "none.pt", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(InputError, match=words):
-            init_from_checkpoint(bad, model, classes)
 
 
 # files
@@ -126,8 +118,8 @@ def test_the_checkpoint_to_resume(tmp_path):
     trainer(tmp_path).fit()
     same = checkpoint_to_resume("auto", tmp_path, identity(), World())
     assert same.keys() == load_checkpoint(tmp_path / "last.pt").keys()
-    with pytest.raises(ValueError, match="is of another run: contents was None and is 'x'"):
-        check_identity(same, identity(contents="x"))
+    with pytest.raises(InputError, match="is of another run: contents was None and is 'x'"):
+        checkpoint_to_resume("auto", tmp_path, identity(contents="x"), World())
     assert checkpoint_to_resume(None, tmp_path, identity(), World()) is None
     assert checkpoint_to_resume("auto", tmp_path / "new", identity(), World()) is None
 

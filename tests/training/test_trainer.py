@@ -116,7 +116,6 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path, after_step
 
 
 def test_a_loss_scale_that_collapses(tmp_path):
-    """With a scaler on the CPU, since fp16 autocast needs a GPU."""
     run = trainer(tmp_path)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2e-4, backoff_factor=0.5)
     run.model.head.weight.register_hook(lambda gradient: gradient * math.inf)
