@@ -75,17 +75,6 @@ def test_folder_and_zip_give_the_same_run(train, pictures, tmp_path):
     assert splits[0] == splits[1]
 
 
-def test_a_run_in_the_folder_of_its_images_resumes(train, pictures, tmp_path):
-    """Its figures there are no images of the data."""
-    data = shutil.copytree(pictures, tmp_path / "data")
-    arguments = [*TINY, "--data", data, "--out", data, "--resume", "auto"]
-    for steps in (2, 4):
-        result = train(*arguments, "--steps", steps)
-        assert result.returncode == 0, result.stderr
-        assert "36 training and 4 validation images" in result.stdout
-    assert "resumed at step 2" in result.stdout
-
-
 def test_without_validation(train, pictures, tmp_path):
     out = tmp_path / "run"
     result = train(*TINY, "--data", pictures, "--steps", 4, "--val-fraction", 0, "--out", out)

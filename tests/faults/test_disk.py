@@ -1,5 +1,5 @@
-"""Disks that are full, streams that go away, folders that two runs want, runs that last: nothing
-half-written, nothing that grows."""
+"""Disks that are full, folders that two runs want, runs that last: nothing half-written, nothing
+that grows."""
 import os
 import random
 import re
@@ -33,8 +33,7 @@ def test_a_disk_that_fills_up(train, pictures, tmp_path, whole, tally, count):
         # decoded images, which are 123 KB
         limit = rng.choice([rng.randrange(700, 3000), rng.randrange(3000, largest),
                             rng.randrange(largest // 2, 150_000)])
-        result = train(*arguments, limits={resource.RLIMIT_FSIZE: limit},
-                       streams={1: "/dev/null"})
+        result = train(*arguments, limits={resource.RLIMIT_FSIZE: limit})
         assert_whole_files(out)
         assert not list(out.glob(".*.tmp*")) and not list((tmp_path / "cache").glob("*.tmp*"))
         if result.returncode == 0:
@@ -65,14 +64,13 @@ def test_figures_and_summary_on_a_full_disk(train, pictures, tmp_path, whole):
                  "--resume", "auto"]
     (out / "summary.json").unlink()
     for name, limit in (("log.csv", 900), ("split.json", 500)):
-        result = train(*arguments, limits={resource.RLIMIT_FSIZE: limit},
-                       streams={1: "/dev/null"})
+        result = train(*arguments, limits={resource.RLIMIT_FSIZE: limit})
         assert result.returncode == 1, result
         assert f"cannot write {out / name}: File too large" in result.stderr, result
         assert_whole_files(out)
 
     # a picture is not worth a run
-    result = train(*arguments, limits={resource.RLIMIT_FSIZE: 5000}, streams={1: "/dev/null"})
+    result = train(*arguments, limits={resource.RLIMIT_FSIZE: 5000})
     assert result.returncode == 0 and "curves.png is not drawn: " in result.stderr
     assert_whole_files(out)
     assert_same_run(whole, out)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mixer.data.batches import Stream
-from mixer.runtime.distributed import World, process_group, rank_and_size
+from mixer.runtime.distributed import World, process_group
 
 
 @pytest.mark.parametrize("step", [0, 5, 17])
@@ -20,13 +20,3 @@ def test_without_torchrun_there_is_one_rank_that_sends_nothing():
         assert world == World(0, 1)
         assert world.broadcast("value") == "value"
         assert world.sum(torch.ones(2)).tolist() == [1, 1]
-
-
-@pytest.mark.parametrize("rank, size, expected", [
-    (None, None, (0, 1)), ("1", "2", (1, 2)), ("", "", (0, 1))])
-def test_rank_and_size_of_the_environment(monkeypatch, rank, size, expected):
-    for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
-        monkeypatch.delenv(name, raising=False)
-        if value is not None:
-            monkeypatch.setenv(name, value)
-    assert rank_and_size() == expected
