@@ -29,7 +29,10 @@ def parse(config_class: type, argv: list[str], description: str, words: str | No
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
                                      argument_default=argparse.SUPPRESS,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = _raise_input_error
+
+    def refuse(message):
+        raise InputError(message.removeprefix("argument ").replace(": ", " ", 1))
+    parser.error = refuse
 
     # from each field an argument
     for field in dataclasses.fields(config_class):
@@ -44,10 +47,6 @@ def parse(config_class: type, argv: list[str], description: str, words: str | No
             help += f" [{field.default}]"
         parser.add_argument(name, help=help.replace("%", "%%"), **how)
     return vars(parser.parse_intermixed_args(argv))
-
-
-def _raise_input_error(message):
-    raise InputError(message.removeprefix("argument ").replace(": ", " ", 1))
 
 
 def _value(kind, least=-math.inf, below=math.inf):

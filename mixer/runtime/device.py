@@ -74,20 +74,17 @@ def keep_freed_memory() -> None:
 
 def environment(device: torch.device) -> dict[str, str | None]:
     """Date, machine and versions, as plain values."""
-    gpu, versions = device.type == "cuda", dict.fromkeys(PACKAGES)
+    gpu, name = device.type == "cuda", platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
+        name = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")),
+                    name)
+    name = f"{name}, {torch.get_num_threads()} threads"
+    versions = dict.fromkeys(PACKAGES)
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     return {"date": datetime.date.today().isoformat(),
             "system": f"{platform.system()} {platform.machine()}",
-            "device": torch.cuda.get_device_name(device) if gpu else _cpu(),
+            "device": torch.cuda.get_device_name(device) if gpu else name,
             "cuda": torch.version.cuda if gpu else None, "python": platform.python_version(),
             **versions}
-
-
-def _cpu():
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
-        name = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")),
-                    name)
-    return f"{name}, {torch.get_num_threads()} threads"

@@ -10,14 +10,14 @@ from ..data.augment import to_float
 from ..data.images import decode
 from ..models import MODELS, create_model, load_weights
 from ..models.weights import load_checkpoint, match_weights
+from ..report.runs import PLACES
 from ..runtime.distributed import World
 from ..runtime.errors import InputError, listed, printable
 from ..runtime.files import save_atomically
 from .config import Config
 
 # options that change no weight: they may differ between a run and its continuation
-FREE_ON_RESUME = {"data", "log_every", "cache", "bad_images", "device", "kernels", "out", "resume",
-                  "debug", "init_from", "rows", "seeds"}
+FREE_ON_RESUME = PLACES - {"seed"} | {"log_every", "kernels"}
 
 
 def save_checkpoint(path: Path | str, contents: dict) -> None:

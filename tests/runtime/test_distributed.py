@@ -171,19 +171,11 @@ def test_a_rank_that_dies_ends_the_run(ranks, pictures, tmp_path, rank):
     assert last["state"]["step"] == 10
 
 
-def test_an_error_is_printed_by_the_ranks_that_have_it(ranks, pictures, tmp_path):
-    # too few images for each
-    common = [*TINY, "--steps", 1, "--data", pictures]
-    results = ranks(3, *common, "--batch-size", 2, "--out", tmp_path / "run")
+def test_each_rank_needs_an_image_of_a_batch(ranks, pictures, tmp_path):
+    results = ranks(3, *TINY, "--steps", 1, "--data", pictures, "--batch-size", 2,
+                    "--out", tmp_path / "run")
     assert exit_codes(results) == [2] * 3
     assert "36 training images and 3 processes, each of which needs one" in results[0].stderr
-
-    # a folder that is taken, which rank 0 alone sees
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "config.json").write_text("{}")
-    first, second = ranks(2, *common, "--out", tmp_path / "taken")
-    assert first.returncode == 2 and "holds another run" in first.stderr
-    assert second.returncode == 1
 
 
 def test_ranks_that_see_other_images_are_refused(ranks, pictures, tmp_path):
