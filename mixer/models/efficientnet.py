@@ -130,7 +130,9 @@ class EfficientNetV2B0(nn.Module):
         self.conv_head = nn.Conv2d(in_channels, 1280, 1, bias=False)
         self.bn2 = batch_norm(1280)
         self.classifier = nn.Linear(1280, num_classes)
-        for m in self.modules():  # He normal over the outputs of a group, uniform head: timm's
+
+        # initial values as timm's: He normal over the outputs of a group, uniform head
+        for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 fan_out = m.out_channels * m.kernel_size[0] * m.kernel_size[1] // m.groups
                 nn.init.normal_(m.weight, 0.0, math.sqrt(2.0 / fan_out))
