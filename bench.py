@@ -11,20 +11,20 @@ import dataclasses
 import itertools
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from mixer.bench.block import measure_kernels
 from mixer.bench.measure import measure_models
-from mixer.data.images import base_name, find_images
+from mixer.data.images import find_images
 from mixer.experiments import ROWS, Row
 from mixer.models import MODELS, model_options
 from mixer.report.measurements import measured_text
 from mixer.runtime.cli import chosen, flag, option, parse, run, whole_numbers
 from mixer.runtime.device import DTYPES, environment, pick_amp, pick_device
-from mixer.runtime.distributed import rank_and_size
 from mixer.runtime.errors import InputError
-from mixer.runtime.files import writable_folder, write_csv, write_json, write_text
+from mixer.runtime.files import writable_folder, write_json, write_text
 from mixer.training.config import MODEL_OPTIONS
 from mixer.training.config import Config as TrainConfig
 
@@ -43,7 +43,8 @@ class Config(ModelOptions):
                               choices=tuple(MODELS))
     rows: str | None = option(None, "some of the rows, as resnet18,convmixer-p24; default: all")
     peers: bool = option(False, "also the torchvision and timm versions, eager and compiled")
-    data: str | None = option(None, "image folder or zip; also benchmark loading and augmentation")
+    data: str | None = option(None, "image folder or zip; also benchmark loading and augmentation, "
+                              "at the first image size")
     kernels_table: bool = option(False, "benchmark the fused block against plain PyTorch instead")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: the GPU if there is one")
     batch_size: int | None = option(None, "images per step; default: 250, on a CPU 8", least=2)
@@ -51,14 +52,8 @@ class Config(ModelOptions):
     amp: str = option("auto", "autocast dtype; auto: fp16 on CUDA, bf16 on a CPU that has it",
                       choices=("auto", "fp16", "bf16", "off"))
     compile: bool = option(False, "torch.compile the models")
-    kernels: str = option("auto", "ConvMixer's depthwise unit: fused or plain PyTorch",
-                          choices=("auto", "torch"))
     repeats: int = option(12, "timing repeats per candidate, interleaved", least=3)
-    out: str | None = option(None, "folder for csv, json and markdown; default: print only")
-
-
-# options of the models' table alone
-FOR_MODELS = {"arch", "rows", "peers", "data", "batch_size", "image_size", "compile", "kernels"}
+    out: str | None = option(None, "folder for json and markdown; default: print only")
 
 
 def main(argv: list[str]) -> None:
@@ -72,14 +67,10 @@ def main(argv: list[str]) -> None:
 
     # save what took minutes; results must not contain local paths
     settings = {**dataclasses.asdict(config), "out": None,
-                "data": config.data and base_name(config.data)}
+                "data": config.data and Path(config.data).name}
     result = {"environment": environment(device), "config": settings, **lists}
     if out:
         write_json(out / f"{name}.json", result)
-        for key, measured in lists.items():
-            keys = dict.fromkeys(name for row in measured for name in row)
-            write_csv(out / f"{key}.csv", [{name: row.get(name) for name in keys}
-                                           for row in measured])
     text = measured_text(result)
     print(text)
     if out:
@@ -92,43 +83,25 @@ def main(argv: list[str]) -> None:
 def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
     """argv -> Config with all defaults filled in, the rows to measure, the device.
 
-    image_size becomes a list of numbers.
-
-    Raises InputError with all problems of the arguments, then if this machine or the data cannot
-    serve them.
+    image_size becomes a list of numbers. Raises InputError if the arguments are wrong, or if this
+    machine or the data cannot serve them.
     """
-    # each option alone
-    options, problems = parse(Config, argv, __doc__), []
-    config = Config(**options)
-
     # the rows or the model, and whether the image size suits them
+    options = parse(Config, argv, __doc__)
+    config = Config(**options)
     rows = chosen("rows", config.rows, {row.name: row for row in ROWS})
     of_model = {name: options[name] for name in MODEL_OPTIONS if name in options}
     if config.arch:
         title = " ".join([config.arch, *(f"{name} {value}" for name, value in of_model.items())])
         rows = [Row(title, config.arch, options=of_model)]
+    elif of_model:
+        raise InputError(f"{', '.join(map(flag, of_model))} needs --arch")
     sizes = whole_numbers("image_size", config.image_size, least=1)
     for row, side in itertools.product(rows, sizes):
         try:
             model_options(row.arch, side, **row.options)
         except ValueError as e:
-            problems.append(f"{row.title} at --image-size {side}: {e}")
-
-    # options that do not go together
-    if config.arch and config.rows:
-        problems.append("--arch and --rows exclude each other")
-    if not config.arch:
-        problems += [f"{flag(name)} needs --arch" for name in of_model]
-    if config.kernels_table:
-        problems += [f"{flag(name)} does not go with --kernels-table"
-                     for name in options if name in FOR_MODELS]
-    if len(sizes) > 1:
-        problems += [f"{flag(name)} does not go with several sizes in --image-size"
-                     for name in ("peers", "data") if name in options]
-    if rank_and_size()[1] > 1:
-        problems.append("bench.py measures a single process: start it without torchrun")
-    if problems:
-        raise InputError("; ".join(problems))
+            raise InputError(f"{row.title} at --image-size {side}: {e}") from None
 
     # this machine and the data
     device = pick_device(config.device)

@@ -59,7 +59,6 @@ ROWS = [
     Row("MLP-Mixer 16", "mlp_mixer", options={"patch": 16}),
 ]
 BY_NAME = {row.name: row for row in ROWS}
-BY_TITLE = {row.title: row for row in ROWS}
 
 
 def published_curves() -> dict[str, list[tuple[int, float, float]]]:

@@ -116,7 +116,7 @@ def test_several_rows_go_on_after_a_failure_and_resume(train, pictures, tmp_path
     assert first.returncode == 1
     assert "ConvMixer 16 failed with exit code 2; going on" in first.stderr
     table = " ".join((out / "table.md").read_text().split())  # the columns are aligned
-    assert "| ConvMixer 16 | failed (exit code 2)" in table and "| ConvMixer 24 | 2," in table
+    assert "convmixer-p16: failed (exit code 2)" in table and "| ConvMixer 24 | 2," in table
 
     finished = out / "convmixer-p24" / "last.pt"
     before = finished.stat().st_mtime_ns

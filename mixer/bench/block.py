@@ -3,6 +3,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
+from pkgutil import resolve_name
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from ..experiments import Row
 from ..models import create_model
 from ..runtime.device import keep_freed_memory, pick_amp
 from ..runtime.processes import attempt
-from .candidates import block_candidates, build, their_model
+from .candidates import block_candidates, build
 from .measure import Workload, announce, measure_in_turn, saved_bytes
 from .timing import race
 
@@ -55,7 +56,7 @@ def measure_kernels(config, rows: list[Row], device: torch.device) -> dict[str, 
     if find_spec("timm"):
         groups.append((Workload(64 if on_gpu else 8, 224, device, amp), {
             (f"timm {TIMM_MODEL}", 224, name): partial(
-                build, partial(their_model, f"timm.models:{TIMM_MODEL}"), device, *STEPS[name])
+                build, resolve_name(f"timm.models:{TIMM_MODEL}"), device, *STEPS[name])
             for name in ("eager", "fused")}))
     return {**lists, "steps": measure_in_turn(groups, config.repeats)}
 

@@ -44,12 +44,7 @@ def peer_model(row: Row, image_size: int) -> nn.Module:
     """The same network, with 2 classes, from the package in PEERS."""
     name, translate = PEERS[row.arch]
     options = translate(image_size, **model_options(row.arch, image_size, **row.options))
-    return their_model(name, num_classes=2, **options)
-
-
-def their_model(name: str, **options) -> nn.Module:
-    """A model of another package, as "timm.models:convmixer_768_32"."""
-    return pkgutil.resolve_name(name)(**options)
+    return pkgutil.resolve_name(name)(num_classes=2, **options)
 
 
 def block_candidates(C: int, K: int, device: torch.device) -> dict[str, nn.Module]:

@@ -1,13 +1,14 @@
 """How fast a training step is fed: decoding into one file, reading, augmenting."""
-import dataclasses
+import itertools
+import math
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..data.augment import augment, augmentations_of_batch
-from ..data.batches import Subset, fits_on
+from ..data.augment import augment
+from ..data.batches import Subset, fits_on, training_batch
 from ..data.cache import decode_to_cache
 from ..data.images import find_images
 from .timing import race
@@ -20,32 +21,31 @@ def measure_data(path: Path | str, image_size: int, batch_size: int, device: tor
                  repeats: int) -> list[dict]:
     """The images/s of each stage, on at most MOST_IMAGES of the images at `path`."""
     images = find_images(path)
-    chosen = np.linspace(0, len(images) - 1, min(MOST_IMAGES, len(images))).astype(int)
-    images = dataclasses.replace(images, **{
-        name: [getattr(images, name)[i] for i in chosen]
-        for name in ("files", "names", "labels", "splits", "stamps")})
-    with tempfile.TemporaryDirectory() as folder:
-        def decode_all():
-            with tempfile.TemporaryDirectory(dir=folder) as cache:
-                return decode_to_cache(images, image_size, cache)
+    step = math.ceil(len(images) / MOST_IMAGES)
+    for name in ("files", "names", "labels", "splits", "stamps"):
+        setattr(images, name, getattr(images, name)[::step])
 
-        # the images that are not damaged
-        array, faults, _ = decode_all()
-        indices = np.setdiff1d(np.arange(len(images)), list(faults))
-        place = device if fits_on(device, array.nbytes) else "cpu"
-        subset = Subset(torch.from_numpy(array).to(place), torch.tensor(images.labels).to(place),
-                        indices)
+    def decode_all():
+        with tempfile.TemporaryDirectory() as cache:  # the array stays when its file is removed
+            return decode_to_cache(images, image_size, cache)
 
-        def samples():
-            return random.integers(len(subset), size=batch_size)
+    # the images that are not damaged
+    array, faults, _ = decode_all()
+    indices = np.setdiff1d(np.arange(len(images)), list(faults))
+    place = device if fits_on(device, array.nbytes) else "cpu"
+    subset = Subset(torch.from_numpy(array).to(place), torch.tensor(images.labels).to(place),
+                    indices)
 
-        # what happens once, then what happens in every step
-        random, epochs = np.random.default_rng(0), np.zeros(batch_size, int)
-        batch, _ = subset.batch(samples(), device)
-        times = race({"decoding, all cores": decode_all}, repeats, device)
-        times |= race({"reading a batch": lambda: subset.batch(samples(), device),
-                       "augmenting it": lambda: augment(batch, augmentations_of_batch(
-                           0, epochs, samples(), len(subset)))}, repeats, device, BATCHES)
+    def next_batch():
+        return training_batch(next(steps), batch_size, len(subset), seed=0)
+
+    # what happens once, then what happens in every step
+    steps = itertools.count()
+    images_of_batch, _ = subset.batch(next_batch()[0], device)
+    times = race({"decoding, all cores": decode_all}, repeats, device)
+    times |= race({"reading a batch": lambda: subset.batch(next_batch()[0], device),
+                   "augmenting it": lambda: augment(images_of_batch, next_batch()[1])},
+                  repeats, device, BATCHES)
     counts = len(images), batch_size, batch_size  # images of a call
     return [{"stage": stage, "images_per_s": 1000 * count / t["ms"], "p20": 1000 * count / t["p80"],
              "p80": 1000 * count / t["p20"]}

@@ -30,14 +30,11 @@ MakeModel = Callable[[], nn.Module]  # -> a model on the device of the workload
 
 
 class Workload(NamedTuple):
-    """The input of a model: (batch_size, 3, image_size, image_size), its device, autocast dtype,
-    and whether the allocator keeps freed memory, as in our commands.
-    """
+    """The input of a model: (batch_size, 3, image_size, image_size), its device, autocast dtype."""
     batch_size: int
     image_size: int
     device: torch.device
     amp: torch.dtype | None
-    keep_freed_memory: bool = True
 
     def images(self) -> torch.Tensor:
         return torch.rand(self.batch_size, 3, self.image_size, self.image_size, device=self.device)
@@ -53,32 +50,30 @@ def announce(*words: object) -> None:
 def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, list[dict]]:
     """The lists of bench.json: the rows at each image size, and on request peers and data.
 
-    A peer is measured beside ours, eager and compiled, at the same precision and with the same
-    allocator; and by itself as users run it, in fp32 with the system's allocator.
+    A peer is measured beside ours, eager and compiled, at the same precision; and by itself, in
+    plain fp32.
     """
-    # ours and the peer as users run it by themselves; ours, the peer and the compiled peer together
-    alone, together = [], []
+    groups, compared = [], set()
     for side, row in itertools.product(config.image_size, rows):
         workload = Workload(config.batch_size, side, device, pick_amp(config.amp, device))
         create = partial(create_model, row.arch, image_size=side, **row.options)
-        ours = partial(build, create, device, config.kernels, config.compile)
-        alone.append((workload, {(row.title, side, "ours"): ours}))
+        models = {(row.title, side, "ours"): partial(build, create, device, "auto", config.compile)}
+        groups.append((workload, models))
         if config.peers and row.arch in PEERS:
             package, create = PEERS[row.arch][0].split(".")[0], partial(peer_model, row, side)
             eager, compiled = (partial(build, create, device, compile=compile)
                                for compile in (False, True))
-            together.append((workload, {(row.title, side, "ours"): ours,
-                                        (row.title, side, package): eager,
-                                        (row.title, side, f"{package}, compiled"): compiled}))
-            alone.append((workload._replace(amp=None, keep_freed_memory=False),
-                          {(row.title, side, f"{package}, plain fp32"): eager}))
+            models |= {(row.title, side, package): eager,
+                       (row.title, side, f"{package}, compiled"): compiled}
+            groups.append((workload._replace(amp=None),
+                           {(row.title, side, f"{package}, plain fp32"): eager}))
+            compared.add(row.title)
 
     # one list a table
-    measured = measure_in_turn(alone, config.repeats)
+    measured = measure_in_turn(groups, config.repeats)
     lists = {"models": [row for row in measured if row["candidate"] == "ours"]}
     if config.peers:
-        lists["peers"] = measure_in_turn(together, config.repeats) + [
-            row for row in measured if row["candidate"] != "ours"]
+        lists["peers"] = [row for row in measured if row["row"] in compared]
     if config.data:
         announce(config.data)
         stages, failed = attempt(measure_data, config.data, config.image_size[0],
@@ -99,7 +94,7 @@ def measure_in_turn(groups: list[tuple[Workload, dict[tuple, MakeModel]]],
     for workload, models in groups:
         for key, make in models.items():
             announce("memory:", *key)
-            taken, failed = attempt(with_allocator, count_model, make, workload)
+            taken, failed = attempt(count_model, make, workload)
             rows[key] = {"row": key[0], "candidate": key[2], "image_size": workload.image_size,
                          "batch_size": workload.batch_size, **(taken or {"failed": failed})}
 
@@ -109,8 +104,7 @@ def measure_in_turn(groups: list[tuple[Workload, dict[tuple, MakeModel]]],
         if not models:
             continue
         announce(f"time, {number + 1} of {PROCESSES_PER_ROW}:", *next(iter(models)))
-        taken, failed = attempt(with_allocator, time_models, models, workload,
-                                repeats // PROCESSES_PER_ROW)
+        taken, failed = attempt(time_models, models, workload, repeats // PROCESSES_PER_ROW)
         for key in models if failed else ():
             rows[key]["failed"] = failed
         for key, ms in (taken or {}).items():
@@ -132,15 +126,9 @@ def measure_in_turn(groups: list[tuple[Workload, dict[tuple, MakeModel]]],
     return list(rows.values())
 
 
-def with_allocator(f: Callable, models: object, workload: Workload, *args):
-    """f(models, workload, *args) in a fresh process, with the workload's allocator."""
-    if workload.keep_freed_memory:
-        keep_freed_memory()
-    return f(models, workload, *args)
-
-
 def time_models(models: dict, workload: Workload, repeats: int) -> dict[tuple, list[float]]:
     """{key: make} -> {(key, "training" or "inference"): milliseconds of a step for each repeat}."""
+    keep_freed_memory()  # as train.py does
     steps = {(key, mode): step for key, make in models.items()
              for mode, step in model_steps(make(), workload).items()}
     return take_in_turn(steps, repeats, workload.device, STEPS[workload.device.type])
@@ -177,6 +165,7 @@ def count_model(make: MakeModel, workload: Workload) -> dict:
     the GPU, the context and other processes included; on a CPU the resident size.
     """
     # memory first: nothing ran before
+    keep_freed_memory()
     before, model = peak_memory_mib(workload.device), make()
     training = model_steps(model, workload)["training"]
     for _ in range(3):

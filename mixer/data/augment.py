@@ -28,16 +28,6 @@ def augmentations(seed: int, epoch: int, count: int) -> np.ndarray:
     return numbers
 
 
-def augmentations_of_batch(seed: int, epochs: np.ndarray, samples: np.ndarray,
-                           count: int) -> np.ndarray:
-    """The NUMBERS (B,) of one batch, whose `samples` of `count` may lie in several `epochs`."""
-    numbers = np.empty(len(samples), NUMBERS)
-    for epoch in np.unique(epochs):
-        chosen = epochs == epoch
-        numbers[chosen] = augmentations(seed, int(epoch), count)[samples[chosen]]
-    return numbers
-
-
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor on `device`, without waiting for the device."""
     if device.type != "cuda" or tensor.is_cuda:
@@ -53,7 +43,7 @@ def to_float(images: torch.Tensor, out: torch.Tensor | None = None) -> torch.Ten
 
 
 def augment(images: torch.Tensor, numbers: np.ndarray) -> torch.Tensor:
-    """uint8 (B, H, W, 3) and their NUMBERS (B,) -> float (B, 3, H, W) in [0, 1].
+    """uint8 (B, S, S, 3) and their NUMBERS (B,) -> float (B, 3, S, S) in [0, 1].
 
     Rotation about the centre, bilinear, the border mirrored about the outermost pixels (OpenCV's
     reflect-101). On a CPU, a few images at a time: they stay in its cache.
@@ -89,14 +79,13 @@ def _rotate(images, angle, out):
     if not len(rotated):
         return
 
-    # output -> input, in units of half a side: [[cos, -sin], [sin, cos]] for square images
-    H, W = images.shape[1:3]
-    cos, sin = np.array([(math.cos(a), math.sin(a)) for a in angle[rotated]]).T
-    theta = np.stack([cos, -sin * (H - 1) / (W - 1), sin * (W - 1) / (H - 1), cos])
-    theta = to_device(torch.tensor(theta, dtype=torch.float32), images.device)
-    x, y = (torch.linspace(-1, 1, side, device=images.device) for side in (W, H))
-    of_x, of_y = theta[[0, 2], :, None] * x, theta[[1, 3], :, None] * y  # (2, B, W), (2, B, H)
-    grid = of_x[:, :, None] + of_y[..., None]                            # (2, B, H, W)
+    # output -> input, in units of half a side: [[cos, -sin], [sin, cos]]
+    theta = torch.tensor([(math.cos(a), -math.sin(a), math.sin(a), math.cos(a))
+                          for a in angle[rotated]]).T[..., None]         # (4, B, 1)
+    theta = to_device(theta, images.device)
+    places = torch.linspace(-1, 1, images.shape[1], device=images.device)
+    of_x, of_y = theta[[0, 2]] * places, theta[[1, 3]] * places          # (2, B, S)
+    grid = of_x[:, :, None] + of_y[..., None]                            # (2, B, S, S)
 
     # sample there
     rotated = to_device(torch.from_numpy(rotated), images.device)

@@ -1,4 +1,4 @@
-"""Which images, in which order: the split, a subset, and the training stream.
+"""Which images, in which order: the split, a subset, and the batches of training.
 
 Everything random is a function of (seed, epoch, sample), not of workers, batches or restarts.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..runtime.errors import InputError, listed, printable
-from .augment import to_device
+from .augment import augmentations, to_device
 from .images import ImageSet
 
 
@@ -23,7 +23,7 @@ def split(images: ImageSet, indices: np.ndarray, digests: list[str | None], val_
     name) picks round(val_fraction * n), at least one, of the n images of each class. So the split
     depends on names and seed only, and adding images moves few of the others. Images with equal
     `digests` are never on both sides: those that the hash picks move together, and of a val folder
-    the copies are left out of training. Raises InputError when a class has too few images.
+    the copies are left out of training. Raises InputError for a class without training images.
     """
     # images that are equal: one group, in the order of its first name
     groups = defaultdict(list)
@@ -43,8 +43,7 @@ def split(images: ImageSet, indices: np.ndarray, digests: list[str | None], val_
         print(f"{left_out:,} training images left out, which are validation images, too")
     if lost := set(images.labels) - {images.labels[index] for index in train}:
         raise InputError("--data: no training image is left of class "
-                         f"{listed(images.classes[label] for label in sorted(lost))}: they are "
-                         "copies of validation images")
+                         f"{listed(images.classes[label] for label in sorted(lost))}")
     return np.array(train, dtype=np.int64), np.array(sorted(val), dtype=np.int64)
 
 
@@ -65,16 +64,12 @@ def _held_out(images, groups, val_fraction, seed):
     # the first by their hashes
     for label, name in enumerate(images.classes):
         total = totals[label]
-        if total < 2:
-            raise InputError(f"--data: class {name} has a single image, which cannot be both in "
-                             "training and in validation: add images, or use --val-fraction 0")
         count, chosen = min(max(1, round(val_fraction * total)), total - 1), []
         for group in sorted(by_class[label], key=key):
             if len(chosen) + len(group) <= count:
                 chosen += group
         if not chosen:
-            print(f"class {printable(name)} is not in validation: its images are copies of each "
-                  "other, or of other classes' images", flush=True)
+            print(f"class {printable(name)} has too few different images for validation")
         val += chosen
     return val
 
@@ -110,21 +105,16 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-@dataclass
-class Stream:
-    """The endless training stream: the epochs' permutations of `count` samples, in full batches.
+def training_batch(step: int, batch_size: int, count: int,
+                   seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The samples of batch `step` (from 0), int64 (B,), and their augmentations (B,).
 
-    A batch may reach into the next epoch, so none is short, and every image comes once per epoch.
+    The batches cut the epochs' orders of `count` samples, one after another. A batch may reach into
+    the next epoch, so none is short, and every image comes once per epoch.
     """
-
-    count: int
-    batch_size: int
-    seed: int
-
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Step (from 0) -> the epoch and the sample of each image of the batch, int64 (B,)."""
-        first = step * self.batch_size
-        epochs, places = np.divmod(np.arange(first, first + self.batch_size), self.count)
-        samples = [order(self.seed, int(epoch), self.count)[places[epochs == epoch]]
-                   for epoch in np.unique(epochs)]
-        return epochs, np.concatenate(samples)
+    samples, numbers, first = [], [], step * batch_size
+    epochs, places = np.divmod(np.arange(first, first + batch_size), count)
+    for epoch in np.unique(epochs).tolist():
+        samples.append(order(seed, epoch, count)[places[epochs == epoch]])
+        numbers.append(augmentations(seed, epoch, count)[samples[-1]])
+    return np.concatenate(samples), np.concatenate(numbers)

@@ -3,7 +3,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from ..runtime.errors import InputError, listed
 from ..runtime.files import locked, save_atomically, writable_folder, write_csv
 from .decoding import DECODING
-from .images import ImageSet, base_name, digest
+from .images import ImageSet, digest
 
 
 def decode_to_cache(images: ImageSet, size: int, cache: Path | str | None = None
@@ -30,17 +29,13 @@ def decode_to_cache(images: ImageSet, size: int, cache: Path | str | None = None
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = writable_folder(cache or Path(home, "vit-convmixer"), "--cache")
     path_hash = hashlib.sha256(os.fsencode(images.path.absolute())).hexdigest()[:10]
-    name = re.sub(r"\W+", "-", Path(base_name(images.path)).stem) + f"-{path_hash}-{size}px"
+    name = f"{images.path.stem[:40]}-{path_hash}-{size}px"
     path, shape = cache / f"{name}.uint8", (len(images), size, size, 3)
     key = [digest(list(zip(images.files, images.stamps, strict=True))), DECODING]
     busy = "another process is decoding these images: waiting for it"
     with locked(cache / f"{name}.lock", lambda: print(busy, flush=True)):
         if not (found := _read_cache(path, shape, key)):
-            try:
-                save_atomically(path, lambda temporary: _decode_all(images, shape, key, temporary))
-            except OSError as e:
-                raise OSError(f"cannot keep {math.prod(shape) / 2**20:,.0f} MiB of decoded images: "
-                              f"{e}; choose another folder with --cache") from e
+            save_atomically(path, lambda temporary: _decode_all(images, shape, key, temporary))
             found = _read_cache(path, shape, key)
     return found
 
@@ -105,9 +100,4 @@ def drop_damaged(images: ImageSet, faults: dict[int, str], policy: str,
         raise InputError(f"--data: {count} do not decode: {details}. All are listed in {report}; "
                          "repair or remove them, or skip them with --bad-images skip")
     print(f"skipped {count} that do not decode: {details}; all are listed in {report}", flush=True)
-    indices = np.setdiff1d(np.arange(len(images)), list(faults))
-    labels = {images.labels[index] for index in indices}
-    missing = [name for label, name in enumerate(images.classes) if label not in labels]
-    if missing:
-        raise InputError(f"--data: no image of class {listed(missing)} decodes")
-    return indices
+    return np.setdiff1d(np.arange(len(images)), list(faults))

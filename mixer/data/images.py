@@ -12,10 +12,9 @@ import numpy as np
 from ..runtime.errors import InputError, listed, printable
 from .decoding import decode
 from .layouts import label_pictures, left_out_note, sort_files
-from .sources import base_name, open_source
+from .sources import open_source
 
 MAX_BYTES = 64 * 2**20  # a larger file counts as damaged
-TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")  # in which labels may be
 ADVICE = ("give a folder with a folder of images for each class, or one with such folders in "
           "train, val and test, or name all images as cat.0.jpg or as Maine_Coon_1.jpg")
 
@@ -53,10 +52,6 @@ class ImageSet:
         except Exception as e:  # a damaged zip member, missing permission, a dangling link
             raise ValueError(f"cannot be read: {e}") from e
 
-    def load(self, index: int, size: int) -> np.ndarray:
-        """Image `index` as a uint8 array (size, size, 3). Raises ValueError if it is damaged."""
-        return self.decode(self.read(index), size)
-
 
 def describe(images: ImageSet) -> str:
     """A line that says what was found, and what was left out."""
@@ -73,16 +68,13 @@ def find_images(path: Path | str) -> ImageSet:
     files, read = open_source(path)
     pictures, left_out = sort_files(path, files)
     try:
-        layout, images = label_pictures(pictures, files, read, left_out)
+        layout, images = label_pictures(pictures, left_out)
     except InputError as e:
-        tables = sorted(os.path.basename(name) for name in files if name.lower().endswith(TABLES))
-        hint = f"; labels may be in {listed(tables, 3)}: train.py reads none" if tables else ""
-        raise InputError(f"--data: the classes in {path} are not sure: {e}; {ADVICE}{hint}") from e
-
-    kind = "folder" if os.path.isdir(path) else "zip"
+        raise InputError(f"--data: the classes in {path} are not sure: {e}; {ADVICE}") from e
+    name, kind = os.path.basename(os.path.abspath(path)), "folder" if os.path.isdir(path) else "zip"
     classes = sorted({image.label for image in images})
     return ImageSet(
-        Path(path), f"images in {printable(base_name(path))} ({layout}, {kind})", classes,
+        Path(path), f"images in {printable(name)} ({layout}, {kind})", classes,
         files=[image.name for image in images], names=["/".join(image.parts) for image in images],
         labels=[classes.index(image.label) for image in images],
         splits=[image.split for image in images], stamps=[files[image.name] for image in images],

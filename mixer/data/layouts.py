@@ -7,11 +7,10 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.errors import InputError, listed, printable
+from ..runtime.errors import InputError, listed
 from .sources import EXTENSIONS, Files
 
 UNREAD = tuple("." + ending for ending in (  # of pictures that are counted, never decoded
@@ -25,7 +24,6 @@ ROLE = re.compile(  # in folders' names
 NO_CLASS = re.compile(  # folders that are parts of a data set
     r"images?|imgs?|gt|unlabell?ed|(.+[\W_])?(masks|segmentations?|labels|annotations|ground_?truth)|"
     r"(k?fold|cv|part|subset|split|chunk|shard|batch)s?[\W_]*\d+", re.IGNORECASE)
-IN_NAMES = "class in the file name"
 KAGGLE = re.compile(r"(cat|dog)\.\d+\.\w+", re.IGNORECASE)  # cat.0.jpg
 OXFORD = re.compile(r"([^\W\d_]+(?:_[^\W\d_]+)*)_\d+\.\w+")  # Maine_Coon_1.jpg
 NO_NAME = set(  # words of names that say where a picture comes from, not what it shows
@@ -48,7 +46,7 @@ class Picture:
 def sort_files(path: Path | str, files: Files) -> tuple[list[Picture], Counter]:
     """The pictures and empty folders; {kind: files} of what is left out.
 
-    Raises InputError, which says what is there instead, where there is no image.
+    Raises InputError where there is no image.
     """
     pictures, left_out, names = [], Counter(), sorted(files)
     stems = {os.path.splitext(name)[0] for name in names}
@@ -65,10 +63,7 @@ def sort_files(path: Path | str, files: Files) -> tuple[list[Picture], Counter]:
         elif ending in EXTENSIONS:
             pictures.append(Picture(name, parts, readable=True))
     if not any(picture.readable for picture in pictures):
-        zips = [printable(name) for name in names if name.lower().endswith(".zip")]
-        hint = (f"for the zip in it, give its own path (unpacked): {zips[0]}" if zips else
-                left_out_note(left_out) or f"it contains {len(names):,} other files")
-        raise InputError(f"--data: no images in {path} (looked for {' '.join(EXTENSIONS)}); {hint}")
+        raise InputError(f"--data: no images in {path}; it holds {listed(names, 3) or 'no file'}")
     return pictures, left_out
 
 
@@ -78,8 +73,7 @@ def left_out_note(counts: Counter) -> str:
     return f"left out: {listed(counts)}" if counts else ""
 
 
-def label_pictures(pictures: list[Picture], files: Files, read: Callable[[str], bytes],
-                   left_out: Counter) -> tuple[str, list[Picture]]:
+def label_pictures(pictures: list[Picture], left_out: Counter) -> tuple[str, list[Picture]]:
     """Give them splits and labels. Returns how, in words, and the images for training and
     validation, in order; counts the others. Raises InputError with the reason where it is not sure.
     """
@@ -92,13 +86,6 @@ def label_pictures(pictures: list[Picture], files: Files, read: Callable[[str], 
     if empty := [p.name for p in labelled if (p.split, p.label) not in filled]:
         raise InputError(f"no image of a class can be read, only {listed(empty, 3)}: convert "
                          "or remove it")
-
-    # the official split of Oxford-IIIT Pet
-    if layout == IN_NAMES and (splits := listed_splits(files, read)):
-        for image in images:
-            image.split = splits.get(Path(image.name).stem)
-        left_out["in neither list of annotations"] = sum(not image.split for image in images)
-        images = [image for image in images if image.split]
     check_classes(images)
     return layout, sorted(images, key=lambda image: (image.split, image.parts))
 
@@ -134,13 +121,12 @@ def find_splits(pictures: list[Picture]) -> None:
 def find_classes(pictures: list[Picture]) -> str:
     """Set the labels, from folders or names. Returns how, in words."""
     depths = {len(picture.parts) for picture in pictures}
-    middle, *more = {"/".join(picture.parts[1:-1]) for picture in pictures}
     if depths == {1}:
         find_classes_in_names(pictures)
-        return IN_NAMES
+        return "class in the file name"
 
-    # all at one depth, below class folders
-    if len(depths) > 1 or more or not re.fullmatch("(?i)(images?|imgs?)?", middle):
+    # all of them in class folders
+    if depths != {2}:
         ordered = sorted(pictures, key=lambda picture: (len(picture.parts), picture.name))
         raise InputError(f"there are {ordered[0].name} and {ordered[-1].name}")
     for picture in pictures:
@@ -153,7 +139,7 @@ def find_classes(pictures: list[Picture]) -> str:
     if len(animals) > len(dict(animals)):
         raise InputError(f"{listed(sorted(dict(animals)))} hold cats and dogs, by the names of "
                          "their files")
-    return "class folders" + (f", one deeper: {middle}" if middle else "")
+    return "class folders"
 
 
 def find_classes_in_names(pictures: list[Picture]) -> None:
@@ -169,19 +155,6 @@ def find_classes_in_names(pictures: list[Picture]) -> None:
     if unknown := [name for name in sorted({picture.label for picture in pictures})
                    if role(name) or NO_NAME & set(name.lower().split("_"))]:
         raise InputError(f"names say a split or a source, not a class: {listed(unknown, 3)}")
-
-
-def listed_splits(files: Files, read: Callable[[str], bytes]) -> dict[str, str]:
-    """{stem: "train" or "val"} by Oxford-IIIT Pet's lists in the folder annotations, or {}."""
-    splits = {}
-    for base, split in (("trainval.txt", "train"), ("test.txt", "val")):
-        found = [name for name in files if f"/{name}".endswith(f"/annotations/{base}")]
-        if len(found) != 1:
-            return {}
-        for line in read(found[0]).decode(errors="replace").splitlines():
-            if line.strip() and not line.startswith("#"):
-                splits[line.split()[0]] = split
-    return splits
 
 
 def check_classes(images: list[Picture]) -> None:

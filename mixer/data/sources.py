@@ -19,11 +19,6 @@ SYSTEM = re.compile(  # what systems leave, and what is hidden, but not a run's 
 Files = dict[str, tuple[int, int]]  # {name with slashes: (bytes, time in ns; in a zip the CRC-32)}
 
 
-def base_name(path: Path | str) -> str:
-    """The last component of a path, also for "." and ".."."""
-    return os.path.basename(os.path.abspath(path)) or str(path)
-
-
 def open_source(path: Path | str, nested: Sequence[str] = ("train.zip",)
                 ) -> tuple[Files, Callable[[str], bytes]]:
     """The files of a folder or a zip, without hidden ones and those of systems, and a function that
@@ -32,13 +27,26 @@ def open_source(path: Path | str, nested: Sequence[str] = ("train.zip",)
     If a zip holds a zip with one of the names `nested`, and no images (Kaggle's nesting), the files
     are those of the inner one. Raises InputError if it cannot be read.
     """
+    # a folder, or something else
     if os.path.isdir(path):
         return _list_folder(path), lambda name: Path(path, name).read_bytes()
     if not os.path.isfile(path):  # opening a pipe would wait for ever
         raise InputError(f"--data: {path or 'an empty path'} does not exist, or is neither a "
                          "folder nor a file")
-    archive, members = _open_zip(path, nested)
+
+    # the zip, or the one in it
+    try:
+        archive = zipfile.ZipFile(path)
+        names = archive.namelist()
+        inner = [name for name in names if os.path.basename(name).lower() in nested]
+        if inner and not any(name.lower().endswith(EXTENSIONS) for name in names):
+            archive = zipfile.ZipFile(io.BytesIO(archive.read(inner[0])))
+    except Exception as e:  # on hostile bytes, zipfile raises nearly every exception type
+        raise InputError(f"--data: {path} is not a zip file, or is damaged ({first_line(e)}); "
+                         "unpack a tar, 7z or rar and give the folder") from e
     lock = threading.Lock()
+    members = {re.sub(r"(?<![^/])\.?/+", "", info.filename): info  # as of ./cat//1.jpg
+               for info in archive.infolist()}
 
     def read(name):
         with lock:  # the zip has one file position
@@ -68,26 +76,3 @@ def _list_folder(root):
                 continue
             files[(base / name).as_posix()] = stamp
     return files
-
-
-def _open_zip(path, nested):
-    """The ZipFile, and {name: ZipInfo}."""
-    try:
-        archive = zipfile.ZipFile(path)
-        names = archive.namelist()
-        inner = [name for name in names if os.path.basename(name).lower() in nested]
-        if inner and not any(name.lower().endswith(EXTENSIONS) for name in names):
-            archive = zipfile.ZipFile(io.BytesIO(archive.read(inner[0])))
-    except Exception as e:  # on hostile bytes, zipfile raises nearly every exception type
-        raise InputError(f"--data: {path} is not a zip file, or is damaged ({first_line(e)}); "
-                         "unpack a tar, 7z or rar and give the folder") from e
-    members = {info.filename: info for info in archive.infolist()}
-    for name, info in members.items():
-        if info.flag_bits & 1 or info.compress_type == 9:
-            raise InputError(f"--data: {name} in {path} is encrypted or compressed by Deflate64, "
-                             "which Python does not read: unpack the zip and give the folder")
-
-    # some programs write \\ or ./; but \\ may be the second byte of a letter (code page 932, Big5)
-    if not any("/" in name for name in members):
-        members = {re.sub(r"(?<=[\x00-\x7f])\\", "/", name): members[name] for name in members}
-    return archive, {re.sub(r"(?<![^/])\.?/+", "", name): members[name] for name in members}

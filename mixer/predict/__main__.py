@@ -42,7 +42,7 @@ class Config:
 
     paths: tuple = option((), "a run's folder or a checkpoint; then images, folders, zips")
     evaluate: bool = option(False, "the images are labelled: accuracy, loss, confusion, recall")
-    split: str | None = option(None, "with --evaluate: the run's own images of this split",
+    split: str | None = option(None, "the run's own images of this split",
                                choices=("val", "train"))
     submission: str | None = option(None, "file for Kaggle's Dogs vs. Cats: id, label")
     out: str | None = option(None, "folder of the results, new or empty; default: a new one beside "
@@ -57,7 +57,9 @@ def main(argv: list[str]) -> None:
     config = read_config(argv)
 
     # the model, as its run built it, and the images
-    path, why = checkpoint_at(Path(config.paths[0]))
+    path = Path(config.paths[0])
+    if path.is_dir():  # without validation it has no best.pt
+        path /= "best.pt" if (path / "best.pt").exists() else "last.pt"
     try:
         model = load_model(path)
         images, chosen = select_images(config, path.parent, model.identity)
@@ -71,7 +73,7 @@ def main(argv: list[str]) -> None:
     device, amp = pick_device(config.device), identity["amp"]
     amp = pick_amp("auto" if amp == "fp16" and device.type != "cuda" else amp, device)
     title = row_name(**identity)
-    print(f"{title} of {printable(path)}{why}, {model.image_size}x{model.image_size} pixels, "
+    print(f"{title} of {printable(path)}, {model.image_size}x{model.image_size} pixels, "
           f"{len(classes)} classes: {listed(classes)}\n"
           f"device: {device}, dtype: {dtype_name(amp)}", flush=True)
     now = datetime.datetime.now()
@@ -112,28 +114,10 @@ def read_config(argv: list[str]) -> Config:
     """argv -> Config, checked. Raises InputError."""
     config = Config(**parse(Config, argv, __doc__, words="paths"))
     places = len(config.paths) - 1
-    one = places == 1 or places == 0 and config.split
-    for wrong, problem in (
-            (config.split and not config.evaluate, "--split needs --evaluate"),
-            (config.submission and config.evaluate,
-             "--submission is for images without labels: leave out --evaluate"),
-            (config.evaluate and not one,
-             "--evaluate needs one folder or zip of labelled images, or --split val"),
-            (not config.evaluate and places < 1,
-             "name a run's folder or a checkpoint, and then images, folders or zips")):
-        if wrong:
-            raise InputError(problem)
+    if places < (0 if config.split else 1) or config.evaluate and places > 1:
+        raise InputError("name a run's folder or a checkpoint, and then images, folders or zips; "
+                         "with --evaluate one folder or zip of labelled images, or --split val")
     return config
-
-
-def checkpoint_at(path: Path) -> tuple[Path, str]:
-    """The checkpoint that a path means, and why: of a run's folder best.pt, or else last.pt."""
-    if not path.is_dir():
-        return path, ""
-    for name, why in (("best.pt", "its best validation"), ("last.pt", "it has no best.pt")):
-        if (path / name).exists():
-            return path / name, f" ({why})"
-    raise InputError(f"{path} holds neither best.pt nor last.pt: give the folder of one run")
 
 
 def select_images(config: Config, folder: Path, identity: dict) -> tuple[ImageSet, np.ndarray]:

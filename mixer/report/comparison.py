@@ -58,7 +58,7 @@ def write_comparison(out: Path, failed: dict[str, str]) -> str:
 
     failed: {folder of a run: why it has no result}.
     """
-    runs = find_runs(out, failed.keys())
+    runs = find_runs(out)
     points = compare_curves(runs)
     text = comparison_text(runs, points, failed)
     write_text(out / "table.md", text)
@@ -71,10 +71,9 @@ def write_comparison(out: Path, failed: dict[str, str]) -> str:
 def comparison_text(runs: dict[str, list[Run]], points: Sequence[dict],
                     failed: dict[str, str]) -> str:
     """Markdown: the rows and what they cost, accuracy at equal cost, and the reproduction."""
-    text = [main_table(runs, failed)]
-    text += [f"{folder}: {reason}" for folder, reason in failed.items()]
+    text = [f"{folder}: {reason}" for folder, reason in failed.items()]
     if runs:
-        text.append(notes(runs))
+        text = [main_table(runs), *text, notes(runs)]
     if _least_val_images(runs):
         text.append(cost_text(runs))
     if points:
@@ -82,22 +81,17 @@ def comparison_text(runs: dict[str, list[Run]], points: Sequence[dict],
     return "\n\n".join(text) + "\n"
 
 
-def main_table(runs: dict[str, list[Run]], failed: dict[str, str]) -> str:
+def main_table(runs: dict[str, list[Run]]) -> str:
     """Ours, beside what was published about equal images; of several seeds the means."""
     curves = published_curves() if on_published_images(runs) else {}
     intervals = {key: _intervals(runs, key) for key in ("val_acc", "best_val_acc")}
-    reasons = {folder.split("-seed")[0]: reason for folder, reason in failed.items()}
     lines = []
-    for name in sorted({*runs, *reasons}, key=[*TITLES, *runs, *reasons].index):
-        line = {"row": TITLES.get(name, name),
-                **{key: str(of_key.get(name, "-")) for key, of_key in intervals.items()}}
-        if curves.get(name):
+    for name, seeds in runs.items():
+        line = {"row": TITLES.get(name, name), "n": len(seeds),
+                **{key: str(of_key.get(name, "-")) for key, of_key in intervals.items()},
+                **{key: statistics.fmean(_values(seeds, key)) for key in MEANS}}
+        if name in curves:
             line |= vars(BY_NAME[name]) | {"published_acc": curves[name][-1][2]}
-        if name in runs:
-            line |= {"n": len(runs[name]), **{key: statistics.fmean(values) for key in MEANS
-                                              if (values := _values(runs[name], key))}}
-        else:
-            line["failed"] = reasons[name]
         lines.append(line)
     return table(lines, COLUMNS)
 
@@ -129,9 +123,8 @@ def cost_text(runs: dict[str, list[Run]]) -> str:
     # the frontier of the final accuracy
     final = _intervals(runs, "val_acc")
     for heading, cost in (("frontier, s", "seconds"), ("frontier, FLOPs", "flops")):
-        spent = {name: statistics.fmean(values) for name in final
-                 if (values := _values(runs[name], cost))}
-        for name, verdict in frontier(spent, {name: final[name] for name in spent}).items():
+        spent = {name: statistics.fmean(_values(runs[name], cost)) for name in final}
+        for name, verdict in frontier(spent, final).items():
             lines[name][heading] = verdict
     headings = dict.fromkeys(heading for line in lines.values() for heading in line)
     columns = [(heading, itemgetter(heading)) for heading in headings]
@@ -141,8 +134,7 @@ def cost_text(runs: dict[str, list[Run]]) -> str:
 
 def accuracy_at(run: Run, cost: str, budget: float) -> float | None:
     """Validation accuracy in the last row of the log within the budget: images, seconds, flops."""
-    within = [row["val_acc"] for row in run.log
-              if row[cost] is not None and row[cost] <= budget * SLACK]
+    within = [row["val_acc"] for row in run.log if row[cost] <= budget * SLACK]
     return within[-1] if within else None
 
 
@@ -177,17 +169,15 @@ def _intervals(runs, accuracy):
 
 
 def _least_val_images(runs):
-    return min((run.val_images for seeds in runs.values() for run in seeds if run.val_images),
-               default=0)
+    return min((sum(map(sum, run.summary["confusion"])) for seeds in runs.values()
+                for run in seeds if run.summary["confusion"]), default=0)
 
 
 def _budgets(runs):
     """{column: (cost, budget)} of the table at equal cost."""
     finished = [run for seeds in runs.values() for run in seeds]
     images, seconds, flops = (_values(finished, cost) for cost in ("images", "seconds", "flops"))
-    budgets = {f"{min(images):,.0f} images": ("images", min(images))}
-    for budget in (max(seconds), max(seconds) / 10) if seconds else ():
-        budgets[f"{number(budget)} s"] = "seconds", budget
-    if flops:
-        budgets[f"{number(min(flops) / 1e12)} TFLOP"] = "flops", min(flops)
-    return budgets
+    return {f"{min(images):,.0f} images": ("images", min(images)),
+            **{f"{number(budget)} s": ("seconds", budget)
+               for budget in (max(seconds), max(seconds) / 10)},
+            f"{number(min(flops) / 1e12)} TFLOP": ("flops", min(flops))}

@@ -19,29 +19,21 @@ FIGURES = {"loss": ("step", "step", "train_loss", "training cross-entropy"),
 
 
 def drawing(draw: Callable) -> Callable:
-    """A function of a path that draws the same on every machine, whatever Matplotlib's settings.
-
-    It returns whether it has drawn. If it fails, one line says so: a picture is not worth a run.
-    """
+    """A function of a path that draws. If it fails, one line says so: no picture is worth a run."""
     @functools.wraps(draw)
-    def drawn(*args, **kwargs) -> bool:
+    def drawn(path: Path, *args) -> None:
         os.environ["MPLBACKEND"] = "agg"  # the one that is set may not be installed
         try:
-            from matplotlib import style
-            with style.context("default"):
-                draw(*args, **kwargs)
-            return True
+            draw(path, *args)
         except Exception as e:
-            print(f"{Path(args[0]).name} is not drawn: {type(e).__name__}: {first_line(e)}",
-                  file=sys.stderr)
-            return False
+            print(f"{path.name} is not drawn: {type(e).__name__}: {first_line(e)}", file=sys.stderr)
     return drawn
 
 
 @drawing
 def draw_curves(path: Path, rows: list[dict], title: str) -> None:
     """Loss and accuracy of one run over its steps, training and validation; rows of log.csv."""
-    figure, panels = new_figure(10, 3.8, panels=2)
+    figure, panels = new_figure(10, 3.8, 2, title=title)
     for panel, metric, label in zip(panels, ("loss", "acc"), ("cross-entropy", "accuracy"),
                                     strict=True):
         for subset, name, style in (("train", "training", "-"), ("val", "validation", "o-")):
@@ -51,7 +43,7 @@ def draw_curves(path: Path, rows: list[dict], title: str) -> None:
                 panel.plot(*zip(*points, strict=True), style, markersize=3, label=name)
         panel.set(xlabel="step", ylabel=label)
         panel.legend()
-    finish(figure, path, title)
+    save(figure, path)
 
 
 @drawing
@@ -63,8 +55,7 @@ def draw_comparison(out: Path, runs: dict[str, list[Run]]) -> None:
     """
     for name, (x, x_label, y, y_label) in FIGURES.items():
         measured = {row: logged for row, seeds in runs.items()
-                    if (logged := [run for run in seeds if None not in (run.log[-1][x],
-                                                                        run.log[-1][y])])}
+                    if (logged := [run for run in seeds if run.log[-1][y] is not None])}
         if not measured:
             continue
         original = published_curves() if x == "step" and on_published_images(runs) else {}
@@ -78,14 +69,16 @@ def draw_comparison(out: Path, runs: dict[str, list[Run]]) -> None:
             label = {"label": None} if row in measured else {}
             panels[1].plot(steps, values[y == "train_acc"], **_style(row) | label | {"marker": ""})
             panels[1].set(title="published: RTX 2080, 25,000 images, batch 250", xlabel=x_label)
-        finish(figure, out / f"{name}.png")
+        figure.legend(loc="outside right center", fontsize=8, title_fontsize=8,
+                      title="mean of n seeds;\nband: their range")
+        save(figure, out / f"{name}.png")
 
 
 def _draw_band(panel, name, seeds, x, y):
     """The mean of the seeds' logs at each step, and the band from their lowest to highest."""
     steps = {}  # {step: the seeds' points}
     for row in (row for run in seeds for row in run.log):
-        if row[x] is not None and row[y] is not None:
+        if row[y] is not None:
             steps.setdefault(row["step"], []).append((row[x], row[y]))
     xs, ys = zip(*(zip(*points, strict=True) for points in steps.values()), strict=True)
     xs, style = list(map(statistics.fmean, xs)), _style(name)
@@ -107,12 +100,14 @@ def _style(name):
     return style
 
 
-def new_figure(width: float, height: float, panels: int = 1, rows: int = 1, **shared) -> tuple:
+def new_figure(width: float, height: float, panels: int, rows: int = 1, title: str = "",
+               **shared) -> tuple:
     """A figure of so many inches with panels side by side, in rows; and the panels, row by row."""
     # imported here, because it takes half a second
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=11, parse_math=False)
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, panels, squeeze=False, **shared).flatten()
     for panel in axes:
@@ -120,11 +115,5 @@ def new_figure(width: float, height: float, panels: int = 1, rows: int = 1, **sh
     return figure, axes
 
 
-def finish(figure, path: Path, title: str | None = None) -> None:
-    """Save the figure, under its title, or with a legend of the rows beside it."""
-    if title is None:
-        figure.legend(loc="outside right center", fontsize=8, title_fontsize=8,
-                      title="mean of n seeds;\nband: their range")
-    else:
-        figure.suptitle(title, fontsize=11, parse_math=False)
+def save(figure, path: Path) -> None:
     save_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))

@@ -10,11 +10,10 @@ T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
 
 
 class Interval(NamedTuple):
-    """The mean of n runs and half the width of its 95 % interval."""
+    """A mean and half the width of its 95 % interval."""
 
     mean: float
     half: float
-    n: int
 
     def __str__(self):
         return f"{self.mean:.3f} ± {self.half:.3f}"
@@ -42,7 +41,7 @@ def accuracy_intervals(accuracies: dict[str, Sequence[float]],
     for name, values in accuracies.items():
         p, n = statistics.fmean(values), len(values)
         binomial = 1.96 * math.sqrt(p * (1 - p) / draws)
-        intervals[name] = Interval(p, max(of_seeds, binomial) / math.sqrt(n), n)
+        intervals[name] = Interval(p, max(of_seeds, binomial) / math.sqrt(n))
     return intervals
 
 

@@ -2,18 +2,16 @@
 import statistics
 from operator import itemgetter
 
-from ..experiments import BY_TITLE, RECIPE
 from .tables import paragraph, spread, table
 
 TRAINING = spread("training_ms", "training_p20", "training_p80")
 TIME = [("row", "{row}"), ("train, ms", TRAINING), ("images/s", "{training_images_per_s}"),
         ("s/epoch", "{seconds_per_25000_images}"),
         ("infer, ms", spread("inference_ms", "inference_p20", "inference_p80")),
-        ("images/s", "{inference_images_per_s}"), ("2080 s", "{published_epoch_s}")]
+        ("images/s", "{inference_images_per_s}")]
 MEMORY = [("row", "{row}"), ("parameters", "{parameters:,}"), ("GFLOP", "{gflop_per_image}"),
           ("batch", "{batch_size}"), ("saved/image", "{saved_mib_per_image}"),
-          ("training", "{training_mib}"), ("process", "{process_mib}"),
-          ("2080 MiB", "{published_mib:,}")]
+          ("training", "{training_mib}"), ("process", "{process_mib}")]
 PEERS = [("row", "{row}"), ("candidate", "{candidate}"), ("ms", TRAINING),
          ("ours / peer, time", "{faster:.2f}"), ("MiB", "{training_mib}"),
          ("ours / peer, memory", "{memory_ratio:.2f}")]
@@ -55,7 +53,7 @@ def measured_text(result: dict) -> str:
     # the tables, and why rows failed
     lines = {name: rows for name, rows in result.items() if name in TABLES}
     failed = [row for rows in lines.values() for row in rows if "failed" in row]
-    for name, prepare in (("models", model_lines), ("shapes", shape_lines)):
+    for name, prepare in (("models", model_lines), ("peers", model_lines), ("shapes", shape_lines)):
         if name in lines:
             lines[name] = prepare(lines[name])
     text += [f"{caption}\n\n{table(rows, columns, left)}"
@@ -65,16 +63,13 @@ def measured_text(result: dict) -> str:
     return "\n\n".join(text) + "\n"
 
 
-def model_lines(models: list[dict]) -> list[dict]:
-    """With what was published, for one size; of several sizes, those of a row stand together."""
-    titles, lines = [row["row"] for row in models], []
-    several = len({row["image_size"] for row in models}) > 1
-    for row in sorted(models, key=lambda row: titles.index(row["row"])):
-        original = BY_TITLE.get(row["row"]) if row["image_size"] == RECIPE["image_size"] else None
-        published = vars(original) if original and original.published_mib else {}
-        size = f", {row['image_size']} px" if several else ""
-        lines.append({**published, **row, "row": row["row"] + size})
-    return lines
+def model_lines(rows: list[dict]) -> list[dict]:
+    """Of several image sizes, the lines of a row stand together, and say the size."""
+    titles = [row["row"] for row in rows]
+    if len({row.get("image_size") for row in rows}) == 1:  # old peers have none
+        return rows
+    return [{**row, "row": f"{row['row']}, {row['image_size']} px"}
+            for row in sorted(rows, key=lambda row: titles.index(row["row"]))]
 
 
 def shape_lines(shapes: list[dict]) -> list[dict]:

@@ -10,51 +10,52 @@ from torch.nn import functional as F
 from ..data.augment import to_float
 from ..data.batches import Subset
 from ..runtime.errors import printable
-from .figures import drawing, finish, new_figure
+from .figures import drawing, new_figure, save
 
 COLUMNS = 8                                       # of tiles
 MOST_CONFIDENT, LEAST_SURE, ATTENTION = 16, 8, 6  # images in a picture
-FILTERS, BLOCKS = 64, 4                           # of a layer; of attention
+FILTERS = 64                                      # of a layer
 NAME_LENGTH = 24                                  # characters of a file name
 
 
 def write_pictures(out: Path, model: nn.Module, title: str, subset: Subset, files: Sequence[str],
-                   device: torch.device, probabilities: torch.Tensor | None = None,
-                   classes: list[str] | None = None) -> list[str]:
+                   device: torch.device, probabilities: torch.Tensor | None,
+                   classes: list[str]) -> None:
     """Write filters.png, mistakes.png if the probabilities (M, classes) of labelled images are
-    given, and attention.png of a ViT, into the folder `out`. Returns the names of those there.
+    given, and attention.png of a ViT, into the folder `out`.
 
-    files: the name of each image of `subset`, M of them. A picture that cannot be drawn costs one
-    line on stderr, and no result.
+    files: the name of each image of `subset`, M of them.
     """
-    pictures = [("filters.png", draw_filters, (model,))]
-    if probabilities is not None and len(subset):
-        pictures.append(("mistakes.png", draw_mistakes, (subset, files, probabilities, classes)))
+    draw_filters(out / "filters.png", title, model)
+    if probabilities is not None:
+        draw_mistakes(out / "mistakes.png", title, subset, files, probabilities, classes)
     if hasattr(model, "pos_embed") and len(subset):
-        pictures.append(("attention.png", draw_attention, (model, subset, files, device)))
-    return [name for name, draw, arguments in pictures if draw(out / name, title, *arguments)]
+        draw_attention(out / "attention.png", title, model, subset, files, device)
 
 
 def draw_grid(path: Path, title: str, rows: list[list[tuple]], side: float = 1.75) -> None:
     """Rows of (image, caption) in a grid; an image is `side` inches wide."""
     columns = max(map(len, rows))
-    figure, panels = new_figure(side * columns, (side + 0.5) * len(rows) + 0.5, columns, len(rows))
+    figure, panels = new_figure(side * columns, (side + 0.5) * len(rows) + 0.5, columns, len(rows),
+                                title)
     for panel in panels:
         panel.axis("off")
     for i, row in enumerate(rows):
         for panel, (image, caption) in zip(panels[i * columns:], row, strict=False):
             panel.imshow(image.cpu().numpy())
             panel.set_title(caption, fontsize=7.5, parse_math=False)
-    finish(figure, path, title)
+    save(figure, path)
 
 
 @drawing
 def draw_mistakes(path: Path, title: str, subset: Subset, files: Sequence[str],
                   probabilities: torch.Tensor, classes: list[str]) -> None:
-    """The mistakes of the highest probability, then the answers of the lowest."""
+    """The mistakes of the highest probability, then the right answers of the lowest."""
     highest, answers = probabilities.max(1)
     truths = subset.labels.cpu()[subset.indices]
-    mistakes, unsure = answers_to_show(highest, answers != truths)
+    order = highest.argsort(descending=True, stable=True)
+    wrong = (answers != truths)[order]
+    mistakes, unsure = order[wrong][:MOST_CONFIDENT], order[~wrong].flip(0)[:LEAST_SURE]
 
     def captioned(i):
         file, answer, truth = map(shortened, (files[i], classes[answers[i]], classes[truths[i]]))
@@ -62,17 +63,8 @@ def draw_mistakes(path: Path, title: str, subset: Subset, files: Sequence[str],
         return image, f"{file}\n{answer} {highest[i]:.3f}\ntruth: {truth}"
     rows = [[captioned(i) for i in group[start:start + COLUMNS]]
             for group in (mistakes, unsure) for start in range(0, len(group), COLUMNS)]
-    draw_grid(path, f"{title}: the {len(mistakes)} most confident of {(answers != truths).sum():,} "
-              f"mistakes in {len(files):,} images, then the {len(unsure)} least sure answers", rows)
-
-
-def answers_to_show(highest: torch.Tensor, wrong: torch.Tensor) -> tuple[list[int], list[int]]:
-    """Indices of the most confident mistakes, and of the least sure answers.
-
-    highest: the probability of each answer, (M,); wrong: whether it is a mistake, (M,).
-    """
-    order = highest.argsort(descending=True, stable=True).tolist()
-    return [i for i in order if wrong[i]][:MOST_CONFIDENT], order[::-1][:LEAST_SURE]
+    draw_grid(path, f"{title}: the {len(mistakes)} most confident of {wrong.sum():,} mistakes in "
+              f"{len(files):,} images, then the {len(unsure)} least sure right answers", rows)
 
 
 def shortened(name: str) -> str:
@@ -111,41 +103,34 @@ def first_filters(model: nn.Module) -> torch.Tensor:
 @drawing
 def draw_attention(path: Path, title: str, model: nn.Module, subset: Subset, files: Sequence[str],
                    device: torch.device) -> None:
-    """Some images, and beside them each lit by the attention of the class token in some blocks: the
-    patch that it attends to most is the brightest."""
-    n, depth = min(ATTENTION, len(subset)), len(model.blocks)
-    some = torch.linspace(0, len(subset) - 1, n).long().numpy()
-    blocks = torch.linspace(0, depth - 1, min(BLOCKS, depth)).long().tolist()
+    """Some images, and below each the same one lit by the attention of the class token: the patch
+    that it attends to most is the brightest."""
+    some = torch.linspace(0, len(subset) - 1, min(ATTENTION, len(subset))).long().numpy()
     images, _ = subset.batch(some, device)
-    maps = class_attention(model.eval(), to_float(images))
-    light = F.interpolate(maps[blocks], images.shape[1:3])[..., None]    # (blocks, n, S, S, 1)
-    light = 0.1 + 0.9 * light / light.amax((2, 3, 4), keepdim=True)
-    rows = [[(image, shortened(files[i])), *((image * light[j, k], f"block {block + 1}")
-                                             for j, block in enumerate(blocks))]
-            for k, (i, image) in enumerate(zip(some, images.cpu() / 255, strict=True))]
-    draw_grid(path, f"{title}: attention of the class token, mean over the heads", rows)
+    light = class_attention(model.eval(), to_float(images))
+    light = F.interpolate(light[None], images.shape[1:3])[0, ..., None]   # (B, S, S, 1)
+    light = 0.1 + 0.9 * light / light.amax((1, 2), keepdim=True)
+    images = images.cpu() / 255
+    names = [shortened(files[i]) for i in some]
+    rows = [list(zip(images, names, strict=True)), [(image, "") for image in images * light]]
+    draw_grid(path, f"{title}: attention of the class token, last block, mean of the heads", rows)
 
 
 @torch.inference_mode()
 def class_attention(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """How the class token of a ViT attends to the patches of x (B, 3, S, S), in each block.
+    """How the class token of a ViT attends to the patches of x (B, 3, S, S), in the last block.
 
-    (depth, B, h, w) on the CPU, the mean over the heads. A map sums to less than 1: the rest is the
+    (B, h, w) on the CPU, the mean over the heads. A map sums to less than 1: the rest is the
     token's attention to itself.
     """
-    maps = []
-
-    def record(qkv_layer, inputs, qkv):
-        B, N, _ = inputs[0].shape
-        q, k, _ = qkv.float().reshape(B, N, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        scores = q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5      # (B, heads, 1, N)
-        side = math.isqrt(N - 1)
-        maps.append(scores.softmax(-1).mean(1)[:, 0, 1:].unflatten(1, (side, side)).cpu())
-    heads = model.blocks[0].attn.heads
-    hooks = [block.attn.qkv.register_forward_hook(record) for block in model.blocks]
+    attention, seen = model.blocks[-1].attn, []
+    hook = attention.qkv.register_forward_hook(lambda layer, inputs, qkv: seen.append(qkv.float()))
     try:
-        model.forward(x)  # not model(x): a compiled model would not call the hooks
+        model.forward(x)  # not model(x): a compiled model would not call the hook
     finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.stack(maps)
+        hook.remove()
+    B, N, _ = seen[0].shape
+    q, k, _ = seen[0].reshape(B, N, 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
+    scores = q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5      # (B, heads, 1, N)
+    side = math.isqrt(N - 1)
+    return scores.softmax(-1).mean(1)[:, 0, 1:].unflatten(1, (side, side)).cpu()

@@ -1,7 +1,6 @@
 """The log of a run -> a line and a summary; the runs in a folder."""
 import json
 import statistics
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +14,12 @@ PLACES = {"rows", "data", "cache", "bad_images", "workers", "data_on_device", "d
 
 def describe(row: dict) -> str:
     """One line of the log, for people."""
-    words = [f"step {row['step']:>5,}",
-             f"train loss {row['train_loss']:.4f} acc {row['train_acc']:.3f}"]
-    if row["val_acc"] is not None:
-        words.append(f"val loss {row['val_loss']:.4f} acc {row['val_acc']:.3f}")
-    if row["images_per_s"]:
-        words.append(f"{row['images_per_s']:,.0f} images/s")
-    words.append(f"{row['memory_mib']:,.0f} MiB")
-    return " | ".join(words)
+    validated, timed = row["val_acc"] is not None, row["images_per_s"] is not None
+    return (f"step {row['step']:>5,}"
+            f" | train loss {row['train_loss']:.4f} acc {row['train_acc']:.3f}"
+            + (f" | val loss {row['val_loss']:.4f} acc {row['val_acc']:.3f}" if validated else "")
+            + (f" | {row['images_per_s']:,.0f} images/s" if timed else "")
+            + f" | {row['memory_mib']:,.0f} MiB")
 
 
 def summarise(name: str, config, state, *, steps: int, parameters: int, dtype: str, data: str,
@@ -47,7 +44,7 @@ def summarise(name: str, config, state, *, steps: int, parameters: int, dtype: s
 @dataclass(frozen=True)
 class Run:
     """A finished run: what its folder says. The rows of the log have the training images, seconds
-    and FLOPs up to their step, the summary those of the last one; None if they are not known.
+    and FLOPs up to their step, the summary those of the last one.
     """
 
     summary: dict
@@ -55,29 +52,24 @@ class Run:
     environment: dict
     log: list[dict]
 
-    @property
-    def val_images(self) -> int:
-        return sum(map(sum, self.summary["confusion"] or []))
 
-
-def find_runs(out: Path, failed: Collection[str] = ()) -> dict[str, list[Run]]:
+def find_runs(out: Path) -> dict[str, list[Run]]:
     """{row name: its runs by seed} of the finished runs in the folders of `out`, in ROWS' order.
 
-    Folders with other names than train.py gives, and those in `failed`, are passed over. The
-    seconds are images over the median images/s of the run's lines: a pause, or another job beside
-    some of the lines, does not count.
+    Folders with other names than train.py gives are passed over, and runs of a single step, which
+    has no images/s. The seconds are images over the median images/s of the run's lines: a pause, or
+    another job beside some of the lines, does not count.
     """
     found = {row.name: {} for row in ROWS}
     for path in sorted(out.glob("*/summary.json")):
         folder, summary = path.parent, json.loads(path.read_text())
         name, seed = summary["name"], summary["seed"]
-        if folder.name in failed or folder.name not in (name, seed_folder(name, seed)):
+        if folder.name not in (name, seed_folder(name, seed)) or not summary["images_per_s"]:
             continue
-        log, rate = read_csv(folder / "log.csv"), summary["images_per_s"]
-        log = [{"flops": None, **row} for row in log if row["step"] <= summary["steps"]]
+        log = [row for row in read_csv(folder / "log.csv") if row["step"] <= summary["steps"]]
         for row in log:  # an old log has other seconds, with what disturbed the run
             row["images"] = row["step"] * summary["batch_size"]
-            row["seconds"] = row["images"] / rate if rate else None
+            row["seconds"] = row["images"] / summary["images_per_s"]
         summary |= {cost: log[-1][cost] for cost in ("images", "seconds", "flops")}
         config, environment = (json.loads((folder / f"{name}.json").read_text())
                                for name in ("config", "environment"))

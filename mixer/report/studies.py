@@ -25,7 +25,7 @@ def write_studies(folders: Sequence[Path], out: Path) -> str:
             if label == best:
                 others = [run for seed, run in runs.items() if seed or len(variants) == 1]
                 chosen[title] = others or [runs[0]]
-    text = [main_table(everything, {}), f"{notes(everything)}\n{paragraph(CHOSEN)}"]
+    text = [main_table(everything), f"{notes(everything)}\n{paragraph(CHOSEN)}"]
     if chosen:
         text.append(cost_text(chosen))
     write_text(out / "table.md", "\n\n".join(text) + "\n")
@@ -51,6 +51,7 @@ def find_variants(folders: Sequence[Path]) -> dict[str, dict[str, dict[int, Run]
     variants = {name: {} for name in found}
     for name, runs in found.items():
         for run in runs:
-            label = ", ".join(f"{option} {value(run, option)}" for option in differ)
+            label = ", ".join(f"{option} {value(run, option)}" for option in differ
+                              if value(run, option))
             variants[name].setdefault(label, {}).setdefault(run.summary["seed"], run)
     return variants

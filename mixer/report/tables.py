@@ -8,11 +8,9 @@ Cell = str | Callable[[dict], object]
 
 
 class _Format(string.Formatter):
-    """str.format, where a float without a format has three digits, and None is `-`."""
+    """str.format, where a float without a format has three digits."""
 
     def format_field(self, value, spec):
-        if value is None:
-            return "-"
         return number(value) if isinstance(value, float) and not spec else format(value, spec)
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ..data.augment import augment, augmentations_of_batch
-from ..data.batches import Stream, Subset
+from ..data.augment import augment
+from ..data.batches import Subset, training_batch
 from ..models.flops import TRAINING_PASSES, forward_flops
 from ..report.runs import describe
 from ..runtime.device import peak_memory_mib
@@ -59,7 +59,6 @@ class Trainer:
         self.description = describe_model(config, classes)
         self.optimizer = make_optimizer(model, config.lr, config.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-        self.stream = Stream(len(train_set), config.batch_size, config.seed)
         self.state = State(step=0, rows=[], best=None, confusion=None,
                            loss=torch.zeros((), dtype=torch.float64, device=device),
                            correct=torch.zeros((), dtype=torch.int64, device=device))
@@ -124,10 +123,10 @@ class Trainer:
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """This rank's slice of batch `step` (from 0): x (B, 3, H, W) in [0, 1] and y (B,)."""
-        start = time.perf_counter()
-        epochs, samples = map(self.world.batch_slice, self.stream.batch(step))
+        start, config = time.perf_counter(), self.config
+        samples, numbers = map(self.world.batch_slice, training_batch(
+            step, config.batch_size, len(self.train_set), config.seed))
         images, y = self.train_set.batch(samples, self.device)
-        numbers = augmentations_of_batch(self.config.seed, epochs, samples, len(self.train_set))
         x = augment(images, numbers)
         self.waited += time.perf_counter() - start
         return x, y

@@ -90,9 +90,9 @@ def test_a_slower_model_is_seen_as_slower(memory_grows, monkeypatch):
             now[0] += self.seconds * (1.0 if self.training else 0.5)
             return self.layer(x.mean((2, 3)).repeat(1, 4))
 
-    def visit(f, g, *args):
-        visits.append(g)
-        return f(g, *args), None
+    def visit(f, *args):
+        visits.append(f)
+        return f(*args), None
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(measure, "attempt", visit)
     fast, slow = measure_in_turn([(WORKLOAD, {
@@ -151,12 +151,12 @@ def test_a_model_that_fails_is_reported_and_the_others_are_measured(memory_grows
     """At once or late; what is compared to one that failed has no ratio."""
     times = []
 
-    def in_this_process(f, g, models, *args):
-        if g is time_models and ("late", IMAGE_SIZE, 0) in models:
+    def in_this_process(f, models, *args):
+        if f is time_models and ("late", IMAGE_SIZE, 0) in models:
             times.append(1)
             if len(times) == 2:
                 return None, "out of memory: all of it"
-        return (None, "no such model") if models is broken else (f(g, models, *args), None)
+        return (None, "no such model") if models is broken else (f(models, *args), None)
     monkeypatch.setattr(measure, "attempt", in_this_process)
     groups = [("a", (tiny_convmixer, broken, tiny_convmixer)), ("b", (broken, tiny_convmixer)),
               ("c", (broken,)), ("late", (tiny_convmixer,))]

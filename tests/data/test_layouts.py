@@ -2,9 +2,8 @@
 import pytest
 
 from mixer.data.images import describe, find_images
-from mixer.data.layouts import role
 from mixer.runtime.errors import InputError
-from tests.helpers.pictures import encoded, folder_and_zip
+from tests.helpers.pictures import folder_and_zip
 
 
 def trees(*folders, classes=("cat", "dog"), count=2):
@@ -33,11 +32,6 @@ def test_names_of_splits(tmp_path, train, val, test):
         assert describe(find_images(path)).endswith("; left out: test images 1")
 
 
-def test_roles():
-    assert role("seg_train") == "train" and role("my-Valid.Set2") == "val"
-    assert role("contest") is role("images") is role("invalid") is role("7") is None
-
-
 DEEP, PARTS = "there are .* and ", "may be parts of the data set"
 
 
@@ -52,6 +46,7 @@ DEEP, PARTS = "there are .* and ", "may be parts of the data set"
     (trees("images", "masks"), DEEP),
     (trees("day1", "day2", classes=("cat",)), DEEP),
     (trees("val", "test"), DEEP),
+    (trees("cat", "dog", classes=("images",)), DEEP),
     (["train/a/b/0.jpg", "test/a/0.jpg"], DEEP),
     (trees("fold_0/train", "fold_0/val", "fold_1/train", "fold_1/val"), DEEP),
     (trees("train", "val", "copy/train", "copy/val"), DEEP),
@@ -91,8 +86,7 @@ DEEP, PARTS = "there are .* and ", "may be parts of the data set"
     (["IMG_1.jpg", "DSC_1.jpg"], "say a split or a source, not a class: DSC, IMG"),
     (["patient_left_1.jpg", "patient_right_1.jpg"], "not a class: patient_left, patient_right"),
     (["Labelled_1.jpg", "pug_1.jpg"], "not a class: Labelled"),
-    (["images/Train_0.jpg", "images/Test_0.jpg", "train.csv", "test.parquet", "a.json"],
-     "not a class: Test, Train.* labels may be in a.json, test.parquet, train.csv"),
+    (["images/Train_0.jpg", "images/Test_0.jpg"], "not a class: Test, Train"),
 ])
 def test_what_cannot_be_labelled_is_refused(tmp_path, names, message):
     for path in folder_and_zip(tmp_path, names):
@@ -132,14 +126,6 @@ def test_classes_are_what_they_are_called(tmp_path, names, classes):
         assert images.classes == classes and len(images) == sum(".jpg" in name for name in names)
 
 
-def test_images_one_folder_deeper(tmp_path):
-    """As in Tiny ImageNet; the line says so."""
-    for path in folder_and_zip(tmp_path, trees("cat", "dog", classes=("images",))):
-        images = find_images(path)
-        assert images.classes == ["cat", "dog"]
-        assert "(class folders, one deeper: images, " in describe(images)
-
-
 PETS = [f"images/{name}_{i}.jpg" for name in ("Maine_Coon", "beagle") for i in range(4)]
 
 
@@ -150,21 +136,3 @@ def test_oxfords_pets(tmp_path):
         images = find_images(path)
         assert images.classes == ["Maine_Coon", "beagle"] and images.labels == [0] * 4 + [1] * 4
         assert set(images.splits) == {""} and describe(images).endswith("left out: masks 1")
-
-
-def test_oxfords_split(tmp_path):
-    lists = {"annotations/trainval.txt": b"#name class\nMaine_Coon_0 1 1 1\nMaine_Coon_1 1 1 1\n"
-                                         b"beagle_3 2 2 1\n",
-             "annotations/test.txt": b"Maine_Coon_2 1 1 1\r\nbeagle_0 2 2 1\r\n\r\n"}
-    pets = dict.fromkeys(PETS, encoded())
-    for path in folder_and_zip(tmp_path / "x", pets | lists):
-        images = find_images(path)
-        assert dict(zip(images.names, images.splits, strict=True)) == {
-            "Maine_Coon_0.jpg": "train", "Maine_Coon_1.jpg": "train", "beagle_3.jpg": "train",
-            "Maine_Coon_2.jpg": "val", "beagle_0.jpg": "val"}
-        assert "in neither list of annotations 3" in describe(images)
-    for text, message in ((b"Maine_Coon_2\n", "differ: beagle"), (b"", "differ")):
-        for path in folder_and_zip(tmp_path / message, {**pets, **lists,
-                                                        "annotations/test.txt": text}):
-            with pytest.raises(InputError, match=message):
-                find_images(path)

@@ -1,5 +1,4 @@
 """Folders of finished runs, as train.py leaves them, with made-up curves."""
-import json
 from pathlib import Path
 
 from mixer.experiments import BY_NAME, RECIPE, published_curves, seed_folder
@@ -41,12 +40,3 @@ def finished_run(out: Path, name: str, seed: int = 0, *, shift: float = 0.0, ste
     write_json(folder / "environment.json", ENVIRONMENT)
     write_csv(folder / "log.csv", log)
     return folder
-
-
-def without_flops(folder: Path) -> None:
-    """Make it a run of a version that logged no FLOPs."""
-    rows = (folder / "log.csv").read_text().splitlines()
-    (folder / "log.csv").write_text("".join(row.rsplit(",", 1)[0] + "\n" for row in rows))
-    summary = json.loads((folder / "summary.json").read_text())
-    del summary["flops"]
-    write_json(folder / "summary.json", summary)

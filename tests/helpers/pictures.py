@@ -7,7 +7,10 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
+
+from mixer.data.images import ImageSet
 
 
 def encoded(mode="RGB", size=(40, 30), format="JPEG", colour=None, **options) -> bytes:
@@ -15,6 +18,11 @@ def encoded(mode="RGB", size=(40, 30), format="JPEG", colour=None, **options) ->
     data = io.BytesIO()
     Image.new(mode, size, colour).save(data, format, **options)
     return data.getvalue()
+
+
+def load(images: ImageSet, index: int, size: int) -> np.ndarray:
+    """Image `index`, decoded: uint8 (size, size, 3)."""
+    return images.decode(images.read(index), size)
 
 
 def png(width: int, height: int, depth: int, colour_type: int, *chunks) -> bytes:

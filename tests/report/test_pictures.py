@@ -41,26 +41,28 @@ def test_the_attention_is_that_of_the_forward_pass():
     model = create_model("vit_cnn", **VIT).eval()
     x = torch.rand(2, 3, 32, 32)
     maps = class_attention(model, x)
-    assert maps.shape == (3, 2, 4, 4)
-    inputs = []
-    hook = model.blocks[1].attn.register_forward_hook(lambda m, args, y: inputs.append(args[0]))
+    assert maps.shape == (2, 4, 4)
+    inputs, attention = [], model.blocks[-1].attn
+    hook = attention.register_forward_hook(lambda m, args, y: inputs.append(args[0]))
     model(x)
     hook.remove()
-    attention = model.blocks[1].attn
     q, k, _ = attention.qkv(inputs[0]).reshape(2, 17, 3, 2, 8).permute(2, 0, 3, 1, 4)
     one_hot = torch.eye(17).expand(2, 2, 17, 17)
     weights = F.scaled_dot_product_attention(q, k, one_hot)[:, :, 0].mean(1)
-    torch.testing.assert_close(maps[1], weights[:, 1:].view(2, 4, 4).detach())
-    assert not any(block.attn.qkv._forward_hooks for block in model.blocks)
+    torch.testing.assert_close(maps, weights[:, 1:].view(2, 4, 4).detach())
+    assert not attention.qkv._forward_hooks
 
 
-def test_the_most_confident_mistakes_and_the_least_sure_answers_are_shown():
-    highest = torch.rand(60, generator=torch.Generator().manual_seed(0))
-    wrong = torch.arange(60) % 3 == 0
-    mistakes, unsure = pictures.answers_to_show(highest, wrong)
-    by_probability = sorted(range(60), key=lambda i: -highest[i])
-    assert mistakes == [i for i in by_probability if i % 3 == 0][:pictures.MOST_CONFIDENT]
-    assert unsure == by_probability[::-1][:pictures.LEAST_SURE]
+def test_the_most_confident_mistakes_and_the_least_sure_right_answers_are_shown(monkeypatch):
+    grids, subset = [], a_subset(60)
+    monkeypatch.setattr(pictures, "draw_grid", lambda path, title, rows: grids.append(rows))
+    probabilities = torch.rand(60, 3, generator=torch.Generator().manual_seed(0)).softmax(1)
+    pictures.draw_mistakes(None, "", subset, list(map(str, range(60))), probabilities, CLASSES)
+    shown = [int(caption.split("\n")[0]) for row in grids[0] for _, caption in row]
+    order = probabilities.max(1)[0].argsort(descending=True).tolist()
+    wrong = (probabilities.argmax(1) != subset.labels[subset.indices]).tolist()
+    assert shown == [i for i in order if wrong[i]][:pictures.MOST_CONFIDENT] + [
+        i for i in order[::-1] if not wrong[i]][:pictures.LEAST_SURE]
 
 
 @pytest.mark.parametrize("name, options, n", [
@@ -73,29 +75,23 @@ def test_every_model_is_drawn(tmp_path, capsys, name, options, n):
     files = ["Ünïcode $_{\\frac.jpg", *(f"\ud800{'long' * 30}{i}.jpg" for i in range(n - 1))]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        written = write_pictures(tmp_path, model, name, a_subset(n), files, CPU,
-                                 torch.rand(n, 3).softmax(1), CLASSES)
+        write_pictures(tmp_path, model, name, a_subset(n), files, CPU,
+                       torch.rand(n, 3).softmax(1), CLASSES)
     # a glyph that the font lacks, a layout that does not fit; what others deprecate is not ours
     assert not [w.message for w in caught if w.category is UserWarning]
     expected = {"attention.png"} if name.startswith("vit") else set()
-    assert set(written) == {"filters.png", "mistakes.png"} | expected, capsys.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} == set(written)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "filters.png", "mistakes.png"} | expected, capsys.readouterr().err
     for path in tmp_path.iterdir():
         assert np.asarray(Image.open(path).convert("L")).std() > 5, "something is drawn"
 
 
-def test_without_labels_or_images_fewer_pictures_are_made(tmp_path, monkeypatch):
-    for picture in ("draw_filters", "draw_attention"):
-        monkeypatch.setattr(pictures, picture, lambda *_: True)
-    model = create_model("vit_cnn", **VIT)
-    assert write_pictures(tmp_path, model, "vit", a_subset(2), ["a", "b"], CPU) == [
-        "filters.png", "attention.png"]
-    assert write_pictures(tmp_path, model, "vit", a_subset(0), [], CPU) == ["filters.png"]
-
-
-def test_a_picture_that_cannot_be_drawn_is_a_line_and_no_error(tmp_path, monkeypatch, capsys):
-    def fails(*_, **__):
+def test_without_labels_or_images_fewer_pictures_are_made(tmp_path, monkeypatch, capsys):
+    def fails(*_):
         raise LookupError("no module\nof a notebook")
-    monkeypatch.setattr(pictures, "draw_filters", drawing(fails))
-    assert write_pictures(tmp_path, create_model("resnet18"), "", a_subset(0), [], CPU) == []
-    assert capsys.readouterr().err == "filters.png is not drawn: LookupError: no module\n"
+    monkeypatch.setattr(pictures, "draw_attention", drawing(fails))
+    model = create_model("vit_cnn", **VIT)
+    for n, files in ((2, ["a", "b"]), (0, [])):
+        write_pictures(tmp_path, model, "vit", a_subset(n), files, CPU, None, CLASSES)
+    assert [path.name for path in tmp_path.iterdir()] == ["filters.png"]
+    assert capsys.readouterr().err == "attention.png is not drawn: LookupError: no module\n"

@@ -16,16 +16,14 @@ def test_a_line_of_the_log():
 
 def test_runs_are_found_by_row_and_seed(tmp_path):
     finished_run(tmp_path, "convmixer-p24", 10)
-    for seed in (2, 0):
-        finished_run(tmp_path, "convmixer-p24", seed)
+    finished_run(tmp_path, "convmixer-p24", 0)
     finished_run(tmp_path, "resnet18")
     (tmp_path / "resnet18-seed1").mkdir()  # not finished
     finished_run(tmp_path, "vit_cnn-p24").rename(tmp_path / "vit_cnn-p24-20261125-120000")
-    runs = find_runs(tmp_path, failed={"convmixer-p24-seed2"})
+    runs = find_runs(tmp_path)
     assert {name: [run.summary["seed"] for run in seeds] for name, seeds in runs.items()} == {
         "resnet18": [0], "convmixer-p24": [0, 10]}
-    run = runs["resnet18"][0]
-    assert (run.val_images, run.log[-1]["images"]) == (2500, 125_000)
+    assert runs["resnet18"][0].log[-1]["images"] == 125_000
 
 
 def test_a_single_seed_given_by_seed_keeps_its_folder(tmp_path):

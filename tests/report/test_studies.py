@@ -42,12 +42,14 @@ def test_each_row_is_at_its_own_rate_and_judged_on_other_seeds(folders, tmp_path
         ("ConvMixer 24, lr 0.001", "2", "0.720", "yes")]
 
 
-def test_another_option_in_which_they_differ_is_named_too(folders, tmp_path):
-    finished_run(tmp_path / "more", "resnet18", val_acc=0.7, schedule="cosine", seeds="0")
+def test_all_options_in_which_they_differ_are_named_where_they_are_on(folders, tmp_path):
+    finished_run(tmp_path / "more", "resnet18", val_acc=0.7, clip_grad=1.0, seeds="0")
+    finished_run(tmp_path / "more", "convmixer-p24", val_acc=0.7, kernel_size=1)
     report.main([*map(str, folders), str(tmp_path / "more"), "--out", str(tmp_path / "out")])
     titles = {line[0] for line in cells((tmp_path / "out" / "table.md").read_text())}
-    assert {"ResNet-18, lr 0.0001, schedule constant (chosen)",
-            "ResNet-18, lr 0.0001, schedule cosine"} <= titles
+    assert {"ResNet-18, kernel_size 9, lr 0.0001 (chosen)",
+            "ResNet-18, kernel_size 9, lr 0.0001, clip_grad 1.0",
+            "ConvMixer 24, kernel_size 1, lr 0.0001"} <= titles
 
 
 def test_which_folders_and_where_to(folders, tmp_path):

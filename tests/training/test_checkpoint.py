@@ -69,7 +69,7 @@ def test_the_preprocessing_is_that_of_the_training(tmp_path):
     for image in (data, tmp_path / "x.png", str(tmp_path / "x.png")):
         assert torch.equal(model.preprocess(image), want)
     assert model(want).shape == (1, 2)
-    with pytest.raises(ValueError, match="empty file"):
+    with pytest.raises(ValueError, match="not a JPEG"):
         model.preprocess(b"")
 
 
