@@ -23,7 +23,7 @@ from mixer.models import MODELS, model_options
 from mixer.report.measurements import measured_text
 from mixer.runtime.cli import chosen, flag, option, parse, run, whole_numbers
 from mixer.runtime.device import DTYPES, environment, pick_amp, pick_device
-from mixer.runtime.errors import UsageError
+from mixer.runtime.errors import InputError
 from mixer.runtime.files import writable_folder, write_json, write_text
 from mixer.training.config import MODEL_OPTIONS
 from mixer.training.config import Config as TrainConfig
@@ -95,13 +95,13 @@ def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
         title = " ".join([config.arch, *(f"{name} {value}" for name, value in of_model.items())])
         rows = [Row(title, config.arch, options=of_model)]
     elif of_model:
-        raise UsageError([f"{', '.join(map(flag, of_model))} needs --arch"])
+        raise InputError(f"{', '.join(map(flag, of_model))} needs --arch")
     sizes = whole_numbers("image_size", config.image_size, least=1)
     for row, side in itertools.product(rows, sizes):
         try:
             model_options(row.arch, side, **row.options)
         except ValueError as e:
-            raise UsageError([f"{row.title} at --image-size {side}: {e}"]) from None
+            raise InputError(f"{row.title} at --image-size {side}: {e}") from None
 
     # this machine and the data
     device = pick_device(config.device)

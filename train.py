@@ -32,7 +32,7 @@ from mixer.runtime.distributed import process_group, rank_and_size
 from mixer.runtime.errors import InputError, printable
 from mixer.runtime.files import locked, writable_folder, write_json
 from mixer.training.checkpoint import checkpoint_to_resume, init_from_checkpoint, run_identity
-from mixer.training.config import DEMO, differences, has_several_runs, read_config
+from mixer.training.config import differences, has_several_runs, read_config
 from mixer.training.recipe import predict
 from mixer.training.several import train_all
 from mixer.training.trainer import Trainer
@@ -41,9 +41,8 @@ from mixer.training.trainer import Trainer
 def main(argv):
     # the options
     config = read_config(argv, __doc__)
-    print(options_text("config:", differences(config)))
-    if config.data is None:
-        print(options_text("no --data: drawn cats and dogs, with", DEMO))
+    words = ", ".join(f"{name} {value}" for name, value in differences(config).items())
+    print(textwrap.fill(printable(f"config: {words or 'the defaults'}"), 100))
     name = row_name(config.arch, config.patch, config.depth)
     out = Path(config.out or f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
 
@@ -61,11 +60,6 @@ def main(argv):
         with (process_group(device, seed_folder(name, config.seed)) as world,
               claimed_folder(out, config.resume, world.rank)):
             train_one(config, name, out, device, amp, world)
-
-
-def options_text(start, options):
-    words = ", ".join(f"{name} {value}" for name, value in options.items())
-    return textwrap.fill(printable(f"{start} {words or 'the defaults'}"), 100)
 
 
 @contextlib.contextmanager
@@ -160,9 +154,7 @@ def load_data(config, images, out, device, world):
     tensor, labels = torch.from_numpy(array), torch.tensor(images.labels)
     if fits_on(device, tensor.nbytes):
         tensor, labels = tensor.to(device), labels.to(device)
-    place = "GPU memory" if tensor.device.type == "cuda" else "a memory-mapped file"
-    print(f"{len(train):,} training and {len(val):,} validation images, "
-          f"{tensor.nbytes / 2**20:,.0f} MiB in {place}", flush=True)
+    print(f"{len(train):,} training and {len(val):,} validation images", flush=True)
     if not world.size <= config.batch_size <= len(train):
         raise InputError(f"--batch-size {config.batch_size}: there are {len(train):,} training "
                          f"images and {world.size} processes, each of which needs one of a batch")

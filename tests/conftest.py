@@ -112,7 +112,6 @@ def train(command, call):
 # the counts of faults
 
 COUNTS = []  # [kind, tried, survived, lost]; with pytest-xdist, those of all workers
-NOTES = []
 
 
 @pytest.fixture
@@ -126,11 +125,7 @@ def tally(record_property):
 
 def pytest_runtest_logreport(report):
     if report.when == "call":
-        for name, value in report.user_properties:
-            if name == "fault":
-                COUNTS.append(value)
-            elif name == "note":
-                NOTES.append(value)
+        COUNTS.extend(value for name, value in report.user_properties if name == "fault")
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -141,8 +136,6 @@ def pytest_terminal_summary(terminalreporter):
             terminalreporter.write_line(f"{tried:>7,} {survived:>7,} {lost:>5,}  {kind}")
         if path := os.environ.get("FAULTS"):
             save_counts(Path(path))
-    for note in NOTES:
-        terminalreporter.write_line(note)
 
 
 def save_counts(path):

@@ -105,13 +105,12 @@ def test_the_kernels_table_and_its_files(small, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments, messages", [
-    (["--rows", "convmixer-24"], ["choose from resnet18, ", "(did you mean convmixer-p24?)"]),
+    (["--rows", "convmixer-24"], ["choose from resnet18, "]),
     (["--image-size", "192,200"], ["ViT 24 Linear at --image-size 200: patch 24"]),
     (["--arch", "resnet18", "--patch", "16"], ["resnet18 has no patch"]),
     (["--patch", "16"], ["--patch needs --arch"]),
-    (["--batch-size", "1"], ["--batch-size must be at least 2"]),
-    (["--image-size", "-1"], ["--image-size must be at least 1"]),
-    (["--device", "cpu", "--amp", "fp16"], ["no fp16 training on the CPU"]),
+    (["--batch-size", "1"], ["--batch-size must be in [2, inf)"]),
+    (["--image-size", "-1"], ["--image-size must be in [1, inf)"]),
     (["--data", "nowhere"], ["nowhere does not exist"]),
     (["--device", "cpu", "--out", __file__], ["cannot write to"]),
 ])

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..experiments import Row
 from ..models import create_model
-from ..runtime.device import freed_memory_kept, pick_amp
+from ..runtime.device import keep_freed_memory, pick_amp
 from ..runtime.processes import attempt
 from .candidates import block_candidates, build
 from .measure import Workload, announce, measure_in_turn, saved_bytes
@@ -66,12 +66,12 @@ def shape_text(shape: Shape) -> str:
     return f"{N}, {C}, {side}x{side}, {K}"
 
 
-@freed_memory_kept()
 def measure_block(shape: Shape, dtypes: Sequence[torch.dtype | None], repeats: int,
                   device: torch.device, names: Sequence[str] = ()) -> list[dict]:
     """Each implementation of the block, or those named, in autocast to each dtype: forward and
     backward in training mode, forward in evaluation mode.
     """
+    keep_freed_memory()
     (_, C, _, K), rows = shape, []
     for amp in dtypes:
         models = block_candidates(C, K, device)

@@ -15,7 +15,7 @@ from torch import nn
 from ..experiments import EPOCH_IMAGES, Row
 from ..models import create_model
 from ..models.flops import forward_flops
-from ..runtime.device import freed_memory_kept, peak_memory_mib, pick_amp
+from ..runtime.device import keep_freed_memory, peak_memory_mib, pick_amp
 from ..runtime.processes import attempt
 from ..training.recipe import make_optimizer, train_step
 from .candidates import PEERS, build, peer_model
@@ -126,9 +126,9 @@ def measure_in_turn(groups: list[tuple[Workload, dict[tuple, MakeModel]]],
     return list(rows.values())
 
 
-@freed_memory_kept()
 def time_models(models: dict, workload: Workload, repeats: int) -> dict[tuple, list[float]]:
     """{key: make} -> {(key, "training" or "inference"): milliseconds of a step for each repeat}."""
+    keep_freed_memory()  # as train.py does
     steps = {(key, mode): step for key, make in models.items()
              for mode, step in model_steps(make(), workload).items()}
     return take_in_turn(steps, repeats, workload.device, STEPS[workload.device.type])
@@ -157,7 +157,6 @@ def model_steps(model: nn.Module, workload: Workload) -> dict[str, Callable]:
     return {"training": training, "inference": inference}
 
 
-@freed_memory_kept()
 def count_model(make: MakeModel, workload: Workload) -> dict:
     """Parameters; per image, the FLOPs of a forward pass and the bytes that autograd saves; MiB.
 
@@ -166,6 +165,7 @@ def count_model(make: MakeModel, workload: Workload) -> dict:
     the GPU, the context and other processes included; on a CPU the resident size.
     """
     # memory first: nothing ran before
+    keep_freed_memory()
     before, model = peak_memory_mib(workload.device), make()
     training = model_steps(model, workload)["training"]
     for _ in range(3):

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..runtime.device import cores
 from ..runtime.errors import InputError, listed
-from ..runtime.files import cache_home, locked, save_atomically, writable_folder, write_csv
+from ..runtime.files import locked, save_atomically, writable_folder, write_csv
 from .decoding import DECODING
 from .images import ImageSet, digest
 
@@ -27,7 +27,8 @@ def decode_to_cache(images: ImageSet, size: int, cache: Path | str | None = None
     source, the size or DECODING changes. A second process waits until the first has made it. Raises
     OSError where the file cannot be written.
     """
-    cache = writable_folder(cache or cache_home() / "vit-convmixer", "--cache")
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = writable_folder(cache or Path(home, "vit-convmixer"), "--cache")
     path_hash = hashlib.sha256(os.fsencode(images.path.absolute())).hexdigest()[:10]
     name = f"{images.path.stem[:40]}-{path_hash}-{size}px"
     path, shape = cache / f"{name}.uint8", (len(images), size, size, 3)

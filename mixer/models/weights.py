@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..runtime.errors import listed, printable
+from ..runtime.errors import InputError, first_line, listed, printable
 
 # files that are taken for checkpoints, by their first bytes
 OTHER_FILES = {b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the file",
@@ -28,55 +28,42 @@ TORCHVISION = {
     r"\.mlp\.(0|linear_1)\.": ".mlp.fc1.", r"\.mlp\.(3|linear_2)\.": ".mlp.fc2."}
 
 
-def load_checkpoint(path: Path | str, verify: bool = False) -> dict:
-    """The dict in a file of torch.save or safetensors, on the CPU.
+def load_checkpoint(path: Path | str) -> dict:
+    """The dict in a file of torch.save or safetensors, on the CPU, checked by its checksums.
 
     Nothing in the file is executed: it may hold tensors, plain values and argparse.Namespace.
-    verify: compare every byte with its checksum, which torch.load does not do. Raises ValueError,
-    naming the file and the reason, if it is missing, damaged or no checkpoint.
+    Raises ValueError, naming the file and the reason, if it is missing, damaged or no checkpoint.
     """
-    path, shown = Path(path), printable(path)
-    if not path.exists():
-        raise ValueError(f"there is no checkpoint {shown}")
     try:
-        # not something else, by its type and its first bytes
-        if not path.is_file():  # opening a named pipe would wait for ever
-            raise ValueError("not a file")
+        # not another kind of file
         with open(path, "rb") as file:
             start = file.read(40).lstrip().lower()
         for first, kind in OTHER_FILES.items():
             if start.startswith(first):
                 raise ValueError(f"it is {kind}")
 
-        # a zip, as torch.save writes
-        if verify or zipfile.is_zipfile(path):
+        # each byte of a zip, as torch.save writes; torch.load does not compare the checksums
+        if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
                 if any(name.endswith("/constants.pkl") for name in file.namelist()):
                     raise ValueError("it is a TorchScript file; save the state dict of its model")
-                if verify and (damaged := file.testzip()):
+                if damaged := file.testzip():
                     raise ValueError(f"{damaged} in it is damaged")
 
         # the contents
-        if path.suffix == ".safetensors":  # what timm downloads
+        if Path(path).suffix == ".safetensors":  # what timm downloads
             from safetensors.torch import load_file
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # hostile bytes raise nearly every exception type
-        raise ValueError(f"{shown} is not a readable checkpoint: {_why_not_read(e)}") from e
+        reason = first_line(e.__context__ or e)  # the context is without advice to unpickle it all
+        raise InputError(f"{printable(path)} is not a readable checkpoint: "
+                         f"{printable(reason)}") from e
     if not isinstance(contents, dict):
-        raise ValueError(f"{shown} holds a {type(contents).__name__}, not a dict of weights")
+        raise InputError(f"{printable(path)} holds a {type(contents).__name__}, not a dict of "
+                         "weights")
     return contents
-
-
-def _why_not_read(e):
-    """The reason in an exception of torch.load, without its advice to unpickle everything."""
-    text = str(e)
-    if named := re.search(r"GLOBAL (.+?) (?:was not an allowed|whose module)", text, flags=re.S):
-        return (f"it holds a {printable(named[1])}, and making one could run code; save it again "
-                "with the state dict and plain values alone")
-    text = text.rpartition("WeightsUnpickler error: ")[2].strip()
-    return printable((text or type(e).__name__).splitlines()[0])
 
 
 def load_weights(model: nn.Module, source: Mapping | Path | str) -> nn.Module:
@@ -88,24 +75,21 @@ def load_weights(model: nn.Module, source: Mapping | Path | str) -> nn.Module:
     Raises ValueError with the names and shapes that do not fit, and if the checkpoint says that it
     had another activation, eps or number of heads.
     """
-    state, _, notes = match_weights(model, source)
-    for note in notes:
-        warnings.warn(note, stacklevel=2)
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict(match_weights(model, source)[0], strict=False)
     return model
 
 
 def match_weights(model: nn.Module, source: Mapping | Path | str,
-                  classes: list[str] | None = None) -> tuple[dict, list[str], list[str]]:
+                  classes: list[str] | None = None) -> tuple[dict, list[str]]:
     """The weights in `source` for `model`, which stays as it is: {name: tensor} by its names and in
-    its shapes, the names that the source does not give, and what a person should know.
+    its shapes, and the names that are left fresh.
 
     classes: those of the model; a head of another size or of other classes, or none, is then left
     fresh. Raises as load_weights.
     """
     if isinstance(source, (str, os.PathLike)):
         source = load_checkpoint(source)
-    own, state, notes = model.state_dict(), _our_names(_state_dict(source)), []
+    own, state = model.state_dict(), _our_names(_state_dict(source))
     stated = source.get("description")  # what a checkpoint of ours says of its model
     stated = stated if isinstance(stated, dict) else {}
 
@@ -115,9 +99,7 @@ def match_weights(model: nn.Module, source: Mapping | Path | str,
         state[name] = state[name].permute(0, 2, 3, 1).flatten(1)  # (D, C, P, P) -> (D, P * P * C)
     name = "pos_embed"
     if name in own and name in state and own[name].shape[1] != state[name].shape[1]:
-        side, old = (math.isqrt(tensors[name].shape[1] - 1) for tensors in (own, state))
-        state[name] = resample_positions(state[name], side)
-        notes.append(f"positions resampled from {old}x{old} to {side}x{side} patches")
+        state[name] = resample_positions(state[name], math.isqrt(own[name].shape[1] - 1))
 
     # the head stays fresh if it may
     head = list(own)[-2:]
@@ -141,11 +123,11 @@ def match_weights(model: nn.Module, source: Mapping | Path | str,
     problems += [f"they were trained with {name} {options[name]!r}, and this model has {value!r}"
                  for name, value in silent.items() if options.get(name, value) != value]
     if problems:
-        raise ValueError(f"these weights do not fit {type(model).__name__}: {'; '.join(problems)}")
+        raise InputError(f"these weights do not fit {type(model).__name__}: {'; '.join(problems)}")
     if not options and "blocks.0.attn.qkv.bias" in own and silent["norm_eps"] != 1e-6:
-        notes.append(f"this model has norm_eps {silent['norm_eps']:g}; the ViTs of timm and "
-                     "torchvision have 1e-06")
-    return state, head, notes
+        warnings.warn(f"this model has norm_eps {silent['norm_eps']:g}; the ViTs of timm and "
+                      "torchvision have 1e-06", stacklevel=3)
+    return state, head
 
 
 def _state_dict(source):
@@ -155,13 +137,10 @@ def _state_dict(source):
             source = source[key]
     tensors = {str(name): value.detach() for name, value in source.items()
                if isinstance(value, torch.Tensor) and name != "n_averaged"}  # of AveragedModel
-    if not tensors:
-        raise ValueError(f"there are no weights in it, only {listed(source, 5) or 'nothing'}; "
-                         "give the state dict itself")
     state = {re.sub(r"\b(module|_orig_mod|model)\.", "", name): tensor
              for name, tensor in tensors.items()}
     if len(state) < len(tensors):
-        raise ValueError("these are the weights of several models: without module. and model. some "
+        raise InputError("these are the weights of several models: without module. and model. some "
                          f"names are equal ({listed(tensors, 3)})")
     return state
 
@@ -181,12 +160,10 @@ def _our_names(state):
 def resample_positions(pos_embed: torch.Tensor, side: int) -> torch.Tensor:
     """(1, 1 + n * n, D) -> (1, 1 + side * side, D): bicubic, antialiased, the first token kept.
 
-    The result equals timm's `resample_abs_pos_embed`. Positions of no square stay as they are.
+    The result equals timm's `resample_abs_pos_embed`.
     """
     first, grid = pos_embed[:, :1], pos_embed[:, 1:]
     n = math.isqrt(grid.shape[1])
-    if n * n != grid.shape[1]:
-        return pos_embed
     image = grid.float().reshape(1, n, n, -1).permute(0, 3, 1, 2)               # (1, D, n, n)
     image = F.interpolate(image, (side, side), mode="bicubic", antialias=True)
     grid = image.permute(0, 2, 3, 1).flatten(1, 2).to(grid.dtype)               # (1, side^2, D)

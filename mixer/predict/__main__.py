@@ -24,14 +24,13 @@ from ..data.cache import decode_to_cache, drop_damaged
 from ..data.demo import drawn_images
 from ..data.images import ImageSet, find_images, find_unlabelled
 from ..experiments import row_name
-from ..models.weights import load_checkpoint
 from ..report.evaluation import evaluation, evaluation_text
 from ..report.pictures import write_pictures
 from ..runtime.cli import option, parse, run
 from ..runtime.device import dtype_name, pick_amp, pick_device
-from ..runtime.errors import InputError, UsageError, listed, printable
+from ..runtime.errors import InputError, listed, printable
 from ..runtime.files import writable_folder, write_csv, write_json
-from ..training.checkpoint import build_model
+from ..training.checkpoint import load_model
 from ..training.recipe import predict
 
 SMALLEST = 1e-15  # probability of a submission: Kaggle's log loss clips there, too
@@ -64,20 +63,18 @@ def main(argv: list[str]) -> None:
         path /= "best.pt" if best else "last.pt"
         why = " (its best validation)" if best else " (it has no best.pt)"
     try:
-        contents = load_checkpoint(path, verify=True)
-        model = build_model(path, contents)
-        images, chosen = select_images(config, path.parent, contents)
+        model = load_model(path)
+        images, chosen = select_images(config, path.parent, model.identity)
     except ValueError as e:
         raise InputError(str(e).removeprefix("--data: ")) from None
-    classes, description = model.classes, contents["description"]
+    classes, identity = model.classes, model.identity
     labels = torch.tensor(labels_for(images, classes) if config.evaluate else images.labels)
     ids, dog = kaggle_ids(images.files, classes) if config.submission else (None, None)
 
     # where and how
-    device, recipe = pick_device(config.device), description["recipe"]
-    amp = pick_amp("auto" if recipe["amp"] == "fp16" and device.type != "cuda" else recipe["amp"],
-                   device)
-    title = row_name(description["name"], **description["options"])
+    device, amp = pick_device(config.device), identity["amp"]
+    amp = pick_amp("auto" if amp == "fp16" and device.type != "cuda" else amp, device)
+    title = row_name(**identity)
     print(f"{title} of {printable(path)}{why}, {model.image_size}x{model.image_size} pixels, "
           f"{len(classes)} classes: {listed(classes)}\n"
           f"device: {device}, dtype: {dtype_name(amp)}", flush=True)
@@ -99,7 +96,7 @@ def main(argv: list[str]) -> None:
     files, truths = [images.files[i] for i in good], labels[good] if config.evaluate else None
 
     # the answers
-    batch_size = config.batch_size or recipe["batch_size"]
+    batch_size = config.batch_size or identity["batch_size"]
     logits = predict(model.to(device), subset, batch_size, device, amp)
     probabilities = logits.double().softmax(1)
     write_answers(out / "predictions.csv", files, probabilities, classes, truths)
@@ -116,23 +113,23 @@ def main(argv: list[str]) -> None:
 
 
 def read_config(argv: list[str]) -> Config:
-    """argv -> Config, checked. Raises UsageError."""
+    """argv -> Config, checked. Raises InputError."""
     config = Config(**parse(Config, argv, __doc__, words="paths"))
     places = len(config.paths) - 1
     if places < (0 if config.split else 1) or config.evaluate and places > 1:
-        raise UsageError(["name a run's folder or a checkpoint, and then images, folders or zips; "
-                          "with --evaluate one folder or zip of labelled images, or --split val"])
+        raise InputError("name a run's folder or a checkpoint, and then images, folders or zips; "
+                         "with --evaluate one folder or zip of labelled images, or --split val")
     return config
 
 
-def select_images(config: Config, folder: Path, contents: dict) -> tuple[ImageSet, np.ndarray]:
+def select_images(config: Config, folder: Path, identity: dict) -> tuple[ImageSet, np.ndarray]:
     """The images, and the indices of those to predict. Raises InputError, naming the path."""
     places = config.paths[1:]
     if config.split:  # exactly those of the run
         names = set(json.loads((folder / "split.json").read_text())[config.split])
         data = places[0] if places else json.loads((folder / "config.json").read_text())["data"]
         images = find_images(data) if data else drawn_images()
-        if images.run_key != contents["identity"]["images"] or not names:
+        if images.run_key != identity["images"] or not names:
             raise InputError(f"--split: {images.path} does not hold the {config.split} images of "
                              "the run; name their place behind it")
         return images, np.flatnonzero([name in names for name in images.names])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime.cli import option, parse, run
-from ..runtime.errors import UsageError
+from ..runtime.errors import InputError
 from ..runtime.files import writable_folder
 from .comparison import write_comparison
 from .studies import write_studies
@@ -29,9 +29,9 @@ def main(argv: list[str]) -> None:
     config = Config(**parse(Config, argv, __doc__, words="folders"))
     folders = [Path(folder) for folder in config.folders]
     if not folders or not all(list(folder.glob("*/summary.json")) for folder in folders):
-        raise UsageError(["name a folder that holds finished runs: python -m mixer.report FOLDER"])
+        raise InputError("name a folder that holds finished runs: python -m mixer.report FOLDER")
     if (len(folders) > 1) != (config.out is not None):
-        raise UsageError(["several folders need --out, and a single one writes into itself"])
+        raise InputError("several folders need --out, and a single one writes into itself")
     if config.out:
         print(write_studies(folders, writable_folder(config.out, "--out")))
     else:

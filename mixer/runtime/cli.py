@@ -3,54 +3,45 @@ import argparse
 import dataclasses
 import difflib
 import math
-import operator
 import os
 import signal
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from .device import freed_memory_kept
+from .device import keep_freed_memory
 from .distributed import rank_and_size
-from .errors import Diverged, InputError, Interrupted, UsageError, first_line, printable
+from .errors import Diverged, InputError, Interrupted, first_line, printable
 from .processes import out_of_memory
 
-# the limits of an option, in words and as a comparison
-LIMITS = {"least": ("at least", operator.ge), "above": ("above", operator.gt),
-          "below": ("below", operator.lt)}
 
-
-def option(default, help: str, *, choices=None, **limits):
-    """A dataclass field with its help, its choices and its LIMITS, as `least=1`."""
+def option(default, help: str, *, choices=None, least=-math.inf, below=math.inf):
+    """A dataclass field with its help, its choices, or the least number and the one above all."""
     return dataclasses.field(default=default, metadata=dict(help=help, choices=choices,
-                                                            limits=limits))
-
-
-def option_types(config_class: type) -> dict[str, type]:
-    """{field name: int, float, str or bool}; `int | None` counts as int."""
-    hints = typing.get_type_hints(config_class)
-    return {name: (typing.get_args(hint) or (hint,))[0] for name, hint in hints.items()}
+                                                            limits=(least, below)))
 
 
 def parse(config_class: type, argv: list[str], description: str, words: str | None = None) -> dict:
-    """argv -> {option: value} for the flags in it. Raises UsageError if one is wrong.
+    """argv -> {option: value} for the flags in it. Raises InputError if one is wrong.
 
     words: the field that takes the words without a flag, as a list of str.
     """
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
                                      argument_default=argparse.SUPPRESS,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = _raise_usage_error
+
+    def refuse(message):
+        raise InputError(message.removeprefix("argument ").replace(": ", " ", 1))
+    parser.error = refuse
 
     # from each field an argument
-    types = option_types(config_class)
     for field in dataclasses.fields(config_class):
-        name, kind, help = flag(field.name), types[field.name], field.metadata["help"]
-        how = dict(type=_word if kind is str else _number(kind, field.metadata["limits"]),
-                   choices=field.metadata["choices"])
+        name, help = flag(field.name), field.metadata["help"]
+        kind = (typing.get_args(field.type) or (field.type,))[0]  # `int | None` counts as int
+        how = dict(type=_value(kind, *field.metadata["limits"]), choices=field.metadata["choices"])
         if field.name == words:
-            name, how = words, dict(type=_word, nargs="*", metavar=words.upper())
+            name, how = words, dict(type=_value(str), nargs="*", metavar=words.upper())
         elif kind is bool:
             how = dict(action="store_true")
         elif field.default is not None:
@@ -60,52 +51,39 @@ def parse(config_class: type, argv: list[str], description: str, words: str | No
     # read them
     options, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        hint = did_you_mean(unknown[0].split("=")[0], map(flag, types))
-        raise UsageError([f"unknown argument {unknown[0]}{hint}"])
+        flags = [flag(field.name) for field in dataclasses.fields(config_class)]
+        close = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
+        raise InputError(f"unknown argument {unknown[0]}"
+                         + (f"; did you mean {close[0]}?" if close else ""))
     return vars(options)
 
 
-def _raise_usage_error(message):
-    raise UsageError([message.removeprefix("argument ").replace(": ", " ", 1)])
-
-
-def _word(text):
-    if not text:  # a variable that the shell does not know
-        raise argparse.ArgumentTypeError("is empty")
-    return text
-
-
-def _number(kind, limits):
-    """An argparse type: the number in a word, within its limits."""
+def _value(kind, least=-math.inf, below=math.inf):
+    """An argparse type: a word that is not empty, or a number within its limits."""
     def read(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            whole = "whole " if kind is int else ""
-            raise argparse.ArgumentTypeError(f"must be a {whole}number, not {text!r}") from None
-        for limit, bound in limits.items():
-            words, fits = LIMITS[limit]
-            if not (fits(value, bound) and value < math.inf):
-                raise argparse.ArgumentTypeError(f"must be {words} {bound:g}, not {text}")
+        value = kind(text)
+        if text == "":  # a variable that the shell does not know
+            raise argparse.ArgumentTypeError("is empty")
+        if kind in (int, float) and not least <= value < below:
+            raise argparse.ArgumentTypeError(f"must be in [{least}, {below}), not {text}")
         return value
+    read.__name__ = kind.__name__  # as in argparse's `invalid int value`
     return read
 
 
 def whole_numbers(name: str, text: str, least: int) -> list[int]:
-    """The numbers of an option as `0,1,2`, each once. Raises UsageError."""
+    """The numbers of an option as `0,1,2`, each once. Raises InputError."""
     try:
-        return list(dict.fromkeys(map(_number(int, {"least": least}), text.split(","))))
-    except argparse.ArgumentTypeError as e:
-        raise UsageError([f"{flag(name)} {e}"]) from None
+        return list(dict.fromkeys(map(_value(int, least), text.split(","))))
+    except (ValueError, argparse.ArgumentTypeError) as e:
+        raise InputError(f"{flag(name)} {e}") from None
 
 
 def chosen(name: str, text: str | None, choices: dict[str, object]) -> list:
-    """The choices that an option names, as `a,b`, or all. Raises UsageError."""
+    """The choices that an option names, as `a,b`, or all. Raises InputError."""
     words = list(choices) if text is None else list(dict.fromkeys(text.split(",")))
-    for word in words:
-        if word not in choices:
-            raise UsageError([f"{flag(name)} {word}: choose from {', '.join(choices)}"
-                              f"{did_you_mean(word, choices)}"])
+    if wrong := [word for word in words if word not in choices]:
+        raise InputError(f"{flag(name)} {wrong[0]}: choose from {', '.join(choices)}")
     return [choices[word] for word in words]
 
 
@@ -114,33 +92,24 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """` (did you mean X?)`, or nothing if no choice is similar."""
-    choices = list(choices)
-    near = [choice for choice in choices if len(word) > 2 and choice.startswith(word)]
-    near = near or difflib.get_close_matches(word, choices, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
 def run(main: Callable[[list[str]], object], argv: list[str]) -> typing.NoReturn:
     """Run `main(argv)` and exit. An error becomes one line on stderr; --debug adds the traceback.
 
-    In a run of several ranks, only rank 0 prints to stdout, and only rank 0 reports what all ranks
-    would report.
+    In a run of several ranks, only rank 0 prints to stdout, and only rank 0 reports what all have.
     """
     rank, _ = rank_and_size()
     if rank:
         sys.stdout = open(os.devnull, "w")
     try:
-        with freed_memory_kept():
-            main(argv)
+        keep_freed_memory()
+        main(argv)
     except (Exception, KeyboardInterrupt) as e:
         if "--debug" in argv:
             traceback.print_exc()
 
         # one line, from rank 0 if all ranks have it
         e = Interrupted(signal.SIGINT) if isinstance(e, KeyboardInterrupt) else e
-        if rank == 0 or not isinstance(e, (UsageError, Diverged, Interrupted)):
+        if rank == 0 or not isinstance(e, (Diverged, Interrupted)):
             prefix = f"error (rank {rank}): " if rank else "error: "
             line = printable(e if isinstance(e, InputError) else first_line(e))
             if out_of_memory(e):

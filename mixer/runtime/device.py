@@ -5,7 +5,6 @@ import datetime
 import os
 import platform
 import resource
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -14,8 +13,7 @@ from .errors import InputError
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "off": None}
 PACKAGES = ("torch", "triton", "numpy", "pillow")
-# mallopt(3)
-M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # mallopt(3)
 
 
 def pick_device(name: str) -> torch.device:
@@ -42,15 +40,10 @@ def has_native_bf16() -> bool:
 
 
 def pick_amp(name: str, device: torch.device) -> torch.dtype | None:
-    """`auto`, `fp16`, `bf16` or `off` -> the autocast dtype, None for off.
-
-    Raises InputError if the device does not support it.
-    """
+    """`auto`, `fp16`, `bf16` or `off` -> the autocast dtype, None for off."""
     if name == "auto":
         has_bf16 = device.type == "cpu" and has_native_bf16()
         name = "fp16" if device.type == "cuda" else "bf16" if has_bf16 else "off"
-    if name == "fp16" and device.type == "cpu":
-        raise InputError("--amp fp16: no fp16 training on the CPU; choose off or bf16")
     return DTYPES[name]
 
 
@@ -68,21 +61,15 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # a Mac counts bytes
 
 
-@contextlib.contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Inside, glibc keeps what this process frees; other allocators stay as they are.
+def keep_freed_memory() -> None:
+    """From now on, glibc keeps what this process frees; other allocators stay as they are.
 
     By default it returns each large tensor to the system. The next step then waits until the same
-    pages are mapped and cleared again. Afterwards glibc's defaults hold.
+    pages are mapped and cleared again.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda parameter, value: None)
     mallopt(M_MMAP_MAX, 0)         # no block comes from mmap, which free() would unmap
     mallopt(M_TRIM_THRESHOLD, -1)  # the top of the heap is never given back
-    try:
-        yield
-    finally:
-        mallopt(M_MMAP_MAX, 65536)
-        mallopt(M_TRIM_THRESHOLD, 128 * 1024)
 
 
 def cores() -> int:
@@ -98,27 +85,17 @@ def cores() -> int:
 
 def environment(device: torch.device) -> dict[str, str | None]:
     """Date, machine and versions, as plain values."""
-    gpu = device.type == "cuda"
-    return {"date": datetime.date.today().isoformat(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "device": torch.cuda.get_device_name(device) if gpu else _cpu(),
-            "cuda": torch.version.cuda if gpu else None, **versions()}
-
-
-def versions() -> dict[str, str | None]:
-    """The versions of Python and of our packages; None for one that is not installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def _cpu():
-    name = platform.processor() or platform.machine()
+    gpu, name = device.type == "cuda", platform.processor() or platform.machine()
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
         name = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")),
                     name)
-    return f"{name}, {torch.get_num_threads()} threads"
+    name = f"{name}, {torch.get_num_threads()} threads"
+    versions = dict.fromkeys(PACKAGES)
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {"date": datetime.date.today().isoformat(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "device": torch.cuda.get_device_name(device) if gpu else name,
+            "cuda": torch.version.cuda if gpu else None, "python": platform.python_version(),
+            **versions}

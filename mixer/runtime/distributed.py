@@ -5,7 +5,6 @@ same step. Rank 0 prints and writes files. Beside gradients, the ranks exchange 
 gloo, on the CPU.
 """
 import contextlib
-import datetime
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
-
-LONGEST_WAIT = datetime.timedelta(minutes=10)  # until all ranks have started
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -39,10 +36,6 @@ class World:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
         return tensor
-
-    def any(self, value) -> bool:
-        """Whether the value is true in any rank."""
-        return self.sum(torch.tensor(bool(value)).int()).item() > 0
 
     def broadcast(self, value):
         """Rank 0's value, in all ranks: plain values and CPU tensors."""
@@ -72,7 +65,7 @@ def process_group(device: torch.device, name: str) -> Iterator[World]:
     print(f"waiting for all {size} processes that WORLD_SIZE says torchrun has started", flush=True)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # the default of NCCL and Triton
-    store, rank, size = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))
+    store, rank, size = next(dist.rendezvous("env://"))
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                             store=dist.PrefixStore(name, store), rank=rank, world_size=size)
     yield World(rank, size)

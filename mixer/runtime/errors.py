@@ -13,13 +13,6 @@ class InputError(ValueError):
     exit_code = 2
 
 
-class UsageError(InputError):
-    """Wrong arguments, the same in every rank."""
-
-    def __init__(self, problems: Iterable[str]):
-        super().__init__("; ".join(problems))
-
-
 class Diverged(RuntimeError):
     """The loss or the weights are not finite."""
 

@@ -35,15 +35,9 @@ def save_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
-        before = "; the one before it is untouched" if path.exists() else ""
-        raise OSError(f"cannot write {path}: {e.strerror or e}{before}") from e
+        raise OSError(f"cannot write {path}: {e.strerror or e}") from e
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def cache_home() -> Path:
-    """The user's folder for caches."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -1,6 +1,5 @@
 """The checkpoints of a run: which run, which model; save, load, go on from one, start from one."""
 import functools
-import hashlib
 import io
 from pathlib import Path
 
@@ -11,15 +10,14 @@ from ..data.augment import to_float
 from ..data.images import decode
 from ..models import MODELS, create_model, load_weights
 from ..models.weights import load_checkpoint, match_weights
-from ..runtime.device import versions
+from ..report.runs import PLACES
 from ..runtime.distributed import World
 from ..runtime.errors import InputError, listed, printable
 from ..runtime.files import save_atomically
-from .config import MODEL_OPTIONS, Config
+from .config import Config
 
 # options that change no weight: they may differ between a run and its continuation
-FREE_ON_RESUME = {"data", "log_every", "cache", "bad_images", "device", "kernels", "out", "resume",
-                  "debug", "init_from", "rows", "seeds"}
+FREE_ON_RESUME = PLACES - {"seed"} | {"log_every", "kernels"}
 
 
 def save_checkpoint(path: Path | str, contents: dict) -> None:
@@ -35,30 +33,21 @@ def save_checkpoint(path: Path | str, contents: dict) -> None:
 # which model
 
 def describe_model(config: Config, classes: list[str]) -> dict:
-    """What a checkpoint holds beside the weights, as plain values: how to build and feed the model,
-    and how it was trained."""
+    """How to build and feed the model of a checkpoint, as plain values."""
     size = config.image_size
     options = {name: getattr(config, name) for name in MODELS[config.arch].defaults}
-    recipe = {name: value for name, value in vars(config).items()
-              if name not in {*FREE_ON_RESUME, *MODEL_OPTIONS, "arch"}}
-    return {"name": config.arch, "options": {**options, "image_size": size},
-            "classes": list(classes),
-            "preprocessing": f"upright RGB, squeezed to {size}x{size}, x / 255",
-            "versions": versions(), "recipe": recipe}
+    return {"name": config.arch, "options": {**options, "image_size": size}, "classes": classes,
+            "preprocessing": f"upright RGB, squeezed to {size}x{size}, x / 255"}
 
 
 def load_model(path: Path | str) -> nn.Module:
     """The model of a run's best.pt or last.pt, in eval mode, on the CPU.
 
-    It has `classes` (names, in the order of its logits), `image_size` (pixels) and
-    `preprocess(file)`: the path or the bytes of an image -> (1, 3, S, S), as in training. Raises
-    ValueError if the file is damaged or does not describe its model.
+    It has `classes` (names, in the order of its logits), `image_size` (pixels), `identity` (of its
+    run) and `preprocess(file)`: the path or the bytes of an image -> (1, 3, S, S), as in training.
+    Raises ValueError if the file is damaged or does not describe its model.
     """
-    return build_model(path, load_checkpoint(path, verify=True))
-
-
-def build_model(path: Path | str, contents: dict) -> nn.Module:
-    """The model of `load_model` from the contents of its checkpoint."""
+    contents = load_checkpoint(path)
     if "description" not in contents:
         raise ValueError(f"{printable(path)} does not describe its model: build one with "
                          "create_model(...), and load_weights(model, path)")
@@ -66,7 +55,7 @@ def build_model(path: Path | str, contents: dict) -> nn.Module:
     classes, size = description["classes"], description["options"]["image_size"]
     model = create_model(description["name"], num_classes=len(classes), **description["options"])
     load_weights(model, contents)
-    model.classes, model.image_size = classes, size
+    model.classes, model.image_size, model.identity = classes, size, contents.get("identity")
     model.preprocess = functools.partial(preprocess, image_size=size)
     return model.eval()
 
@@ -86,14 +75,10 @@ def init_from_checkpoint(path: Path | str, model: nn.Module, classes: list[str])
     A head of another size or of other classes stays as it is. Raises InputError if the file is
     damaged or its weights do not fit.
     """
-    try:
-        state, fresh, notes = match_weights(model, path, classes)
-    except ValueError as e:
-        raise InputError(f"--init-from: {e}") from None
+    state, fresh = match_weights(model, path, classes)
     model.load_state_dict(state, strict=False)
-    return "\n".join([f"--init-from {printable(path)}: {len(state)} of {len(model.state_dict())} "
-                      f"tensors taken ({listed(state, 3)})",
-                      f"left fresh: {listed(fresh) or 'none'}", *notes])
+    return (f"--init-from {printable(path)}: {len(state)} of {len(model.state_dict())} tensors "
+            f"taken ({listed(state, 3)})\nleft fresh: {listed(fresh) or 'none'}")
 
 
 # which run
@@ -106,41 +91,33 @@ def run_identity(config: Config, images: str, contents: str) -> dict:
     # a constant learning rate does not depend on the number of steps
     free = FREE_ON_RESUME | ({"steps"} if config.schedule == "constant" else set())
     options = {name: value for name, value in vars(config).items() if name not in free}
-    start = config.init_from and Path(config.init_from)
-    digest = start and start.is_file() and hashlib.sha256(start.read_bytes()).hexdigest()[:16]
-    return {**options, "images": images, "contents": contents, "init_from": digest or None}
+    init_from = config.init_from and Path(config.init_from).name  # no folder of this machine
+    return {**options, "images": images, "contents": contents, "init_from": init_from}
 
 
 def checkpoint_to_resume(resume: str | None, out: Path, identity: dict,
                          world: World) -> dict | None:
     """The checkpoint that --resume names, or None if the run starts afresh; for all ranks.
 
-    Only rank 0 reads the file. Raises InputError if it is damaged or belongs to another run. The
-    file of --init-from may be gone by now; another one may not have taken its place.
+    Only rank 0 reads the file. Raises InputError if it is damaged or belongs to another run.
     """
     path = out / "last.pt" if resume == "auto" else resume and Path(resume)
     checkpoint = None
     if world.rank == 0 and path and (resume != "auto" or path.exists()):
-        try:
-            checkpoint = load_checkpoint(path, verify=True)
-            check_identity(checkpoint, identity)
-        except ValueError as e:
-            raise InputError(f"--resume: {e}") from None
+        checkpoint = load_checkpoint(path)
+
+        # of this run
+        saved = checkpoint.get("identity")
+        if not isinstance(saved, dict) or "optimizer" not in checkpoint:
+            raise InputError("--resume: the checkpoint holds only weights, not the state of a run; "
+                             "use last.pt of the run's folder")
+        if differences := [f"{key} was {saved.get(key)!r} and is {value!r}"
+                           for key, value in identity.items() if saved.get(key) != value]:
+            raise InputError("--resume: the checkpoint is of another run: "
+                             + ", ".join(differences))
+
+        # with its best
         if checkpoint["state"]["best"] and not (out / "best.pt").exists():
             print(f"there is no best.pt in {printable(out)}: the best starts anew")
             checkpoint["state"]["best"] = None
     return world.broadcast(checkpoint)
-
-
-def check_identity(checkpoint: dict, identity: dict) -> None:
-    """Raise ValueError if the run of `checkpoint` differs. Completes `identity`."""
-    saved = checkpoint.get("identity")
-    if not isinstance(saved, dict) or "optimizer" not in checkpoint:
-        raise ValueError("the checkpoint holds only weights, not the state of a run; "
-                         "use last.pt of the run's folder")
-    if identity["init_from"] is None:
-        identity["init_from"] = saved.get("init_from")
-    differences = [f"{key} was {saved.get(key)!r} and is {value!r}"
-                   for key, value in identity.items() if saved.get(key) != value]
-    if differences:
-        raise ValueError(f"the checkpoint is of another run: {', '.join(differences)}")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from ..experiments import BY_NAME, row_name, seed_folder
 from ..models import MODELS, model_options
 from ..runtime.cli import chosen, flag, option, parse, whole_numbers
-from ..runtime.errors import UsageError
+from ..runtime.errors import InputError
 
 MODEL_OPTIONS = tuple(dict.fromkeys(name for model in MODELS.values() for name in model.defaults))
 
@@ -17,14 +17,14 @@ class Config:
     arch: str = option("vit_cnn", "model; all: the nine rows of the original table",
                        choices=(*MODELS, "all"))
     rows: str | None = option(None, "with --arch all: only these, as resnet18,convmixer-p24")
-    patch: int | None = option(None, "patch side in pixels, must divide the image; original: 24")
-    dim: int | None = option(None, "channels per patch; original: 512")
-    depth: int | None = option(None, "blocks; original: 4")
-    heads: int | None = option(None, "attention heads (ViT), must divide dim; original: 8")
-    kernel_size: int | None = option(None, "depthwise kernel side (ConvMixer), odd; original: 9")
+    patch: int | None = option(None, "patch side, must divide the image; original: 24", least=1)
+    dim: int | None = option(None, "channels per patch; original: 512", least=1)
+    depth: int | None = option(None, "blocks; original: 4", least=1)
+    heads: int | None = option(None, "attention heads (ViT), must divide dim; original: 8", least=1)
+    kernel_size: int | None = option(None, "kernel side (ConvMixer), odd; original: 9", least=1)
     act: str | None = option(None, "activation (ConvMixer): gelu (original, fused) or relu")
     qkv_bias: bool | None = option(None, "biases of queries, keys and values (ViT), as timm's")
-    norm_eps: float | None = option(None, "eps of LayerNorm (ViT); timm's: 1e-6; original: 1e-5")
+    norm_eps: float | None = option(None, "eps of LayerNorm (ViT); timm's: 1e-6", least=0)
     init_from: str | None = option(None, "checkpoint to start from: ours, timm's, torchvision's")
     # images
     image_size: int = option(192, "side in pixels; images are squeezed to a square", least=1)
@@ -41,12 +41,12 @@ class Config:
     # recipe
     batch_size: int = option(250, "images per step, over all ranks", least=1)
     steps: int = option(5000, "optimizer steps", least=1)
-    lr: float = option(1e-4, "learning rate of Adam", above=0)
+    lr: float = option(1e-4, "learning rate of Adam", least=0)
     weight_decay: float = option(0.0, "decoupled (AdamW); not on biases and norms", least=0)
     schedule: str = option("constant", "learning rate after the warm-up; cosine: down to 0",
                            choices=("constant", "cosine"))
     warmup: int = option(0, "steps of linear warm-up", least=0)
-    clip_grad: float | None = option(None, "largest gradient norm; default: no limit", above=0)
+    clip_grad: float | None = option(None, "largest gradient norm; default: no limit", least=0)
     label_smoothing: float = option(0.0, "label fraction spread over classes", least=0, below=1)
     sync_bn: bool = option(False, "BatchNorm over the batch of all ranks; ConvMixer runs unfused")
     compile: bool = option(False, "torch.compile the model")
@@ -72,37 +72,32 @@ DEMO = dict(image_size=96, batch_size=16, steps=450, lr=2e-4, schedule="cosine",
 
 
 def read_config(argv: list[str], description: str) -> Config:
-    """argv -> Config, checked, with the model's defaults. Raises UsageError."""
+    """argv -> Config, checked, with the model's defaults. Raises InputError."""
     values = parse(Config, argv, description)
     config = Config(**{**({} if "data" in values else DEMO), **values})
-    if problem := why_not_together(config, values):
-        raise UsageError([problem])
+
+    # options that do not go together
+    several_runs(config)  # raises InputError
+    given = [flag(name) for name in ("init_from", *MODEL_OPTIONS) if name in values]
+    for wrong, problem in (
+            ("seed" in values and "seeds" in values, "--seed and --seeds exclude each other"),
+            (config.resume == "auto" and config.out is None,
+             "--resume auto needs --out, the folder of the run"),
+            (has_several_runs(config) and config.resume not in (None, "auto"),
+             "--resume must be auto where there are several runs"),
+            (config.rows and config.arch != "all", "--rows needs --arch all"),
+            (given and config.arch == "all", f"{', '.join(given)}: only with one --arch")):
+        if wrong:
+            raise InputError(problem)
+
+    # those of the model
     if config.arch == "all":
         return config
     try:
         return replace(config, **model_options(config.arch, config.image_size,
                                                **config.model_options))
     except ValueError as e:
-        raise UsageError([str(e)]) from None
-
-
-def why_not_together(config: Config, values: dict) -> str | None:
-    """Why these options do not go together, or None. values: those of the command line."""
-    if "seed" in values and "seeds" in values:
-        return "--seed and --seeds exclude each other"
-    if config.resume == "auto" and config.out is None:
-        return "--resume auto needs --out, the folder of the run"
-    if has_several_runs(config) and config.resume not in (None, "auto"):
-        return "--resume must be auto where there are several runs"
-
-    # --arch all
-    several_runs(config)  # raises UsageError
-    if config.arch != "all":
-        return "--rows needs --arch all" if config.rows else None
-    for name in ("init_from", *MODEL_OPTIONS):
-        if getattr(config, name) is not None:
-            return f"{flag(name)} is for one model: give its --arch"
-    return None
+        raise InputError(str(e)) from None
 
 
 def has_several_runs(config: Config) -> bool:
@@ -128,10 +123,8 @@ def several_runs(config: Config) -> list[tuple[str, str, dict]]:
 
 
 def differences(config: Config) -> dict:
-    """The options that differ from the defaults, those of the model and of the demo included."""
-    usual = {**vars(Config()), **({} if config.data else DEMO)}
-    if config.arch in MODELS:
-        usual |= MODELS[config.arch].defaults
+    """The options that differ from the defaults, those of the model included."""
+    usual = vars(Config()) | (MODELS[config.arch].defaults if config.arch in MODELS else {})
     return {name: value for name, value in vars(config).items() if value != usual[name]}
 
 

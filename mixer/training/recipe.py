@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ..data.augment import to_float
 from ..data.batches import Subset
@@ -82,9 +81,7 @@ def predict(model: nn.Module, subset: Subset, batch_size: int, device: torch.dev
     Leaves the model in eval mode.
     """
     batches = answers(model, subset, batch_size, device, amp, World())
-    return torch.cat([logits.cpu() for logits, _ in tqdm(
-        batches, "predicting", math.ceil(len(subset) / batch_size), unit="batch", leave=False,
-        disable=None)])
+    return torch.cat([logits.cpu() for logits, _ in batches])
 
 
 def answers(model: nn.Module, subset: Subset, batch_size: int, device: torch.device,

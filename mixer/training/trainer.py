@@ -5,7 +5,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 import torch
 from torch import nn
@@ -14,9 +13,7 @@ from tqdm import tqdm
 
 from ..data.augment import augment
 from ..data.batches import Subset, training_batch
-from ..experiments import row_name
 from ..models.flops import TRAINING_PASSES, forward_flops
-from ..report.figures import draw_curves
 from ..report.runs import describe
 from ..runtime.device import peak_memory_mib
 from ..runtime.distributed import World
@@ -25,21 +22,21 @@ from ..runtime.files import write_csv
 from ..runtime.processes import Stop
 from .checkpoint import describe_model, save_checkpoint
 from .config import Config
-from .meters import Clock, Running
 from .recipe import evaluate, learning_rate, make_optimizer, train_step
 
 SMALLEST_SCALE = 1e-4  # of the fp16 loss; it starts at 65536, and each overflow halves it
-ROWS_PER_DRAWING = 10  # of curves.png
 
 
 @dataclass
 class State:
-    """What last.pt holds of a run, beside model, optimizer, scaler and running sums."""
+    """What last.pt holds of a run, beside model, optimizer and scaler."""
 
     step: int                 # steps taken
     rows: list[dict]          # of log.csv
     best: dict | None         # the first row with the highest validation accuracy
     confusion: list | None    # of the last validation
+    loss: torch.Tensor        # summed over this rank's images since the last row, on the device
+    correct: torch.Tensor     # number of these that were answered right
 
     def last_row_step(self) -> int:
         return self.rows[-1]["step"] if self.rows else 0
@@ -49,8 +46,8 @@ class Trainer:
     """Train `model` on one Subset, validate on another, write log.csv, last.pt, best.pt to `out`.
 
     amp: the autocast dtype. identity: of the run, saved with its checkpoints (see checkpoint.py).
-    Each rank of `world` takes a slice of each batch. All have the same state but for the running
-    sums, and only rank 0 writes.
+    Each rank of `world` takes a slice of each batch. All have the same state but for the two sums,
+    and only rank 0 writes.
     """
 
     def __init__(self, model: nn.Module, train_set: Subset, val_set: Subset, config: Config,
@@ -62,8 +59,9 @@ class Trainer:
         self.description = describe_model(config, classes)
         self.optimizer = make_optimizer(model, config.lr, config.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-        self.state = State(step=0, rows=[], best=None, confusion=None)
-        self.running, self.clock = Running(device), Clock(device)
+        self.state = State(step=0, rows=[], best=None, confusion=None,
+                           loss=torch.zeros((), dtype=torch.float64, device=device),
+                           correct=torch.zeros((), dtype=torch.int64, device=device))
         slice_size = len(world.batch_slice(range(config.batch_size)))
         self.loss_weight = slice_size * world.size / config.batch_size
         self.step_flops = (TRAINING_PASSES * forward_flops(model, config.image_size)
@@ -74,27 +72,20 @@ class Trainer:
         self.model.load_state_dict(checkpoint["state_dict"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
-        state = dict(checkpoint["state"])
-        loss, correct = state.pop("loss"), state.pop("correct")
-        self.state = State(**state)
-        if self.world.rank == 0:  # the sums of all ranks
-            steps = self.state.step - self.state.last_row_step()
-            self.running.loss.copy_(loss)
-            self.running.correct.copy_(correct)
-            self.running.images = steps * self.config.batch_size
+        sums = {name: checkpoint["state"][name].to(self.device) * (self.world.rank == 0)
+                for name in ("loss", "correct")}  # the saved ones are of all ranks
+        self.state = State(**{**checkpoint["state"], **sums})
 
     def fit(self) -> State:
         """Train until `steps`. Raises Diverged, and Interrupted when a signal came."""
         if self.state.rows and self.world.rank == 0:
             write_csv(self.out / "log.csv", self.state.rows)  # kill -9 may have come before it
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
 
         # here and not in __init__: both start from what `resume` loaded
         if self.config.compile:
             self.model.compile()
         self.network = DistributedDataParallel(self.model) if self.world.size > 1 else self.model
-        self.clock.start()
+        self.start_clock()
         self.bar = tqdm(total=self.config.steps, initial=self.state.step, unit="step",
                         dynamic_ncols=True,
                         disable=True if self.world.rank else None)  # None: without a terminal
@@ -111,7 +102,7 @@ class Trainer:
                 self.end_interval()
 
             # a signal ends the run; several ranks agree on it at the end of an interval
-            if (ended or self.world.size == 1) and self.world.any(stop.signum):
+            if (ended or self.world.size == 1) and self.world.sum(torch.tensor(stop.signum)):
                 self.stop(stop.signum or signal.SIGTERM)
             if state.step >= config.steps:
                 return
@@ -126,8 +117,8 @@ class Trainer:
                 weight=self.loss_weight, label_smoothing=config.label_smoothing,
                 clip_grad=config.clip_grad)
             state.step += 1
-            self.running.add(loss, correct, len(y))
-            self.clock.step()
+            state.loss += loss.double() * len(y)
+            state.correct += correct
             self.bar.update()
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,33 +128,38 @@ class Trainer:
             step, config.batch_size, len(self.train_set), config.seed))
         images, y = self.train_set.batch(samples, self.device)
         x = augment(images, numbers)
-        self.clock.waited += time.perf_counter() - start
+        self.waited += time.perf_counter() - start
         return x, y
+
+    def start_clock(self) -> None:
+        """Time the steps from now on."""
+        self.begin, self.first_step, self.waited = self.now(), self.state.step, 0.0
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def end_interval(self) -> None:
         """Validate, save, log. Raises Diverged before anything is saved."""
         row, state = self.measure(), self.state
         self.check_finite(row["train_loss"], row["val_loss"])
         state.rows.append(row)
-        self.running.reset()
+        state.loss.zero_()
+        state.correct.zero_()
         if len(self.val_set) and (state.best is None or row["val_acc"] > state.best["val_acc"]):
             state.best = row
             self.save("best.pt", {"row": row})
         self.save_last()
-
-        # for people
         self.bar.write(describe(row), file=sys.stdout)
         sys.stdout.flush()
-        if self.world.rank == 0 and len(state.rows) % ROWS_PER_DRAWING == 0:
-            name = row_name(self.config.arch, self.config.patch, self.config.depth)
-            draw_curves(self.out / "curves.png", state.rows, name)
-        self.clock.start()
+        self.start_clock()
 
     def measure(self) -> dict:
         """The row of log.csv for the steps since the last one."""
         step, config = self.state.step, self.config
-        steps_per_s, data_wait = self.clock.read()  # before the validation, which is not timed
-        train_loss, train_acc = self.running.read(self.world)
+        seconds = self.now() - self.begin  # before the validation, which is not timed
+        train_loss, train_acc = self.training_means()
         val_loss = val_acc = None
         if len(self.val_set):
             self.world.broadcast_buffers(self.model)
@@ -177,9 +173,15 @@ class Trainer:
         return {"step": step, "train_loss": train_loss, "train_acc": train_acc,
                 "val_loss": val_loss, "val_acc": val_acc,
                 "lr": learning_rate(step - 1, config),
-                "images_per_s": steps_per_s and steps_per_s * config.batch_size,
-                "data_wait": data_wait, "memory_mib": memory,
+                "images_per_s": (step - self.first_step) * config.batch_size / seconds,
+                "data_wait": self.waited / seconds, "memory_mib": memory,
                 "skipped": step - applied_steps(self.optimizer), "flops": self.step_flops * step}
+
+    def training_means(self) -> tuple[float, float]:
+        """Loss and accuracy since the last row: means over the images of all ranks."""
+        images = (self.state.step - self.state.last_row_step()) * self.config.batch_size
+        sums = torch.stack([self.state.loss, self.state.correct.double()])
+        return tuple((self.world.sum(sums) / images).tolist())
 
     def check_finite(self, train_loss: float, val_loss: float | None = None) -> None:
         """Raise Diverged, in all ranks, if a loss, a weight or a moment is not finite, or if the
@@ -200,18 +202,17 @@ class Trainer:
 
     def stop(self, signum: int) -> None:
         """Save what no row has saved, and raise Interrupted."""
-        if self.running.images:
-            self.check_finite(self.running.read(self.world)[0])
+        if self.state.step > self.state.last_row_step():
+            self.check_finite(self.training_means()[0])
             self.save_last()
         raise Interrupted(signum, f" at step {self.state.step}; "
-                                  f"go on with --out={quote(str(self.out))} --resume auto")
+                                  f"go on with --out={self.out} --resume auto")
 
     def save_last(self) -> None:
         """Write last.pt, then log.csv: a copy of the rows in last.pt."""
-        running = {"loss": self.running.loss, "correct": self.running.correct}
         self.save("last.pt", {
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            "state": vars(self.state) | running})
+            "state": vars(self.state)})
         if self.world.rank == 0:
             write_csv(self.out / "log.csv", self.state.rows)
 

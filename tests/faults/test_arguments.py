@@ -1,12 +1,12 @@
 """Any words after train.py and bench.py: refused in readable lines with exit code 2, or right."""
 import dataclasses
 import random
+import typing
 
 import pytest
 
 import bench
 import train as script
-from mixer.runtime.cli import option_types
 from mixer.runtime.errors import InputError
 from mixer.training.config import Config, read_config
 from tests.helpers.commands import TINY
@@ -84,9 +84,9 @@ EXTREMES = {int: ["0", "1", "2", "7", "9", str(2**63 - 1)],
 
 def extreme_options():
     """[(name, value)] of train.py, without those that would take for ever."""
-    names = {field.name for field in dataclasses.fields(Config)} - {"steps", "depth"}
-    return [(name, value) for name, kind in option_types(Config).items() if name in names
-            for value in EXTREMES.get(kind, [""])]
+    kinds = {field.name: (typing.get_args(field.type) or (field.type,))[0]
+             for field in dataclasses.fields(Config) if field.name not in ("steps", "depth")}
+    return [(name, value) for name, kind in kinds.items() for value in EXTREMES.get(kind, [""])]
 
 
 @pytest.mark.parametrize("count", [
@@ -107,10 +107,7 @@ def test_the_smallest_and_largest_values(train, pictures, tmp_path, tally, count
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--batch", "8"], "unknown argument --batch (did you mean --batch-size?)"),
-    (["--dim", "100"], "dim 100 does not divide into 8 heads"),
     (["--data", "no\nsuch\x1b[2Jfolder"], r"no\nsuch\x1b[2Jfolder does not exist"),
-    (["--data", ""], "--data is empty"),
     (["--image-size", "1", "--patch", "2"], "(these do: only 1)"),
 ])
 def test_what_is_wrong_is_named_in_one_line(train, tmp_path, argv, message):

@@ -125,15 +125,6 @@ def stop_and_resume(train, arguments, tmp_path, whole, signals, count, check):
     return sent
 
 
-def test_killed_while_decoding_and_started_again(train, pictures, tmp_path, whole):
-    arguments = [*SHORT, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto"]
-    for call in (1, 7, 40):
-        killed = train(*arguments, plants=[Plant("os.pwrite", signal.SIGKILL, call)])
-        assert killed.returncode == -signal.SIGKILL
-    assert train(*arguments).returncode == 0
-    assert_same_run(whole, tmp_path / "run")
-
-
 def test_arch_all_stopped_and_resumed(train, pictures, tmp_path):
     """The signal goes to the row that runs, which saves; the next call goes on with it."""
     arguments = ["--arch", "all", "--rows", "convmixer-p24,convmixer-p16", "--data", pictures,

@@ -40,7 +40,7 @@ def assert_error(result, code, *words):
 
 
 def is_finite(path):
-    state_dict = load_checkpoint(path, verify=True)["state_dict"]
+    state_dict = load_checkpoint(path)["state_dict"]
     return all(tensor.isfinite().all() for tensor in state_dict.values())
 
 
@@ -136,10 +136,10 @@ def test_a_resume_file_that_is_not_one(run, train, pictures, out, tmp_path):
     def assert_refused(*words, arguments=()):
         before = contents(out)
         result = run("--steps", 50, "--resume", "auto", *arguments)
-        assert_error(result, 2, "--resume: ", *words)
+        assert_error(result, 2, *words)
         assert contents(out) == before
     missing = run("--resume", tmp_path / "none.pt", "--out", tmp_path / "new")
-    assert_error(missing, 2, "there is no checkpoint", "none.pt")
+    assert_error(missing, 2, "none.pt is not a readable checkpoint", "No such file")
     assert_refused("lr was 0.003 and is 0.1", arguments=["--lr", 0.1])
     (out / "last.pt").write_bytes(last[:len(last) // 2])
     assert_refused("last.pt is not a readable checkpoint")
@@ -173,7 +173,7 @@ def damage_checkpoints(path, seeds, folder):
             spoilt[at:at + 64] = rng.randbytes(64)
         (folder / "spoilt.pt").write_bytes(spoilt)
         try:
-            got = load_checkpoint(folder / "spoilt.pt", verify=True)
+            got = load_checkpoint(folder / "spoilt.pt")
         except ValueError as e:
             assert "spoilt.pt is not a readable checkpoint" in str(e) or "holds a" in str(e)
             outcomes["refused"] += 1

@@ -35,17 +35,17 @@ SERVER.set_forkserver_preload(["tests.helpers.commands", "train", "bench", "torc
 class Command:
     """A command that has been started.
 
-    streams: {1, 2: a path to open}; stdout and stderr go to files in `folder` unless this names
-    others. limits: {resource.RLIMIT_...: bytes}. plants: faults inside the command, see
-    helpers/plants.py.
+    limits: {resource.RLIMIT_...: bytes}; stdout, which they would cut, is then thrown away. plants:
+    faults inside the command, see helpers/plants.py.
     """
 
-    def __init__(self, script, arguments, folder, env=None, *, streams=None, limits=None,
-                 plants=(), fresh=False):
+    def __init__(self, script, arguments, folder, env=None, *, limits=None, plants=(),
+                 fresh=False):
         assert not (fresh and plants), "a fault can only be planted in a forked command"
         folder.mkdir(exist_ok=True)
         stamp = time.time_ns()
-        self.files = {1: folder / f"{stamp}.out", 2: folder / f"{stamp}.err", **(streams or {})}
+        self.files = {1: os.devnull if limits else folder / f"{stamp}.out",
+                      2: folder / f"{stamp}.err"}
         self.plants = {folder / f"{stamp}.planted{i}": plant for i, plant in enumerate(plants)}
         streams = {0: os.devnull, **self.files}
         arguments = [str(ROOT / script) if is_file(script) else script, *map(str, arguments)]
@@ -143,8 +143,7 @@ def _prepare(streams, limits):
         interrupt = signum == signal.SIGINT
         signal.signal(signum, signal.default_int_handler if interrupt else signal.SIG_DFL)
     for number, path in streams.items():
-        read_too = number == 0 or str(path).startswith("/dev/")
-        opened = os.open(path, os.O_CREAT | (os.O_RDWR if read_too else os.O_WRONLY))
+        opened = os.open(path, os.O_CREAT | os.O_RDWR)
         os.dup2(opened, number)
         os.close(opened)
     for kind, size in (limits or {}).items():

@@ -9,27 +9,6 @@ from mixer.models import create_model, load_weights, vit
 from mixer.models.vit import ConvPatchEmbed, LinearPatchEmbed, ViT
 
 
-@pytest.mark.filterwarnings("ignore:Full backward hook")  # the image has no gradient
-def test_the_conv_of_the_patches_is_called():
-    """Its hooks are called, it may be exchanged, and its weight may be computed."""
-    embed, x, called = ConvPatchEmbed(4, 6), torch.rand(2, 3, 8, 8), []
-    embed.proj.register_forward_hook(lambda *_: called.append("forward"))
-    embed.proj.register_full_backward_hook(lambda *_: called.append("backward"))
-    embed(x).sum().backward()
-    assert called == ["forward", "backward"]
-    embed.proj = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.ReLU())
-    assert embed(x).min() == 0
-    embed.proj = nn.utils.parametrizations.weight_norm(ConvPatchEmbed(4, 6).proj)
-    embed.proj.parametrizations.weight.original0.data.zero_()
-    assert torch.equal(embed(x), embed.proj.bias.expand(2, 4, 6))
-
-
-@pytest.mark.parametrize("embed", [ConvPatchEmbed, LinearPatchEmbed])
-def test_a_patch_that_does_not_divide_is_refused(embed):
-    with pytest.raises(ValueError, match="patch 20 does not divide a 192x192 image"):
-        embed(20, 8)(torch.rand(1, 3, 192, 192))
-
-
 def test_wrong_calls():
     with pytest.raises(ValueError, match="192x192 images, not 96x96"):
         create_model("vit_cnn", depth=1)(torch.rand(1, 3, 96, 96))

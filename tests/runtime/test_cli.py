@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mixer.runtime import cli
-from mixer.runtime.cli import chosen, did_you_mean, option, option_types, parse, whole_numbers
-from mixer.runtime.errors import Diverged, InputError, Interrupted, UsageError
+from mixer.runtime.cli import chosen, option, parse, whole_numbers
+from mixer.runtime.errors import Diverged, InputError, Interrupted
 
 OUT_OF_MEMORY = ("error: out of memory ({}): try a smaller --batch-size, --image-size or model\n")
 
@@ -14,7 +14,7 @@ OUT_OF_MEMORY = ("error: out of memory ({}): try a smaller --batch-size, --image
 @dataclass(frozen=True)
 class Options:
     size: int = option(8, "side in pixels", least=1)
-    val_rate: float | None = option(None, "100 % is 1", above=0, below=1)
+    val_rate: float | None = option(None, "100 % is 1", least=0, below=1)
     mode: str = option("fast", "how", choices=("fast", "slow"))
     out: str | None = option(None, "where")
     quiet: bool = option(False, "print nothing, not even 1 %")
@@ -22,8 +22,6 @@ class Options:
 
 
 def test_types_and_values_of_a_command_line():
-    assert option_types(Options) == {"size": int, "val_rate": float, "mode": str, "out": str,
-                                     "quiet": bool, "files": tuple}
     argv = ["--size", "3", "a", "--val-rate=0.5", "--quiet", "b", "--out=-x"]
     assert parse(Options, argv, "", words="files") == {
         "size": 3, "val_rate": 0.5, "quiet": True, "files": ["a", "b"], "out": "-x"}
@@ -31,24 +29,21 @@ def test_types_and_values_of_a_command_line():
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--sise", "3"], "unknown argument --sise (did you mean --size?)"),
     (["--a=1"], "unknown argument --a=1"),
-    (["--siz", "3"], "unknown argument --siz (did you mean --size?)"),
+    (["--siz", "3"], "unknown argument --siz; did you mean --size?"),  # no abbreviations
     (["--size"], "--size expected one argument"),
-    (["--size", "x"], "--size must be a whole number, not 'x'"),
-    (["--size", "2.5"], "--size must be a whole number, not '2.5'"),
-    (["--size", "0"], "--size must be at least 1, not 0"),
-    (["--size", "9" * 5000], f"--size must be a whole number, not '{'9' * 5000}'"),
-    (["--val-rate", "y"], "--val-rate must be a number, not 'y'"),
-    (["--val-rate", "1"], "--val-rate must be below 1, not 1"),
-    (["--val-rate", "nan"], "--val-rate must be above 0, not nan"),
-    (["--val-rate=-inf"], "--val-rate must be above 0, not -inf"),
+    (["--size", "2.5"], "--size invalid int value: '2.5'"),
+    (["--size", "0"], "--size must be in [1, inf), not 0"),
+    (["--size", "9" * 5000], f"--size invalid int value: '{'9' * 5000}'"),
+    (["--val-rate", "y"], "--val-rate invalid float value: 'y'"),
+    (["--val-rate", "1"], "--val-rate must be in [0, 1), not 1"),
+    (["--val-rate", "nan"], "--val-rate must be in [0, 1), not nan"),
     (["--mode", "slwo"], "--mode invalid choice: 'slwo' (choose from 'fast', 'slow')"),
     (["--out", ""], "--out is empty"),
     (["photo.jpg", ""], "FILES is empty"),
 ])
 def test_a_wrong_argument_is_refused(argv, message):
-    with pytest.raises(UsageError) as e:
+    with pytest.raises(InputError) as e:
         parse(Options, argv, "", words="files")
     assert str(e.value).lower() == message.lower()
 
@@ -57,15 +52,12 @@ def test_several_numbers_or_choices_in_one_option():
     assert whole_numbers("seeds", "2,0,2", least=0) == [2, 0]
     choices = {"one": 1, "three": 3}
     assert chosen("rows", None, choices) == [1, 3] and chosen("rows", "three,three", choices) == [3]
-    for call, message in ((lambda: whole_numbers("all_seeds", "1,", 0),
-                           "--all-seeds must be a whole number, not ''"),
-                          (lambda: whole_numbers("seeds", "-1", 0),
-                           "--seeds must be at least 0, not -1"),
+    for call, message in ((lambda: whole_numbers("all_seeds", "1,", 0), "--all-seeds invalid"),
+                          (lambda: whole_numbers("seeds", "-1", 0), "--seeds must be in .0, inf"),
                           (lambda: chosen("rows", "one,tree", choices),
-                           "--rows tree: choose from one, three (did you mean three?)")):
-        with pytest.raises(UsageError) as e:
+                           "--rows tree: choose from one, three")):
+        with pytest.raises(InputError, match=message):
             call()
-        assert str(e.value) == message
 
 
 def test_help_shows_choices_and_defaults(capsys):
@@ -76,12 +68,6 @@ def test_help_shows_choices_and_defaults(capsys):
     for words in ("what it does", "--val-rate", "side in pixels [8]", "{fast,slow}", "how [fast]",
                   "100 % is 1", "not even 1 %"):
         assert words in text
-
-
-def test_did_you_mean():
-    assert did_you_mean("resnet", ["vit", "resnet18"]) == " (did you mean resnet18?)"
-    assert did_you_mean("--batch", ["--patch", "--batch-size"]) == " (did you mean --batch-size?)"
-    assert did_you_mean("re", ["vit", "resnet18"]) == did_you_mean("x", []) == ""
 
 
 @pytest.fixture
@@ -101,7 +87,6 @@ def run(capsys):
 @pytest.mark.parametrize("error, exit_code, message", [
     (None, 0, ""),
     (InputError("no\nsuch file"), 2, "error: no\\nsuch file\n"),
-    (UsageError(["one", "other"]), 2, "error: one; other\n"),
     (Diverged("loss is nan"), 3, "error: loss is nan\n"),
     (Interrupted(15, " at step 3"), 143, "stopped by SIGTERM at step 3\n"),
     (KeyboardInterrupt(), 130, "stopped by SIGINT\n"),
@@ -124,5 +109,5 @@ def test_rank_1_prints_only_what_it_alone_knows(run, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(InputError("other images")) == (2, "", "error (rank 1): other images\n")
-    for error, code in ((UsageError(["a"]), 2), (Diverged("b"), 3), (Interrupted(2), 130)):
+    for error, code in ((Diverged("b"), 3), (Interrupted(2), 130)):
         assert run(error) == (code, "", "")

@@ -2,7 +2,6 @@
 
 Ranks are started by torchrun where its own part matters, otherwise with its environment variables.
 """
-import datetime
 import json
 import shutil
 import signal
@@ -14,7 +13,6 @@ import torch
 
 import bench
 from mixer.models.weights import load_checkpoint
-from mixer.runtime import distributed
 from mixer.runtime.files import read_csv
 from tests.helpers.commands import HANGS, ROOT, TINY
 from tests.helpers.plants import TRAIN_STEP, Plant
@@ -125,7 +123,7 @@ def test_as_one_process_with_the_same_batch(ranks, train, pictures, tmp_path, mo
 
 
 def test_batchnorm_of_each_rank_is_another_run(ranks, train, pictures, tmp_path):
-    """Without --sync-bn the statistics are of each rank's slice: the measure above must see it."""
+    """The statistics are of each rank's slice: the measure above must see it."""
     arguments = [*TINY, *STEPS, "--data", pictures]
     assert train(*arguments, "--out", tmp_path / "one").returncode == 0
     assert exit_codes(ranks(2, *arguments, "--out", tmp_path / "two")) == [0, 0]
@@ -169,30 +167,15 @@ def test_a_rank_that_dies_ends_the_run(ranks, pictures, tmp_path, rank):
     died, other = results[rank], results[1 - rank]
     assert died.returncode == -signal.SIGKILL and other.returncode == 1
     assert other.stderr.startswith("error") and other.stderr.count("\n") == 1
-    last = load_checkpoint(tmp_path / "run" / "last.pt", verify=True)
+    last = load_checkpoint(tmp_path / "run" / "last.pt")
     assert last["state"]["step"] == 10
 
 
-def test_an_error_is_printed_once_or_by_the_rank_that_has_it(ranks, pictures, tmp_path):
-    # wrong arguments, which every rank sees
-    first, second = results = ranks(2, "--batch", 3)
-    assert exit_codes(results) == [2, 2]
-    assert first.stderr.count("\n") == 1 and second.stderr == ""
-
-    # too few images for each
-    common = [*TINY, "--steps", 1, "--data", pictures]
-    results = ranks(3, *common, "--batch-size", 2, "--out", tmp_path / "run")
+def test_each_rank_needs_an_image_of_a_batch(ranks, pictures, tmp_path):
+    results = ranks(3, *TINY, "--steps", 1, "--data", pictures, "--batch-size", 2,
+                    "--out", tmp_path / "run")
     assert exit_codes(results) == [2] * 3
     assert "36 training images and 3 processes, each of which needs one" in results[0].stderr
-    results = ranks(2, *common, "--sync-bn", "--out", tmp_path / "run")
-    assert exit_codes(results) == [1, 1] and "SyncBatchNorm" in results[0].stderr
-
-    # a folder that is taken, which rank 0 alone sees
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "config.json").write_text("{}")
-    first, second = ranks(2, *common, "--out", tmp_path / "taken")
-    assert first.returncode == 2 and "holds another run" in first.stderr
-    assert second.returncode == 1
 
 
 def test_ranks_that_see_other_images_are_refused(ranks, pictures, tmp_path):
@@ -205,18 +188,6 @@ def test_ranks_that_see_other_images_are_refused(ranks, pictures, tmp_path):
     assert first.returncode == 1
 
 
-@pytest.mark.parametrize("rank, words", [(0, "MASTER_ADDR"), (0, "imed out"), (1, "imed out")])
-def test_half_a_torchrun_ends_in_one_line(train, monkeypatch, rank, words):
-    """Without the address of a master, or where the other rank does not start in time."""
-    environment = rank_environments(2)[rank]
-    for name in ("RANK", "WORLD_SIZE") if words == "MASTER_ADDR" else environment:
-        monkeypatch.setenv(name, environment[name])
-    monkeypatch.setattr(distributed, "LONGEST_WAIT", datetime.timedelta(seconds=1))
-    result = train(*TINY, "--steps", 1)
-    assert result.returncode == 1 and result.stderr.count("\n") == 1 and words in result.stderr
-    assert rank or "all 2 processes that WORLD_SIZE says" in result.stdout
-
-
 def test_torchrun_stopped_stops_its_workers_saved(pictures, tmp_path):
     arguments = [*TINY, "--log-every", 100, "--lr", 0.003, "--data", pictures, "--steps", 100_000,
                  "--out", tmp_path / "run", "--resume", "auto", "--cache", tmp_path / "cache"]
@@ -225,7 +196,7 @@ def test_torchrun_stopped_stops_its_workers_saved(pictures, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=HANGS)
     assert err.count("stopped by SIGTERM at step") == 1, err
-    step = load_checkpoint(tmp_path / "run" / "last.pt", verify=True)["state"]["step"]
+    step = load_checkpoint(tmp_path / "run" / "last.pt")["state"]["step"]
     assert step >= 100 and step % 100 == 0  # 100: the signal came before the ranks had agreed
     assert f"stopped by SIGTERM at step {step};" in err
 

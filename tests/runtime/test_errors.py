@@ -1,4 +1,4 @@
-from mixer.runtime.errors import InputError, UsageError, listed, printable
+from mixer.runtime.errors import listed, printable
 
 
 def test_printable_text_moves_no_cursor_and_starts_no_line():
@@ -9,8 +9,3 @@ def test_listed_says_how_many_are_left_out():
     assert listed([]) == "" and listed("abc", 3) == "a, b, c"
     assert listed(range(2000), 2) == "0, 1 and 1,998 more"
     assert listed(["a\nb"]) == r"a\nb"
-
-
-def test_a_usage_error_names_its_problems():
-    assert str(UsageError(["one", "other"])) == "one; other"
-    assert UsageError([]).exit_code == InputError.exit_code == 2

@@ -5,7 +5,6 @@ import pytest
 
 from mixer.runtime.errors import InputError
 from mixer.runtime.files import (
-    cache_home,
     read_csv,
     save_atomically,
     writable_folder,
@@ -42,7 +41,7 @@ def test_a_full_disk_leaves_the_old_file_and_is_reported_by_its_name(tmp_path):
         save_atomically(path, write_half)
     assert not list(tmp_path.iterdir())
     path.write_text("whole")
-    with pytest.raises(OSError, match="No space left on device; the one before it is untouched$"):
+    with pytest.raises(OSError, match="No space left on device$"):
         save_atomically(path, write_half)
     assert path.read_text() == "whole" and len(list(tmp_path.iterdir())) == 1
 
@@ -70,10 +69,3 @@ def test_a_lock_is_held_by_one_process_at_a_time(tmp_path):
     finally:
         for process in processes:
             process.kill()
-
-
-def test_the_folder_for_caches(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    for value, folder in (("", "/home/me/.cache"), ("/cache", "/cache")):
-        monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert str(cache_home()) == folder

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixer.runtime.distributed import World, process_group, rank_and_size
+from mixer.runtime.distributed import World, process_group
 
 
 @pytest.mark.parametrize("step", [0, 5, 17])
@@ -17,15 +17,5 @@ def test_every_sample_once_and_in_the_same_order_for_any_number_of_ranks(size, s
 def test_without_torchrun_there_is_one_rank_that_sends_nothing():
     with process_group(torch.device("cpu"), "run") as world:
         assert world == World(0, 1)
-        assert world.any(2) and not world.any(0) and world.broadcast("value") == "value"
+        assert world.broadcast("value") == "value"
         assert world.sum(torch.ones(2)).tolist() == [1, 1]
-
-
-@pytest.mark.parametrize("rank, size, expected", [
-    (None, None, (0, 1)), ("1", "2", (1, 2)), ("", "", (0, 1))])
-def test_rank_and_size_of_the_environment(monkeypatch, rank, size, expected):
-    for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
-        monkeypatch.delenv(name, raising=False)
-        if value is not None:
-            monkeypatch.setenv(name, value)
-    assert rank_and_size() == expected

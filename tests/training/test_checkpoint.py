@@ -1,12 +1,10 @@
 """A checkpoint of a run says which run and which model it is of."""
-import pickle
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
 
 import mixer
 from mixer.data.augment import to_float
@@ -16,7 +14,6 @@ from mixer.models.weights import load_checkpoint
 from mixer.runtime.distributed import World
 from mixer.runtime.errors import InputError
 from mixer.training.checkpoint import (
-    check_identity,
     checkpoint_to_resume,
     init_from_checkpoint,
     run_identity,
@@ -58,14 +55,9 @@ def test_load_model_gives_the_model_of_a_run(tmp_path, name):
 def test_the_description_is_of_plain_values(tmp_path):
     run(tmp_path, "vit_linear")
     contents = torch.load(tmp_path / "best.pt", weights_only=True)  # plain torch, nothing allowed
-    description = contents["description"]
-    assert description["name"] == "vit_linear"
-    assert description["options"] == {**OPTIONS["vit_linear"], "image_size": IMAGE_SIZE}
-    assert description["classes"] == ["cat", "dog"]
-    assert description["versions"]["torch"] and type(description["versions"]["torch"]) is str
-    assert description["recipe"]["lr"] == 1e-3 and description["recipe"]["batch_size"] == 8
-    assert "out" not in description["recipe"], "no paths of this machine"
-    assert "squeezed to 32x32" in description["preprocessing"]
+    assert contents["description"] == {
+        "name": "vit_linear", "options": {**OPTIONS["vit_linear"], "image_size": IMAGE_SIZE},
+        "classes": ["cat", "dog"], "preprocessing": "upright RGB, squeezed to 32x32, x / 255"}
 
 
 def test_the_preprocessing_is_that_of_the_training(tmp_path):
@@ -75,11 +67,8 @@ def test_the_preprocessing_is_that_of_the_training(tmp_path):
     (tmp_path / "x.png").write_bytes(data)
     want = to_float(torch.tensor(decode(data, IMAGE_SIZE))[None])
     for image in (data, tmp_path / "x.png", str(tmp_path / "x.png")):
-        x = model.preprocess(image)
-        assert torch.equal(x, want) and x.shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
-    assert model(x).shape == (1, 2)
-    Image.new("RGB", (300, 200), "white").save(tmp_path / "white.jpg")
-    assert model.preprocess(tmp_path / "white.jpg").eq(1).all()
+        assert torch.equal(model.preprocess(image), want)
+    assert model(want).shape == (1, 2)
     with pytest.raises(ValueError, match="not a JPEG"):
         model.preprocess(b"")
 
@@ -103,10 +92,6 @@ def test_a_new_run_starts_from_a_checkpoint(tmp_path):
         assert torch.equal(model.stem[2].running_mean, trained.stem[2].running_mean)
         assert (len(classes) == 2) == (model.head.weight.shape == trained.head.weight.shape
                                        and torch.equal(model.head.weight, trained.head.weight))
-    for bad, words in ((tmp_path / "none.pt", "there is no checkpoint"),
-                       (tmp_path, "not a file")):
-        with pytest.raises(InputError, match=f"--init-from: .*{words}"):
-            init_from_checkpoint(bad, model, classes)
 
 
 # files
@@ -117,18 +102,9 @@ def test_a_flipped_bit_that_torch_does_not_see(tmp_path):
     data = path.read_bytes()
     assert data.count(b"some words") == 1
     path.write_bytes(data.replace(b"some words", b"same words"))
-    assert load_checkpoint(path) == {"text": "same words"}
+    assert torch.load(path) == {"text": "same words"}
     with pytest.raises(ValueError, match="x.pt is not a readable checkpoint: .*data.pkl in it is"):
-        load_checkpoint(path, verify=True)
-
-
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "last.pt"
-    save_checkpoint(path, {"step": 1})
-    with pytest.raises((AttributeError, pickle.PicklingError)):
-        save_checkpoint(path, {"step": lambda: None})  # a lambda does not pickle
-    assert load_checkpoint(path) == {"step": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+        load_checkpoint(path)
 
 
 # runs
@@ -142,8 +118,8 @@ def test_the_checkpoint_to_resume(tmp_path):
     trainer(tmp_path).fit()
     same = checkpoint_to_resume("auto", tmp_path, identity(), World())
     assert same.keys() == load_checkpoint(tmp_path / "last.pt").keys()
-    with pytest.raises(ValueError, match="is of another run: contents was None and is 'x'"):
-        check_identity(same, identity(contents="x"))
+    with pytest.raises(InputError, match="is of another run: contents was None and is 'x'"):
+        checkpoint_to_resume("auto", tmp_path, identity(contents="x"), World())
     assert checkpoint_to_resume(None, tmp_path, identity(), World()) is None
     assert checkpoint_to_resume("auto", tmp_path / "new", identity(), World()) is None
 
@@ -158,30 +134,10 @@ def test_the_best_starts_anew_without_its_file(tmp_path, capsys):
     assert other["state"]["best"] is None and "the best starts anew" in capsys.readouterr().out
 
 
-def test_what_a_run_was_started_from_is_part_of_the_run(tmp_path):
-    """By its bytes. It is not read again, and may be gone."""
-    start, other, gone = (tmp_path / name for name in ("start.pt", "other.pt", "gone.pt"))
-    start.write_bytes(b"some weights")
-    other.write_bytes(b"other weights")
-
-    def identity_of(path):
-        return run_identity(Config(init_from=path and str(path)), "names", "bytes")
-    saved = {"identity": identity_of(start), "optimizer": {}}
-    assert len(saved["identity"]["init_from"]) == 16
-    for path in (start, start.rename(tmp_path / "renamed.pt"), gone, None):
-        now = identity_of(path)
-        check_identity(saved, now)
-        assert now == saved["identity"]
-    with pytest.raises(ValueError, match="of another run: init_from was '.{16}' and is '.{16}'"):
-        check_identity(saved, identity_of(other))
-    saved["identity"]["init_from"] = None
-    with pytest.raises(ValueError, match="of another run: init_from was None and is"):
-        check_identity(saved, identity_of(other))
-
-
 def test_every_option_is_free_on_resume_or_part_of_the_run():
-    base = run_identity(Config(), "names", "bytes")
+    base = run_identity(Config(init_from="folder/start.pt"), "names", "bytes")
     assert base["batch_size"] == 250 and "steps" not in base and "out" not in base
+    assert base["init_from"] == "start.pt", "no folder of this machine"
     assert "steps" in run_identity(Config(schedule="cosine"), "names", "bytes")
 
 

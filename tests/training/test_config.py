@@ -1,7 +1,7 @@
 import pytest
 
 from mixer.experiments import ROWS
-from mixer.runtime.errors import UsageError
+from mixer.runtime.errors import InputError
 from mixer.training.config import (
     DEMO,
     as_arguments,
@@ -16,24 +16,25 @@ from mixer.training.config import (
     (["--arch", "resnet18", "--patch", "24"], "resnet18 has no patch"),
     (["--arch", "resnet18", "--kernel-size", "9", "--depth", "2"],
      "resnet18 has no depth; resnet18 has no kernel_size"),
-    (["--arch", "all", "--patch", "24"], "--patch is for one model: give its --arch"),
+    (["--arch", "all", "--patch", "24"], "--patch: only with one --arch"),
     (["--arch", "all", "--rows", "resnet"], "--rows resnet: choose from resnet18, "),
     (["--rows", "resnet18"], "--rows needs --arch all"),
-    (["--seeds", "0,one"], "--seeds must be a whole number, not 'one'"),
+    (["--seeds", "0,one"], "--seeds invalid literal for int() with base 10: 'one'"),
     (["--seeds", "1,2", "--seed", "0"], "--seed and --seeds exclude each other"),
     (["--seeds", "1,2", "--resume", "last.pt"], "--resume must be auto"),
     (["--arch", "convmixer", "--qkv-bias"], "convmixer has no qkv_bias"),
-    (["--arch", "all", "--init-from", "x.pt"], "--init-from is for one model"),
+    (["--arch", "all", "--init-from", "x.pt"], "--init-from: only with one --arch"),
     (["--dim", "100"], "dim 100 does not divide into 8 heads"),
-    (["--steps", "0"], "--steps must be at least 1, not 0"),
-    (["--lr", "inf"], "--lr must be above 0, not inf"),
-    (["--val-fraction", "1"], "--val-fraction must be below 1, not 1"),
+    (["--steps", "0"], "--steps must be in [1, inf), not 0"),
+    (["--lr", "inf"], "--lr must be in [0, inf), not inf"),
+    (["--depth", "0"], "--depth must be in [1, inf), not 0"),
+    (["--val-fraction", "1"], "--val-fraction must be in [0, 1), not 1"),
     (["--data", ""], "--data is empty"),
     (["--resume", "auto"], "--resume auto needs --out"),
-    (["--step", "3"], "unknown argument --step (did you mean --steps?)"),
+    (["--step", "3"], "unrecognized arguments --step 3"),
 ])
 def test_wrong_arguments(arguments, message):
-    with pytest.raises(UsageError) as e:
+    with pytest.raises(InputError) as e:
         read_config(arguments, "")
     assert message in str(e.value)
 
@@ -48,12 +49,13 @@ def test_the_demo_takes_its_own_settings_and_the_command_line_comes_first():
 
 
 def test_what_differs_from_the_defaults():
-    for argv in ([], ["--data", "x"], ["--data", "x", "--arch", "convmixer", "--patch", "16"]):
+    assert differences(read_config([], "")) == DEMO
+    for argv in (["--data", "x"], ["--data", "x", "--arch", "convmixer", "--patch", "16"]):
         config = read_config(argv, "")
         assert differences(config) == {name: value for name, value in (
             ("arch", "convmixer"), ("patch", 16), ("data", "x")) if str(value) in argv}
-    assert differences(read_config(["--arch", "all", "--steps", "7"], "")) == {
-        "arch": "all", "steps": 7}
+    assert differences(read_config(["--arch", "all", "--data", "x"], "")) == {
+        "arch": "all", "data": "x"}
 
 
 def planned(*argv):

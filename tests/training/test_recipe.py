@@ -57,14 +57,6 @@ def test_clipping_smoothing_and_decay_do_what_they_say():
     assert {p.ndim > 1 for p in others["params"]} == {False} and others["weight_decay"] == 0
 
 
-def test_bf16_autocast_takes_the_loss_in_fp32():
-    model = create_model("vit_linear", image_size=32, patch=8, dim=16, depth=1, heads=2)
-    loss, _ = train_step(model, torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]),
-                         make_optimizer(model, 1e-3), NO_SCALER, amp=torch.bfloat16)
-    assert loss.dtype == torch.float32
-    assert all(p.dtype == torch.float32 for p in model.parameters())
-
-
 def loss_after_steps(row, amp=None, noise=None):
     """The loss of the third step of a small model of this row; fused as train.py does it.
 

@@ -8,11 +8,8 @@ import torch
 
 from mixer.models.flops import forward_flops
 from mixer.models.weights import load_checkpoint
-from mixer.report.figures import drawing
-from mixer.runtime.distributed import World
 from mixer.runtime.errors import Diverged, Interrupted
 from mixer.training import trainer as trainer_module
-from mixer.training.meters import Running
 from mixer.training.recipe import make_optimizer, train_step
 from mixer.training.trainer import applied_steps
 from tests.helpers.networks import tiny_convmixer
@@ -100,11 +97,6 @@ def test_resume_equals_the_uninterrupted_run(tmp_path, amp, after_step):
     assert_same_run(whole, cut)
 
 
-def test_rows_cover_a_last_interval_of_any_length(tmp_path):
-    rows = trainer(tmp_path, replace(SMALL, steps=7)).fit().rows
-    assert [row["step"] for row in rows] == [3, 6, 7]
-
-
 def explode(model):
     model.head.weight.data.fill_(math.nan)
 
@@ -118,19 +110,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path, after_step
         assert all(tensor.isfinite().all() for tensor in saved.values())
 
 
-def test_a_picture_that_cannot_be_drawn_costs_a_line(tmp_path, monkeypatch, capsys):
-    """As where MPLBACKEND names a package that is not there."""
-    def broken(*args):
-        raise ModuleNotFoundError("No module named 'matplotlib_inline'\nand more")
-    monkeypatch.setattr(trainer_module, "draw_curves", drawing(broken))
-    monkeypatch.setattr(trainer_module, "ROWS_PER_DRAWING", 2)
-    assert trainer(tmp_path).fit().step == 9
-    assert capsys.readouterr().err == (
-        "curves.png is not drawn: ModuleNotFoundError: No module named 'matplotlib_inline'\n")
-
-
 def test_a_loss_scale_that_collapses(tmp_path):
-    """With a scaler on the CPU, since fp16 autocast needs a GPU."""
     run = trainer(tmp_path)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2e-4, backoff_factor=0.5)
     run.model.head.weight.register_hook(lambda gradient: gradient * math.inf)
@@ -139,16 +119,10 @@ def test_a_loss_scale_that_collapses(tmp_path):
     assert not (tmp_path / "last.pt").exists()
 
 
-def test_running_loss_and_accuracy_are_means_over_images():
-    running = Running(torch.device("cpu"))
-    running.add(torch.tensor(1.0), torch.tensor(3), 4)
-    running.add(torch.tensor(4.0), torch.tensor(0), 2)
-    assert running.read(World()) == (2.0, 0.5) and running.images == 6
-    running.add(torch.tensor(math.nan), torch.tensor(0), 2)
-    assert math.isnan(running.read(World())[0])
-    running.reset()
-    running.add(torch.tensor(0.5), torch.tensor(1), 2)
-    assert running.read(World()) == (0.5, 0.5)
+def test_training_loss_and_accuracy_are_means_over_images(tmp_path):
+    run = trainer(tmp_path)
+    run.state.step, run.state.loss, run.state.correct = 2, torch.tensor(24.0), torch.tensor(4)
+    assert run.training_means() == (24 / (2 * SMALL.batch_size), 4 / (2 * SMALL.batch_size))
 
 
 def test_a_step_the_scaler_skips_is_counted():
