@@ -11,7 +11,6 @@ import sys
 import pytest
 import torch
 
-import bench
 from mixer.models.weights import load_checkpoint
 from mixer.runtime.files import read_csv
 from tests.helpers.commands import HANGS, ROOT, TINY
@@ -211,7 +210,3 @@ def test_several_rows_in_one_torchrun(pictures, tmp_path):
     assert out.count("in 2 processes") == 2 and "2 of 2 runs done" in out
 
 
-def test_bench_is_for_one_process(call, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    result = call(bench.main)
-    assert result.returncode == 2 and "start it without torchrun" in result.stderr
