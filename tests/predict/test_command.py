@@ -167,7 +167,7 @@ def test_damaged_images_are_named_get_no_row_and_fail_the_command(predict, a_run
     (("{run}", "--evaluate"), "name a run's folder or a checkpoint, and then images"),
     (("{run}", "--evaluate", "{pictures}", "{pictures}"), "with --evaluate one folder or zip"),
     (("{run}", "--evaluate", "--split", "test"), "--split invalid choice: 'test'"),
-    (("{tmp}", "{pictures}"), "there is no checkpoint "),
+    (("{tmp}", "{pictures}"), "is not a readable checkpoint: [Errno 2]"),
     (("{run}", "{tmp}/absent"), "absent does not exist"),
     (("{run}", "{run}/log.csv"), "no image decodes"),
     (("{run}", "{pictures}", "--submission", "{tmp}/s.csv"), "the id is the file's name"),

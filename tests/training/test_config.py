@@ -31,7 +31,7 @@ from mixer.training.config import (
     (["--val-fraction", "1"], "--val-fraction must be in [0, 1), not 1"),
     (["--data", ""], "--data is empty"),
     (["--resume", "auto"], "--resume auto needs --out"),
-    (["--step", "3"], "unrecognized arguments --step 3"),
+    (["--step", "3"], "unknown argument --step; did you mean --steps?"),
 ])
 def test_wrong_arguments(arguments, message):
     with pytest.raises(InputError) as e:
