@@ -21,7 +21,7 @@ from mixer.data.images import find_images
 from mixer.experiments import ROWS, Row
 from mixer.models import MODELS, model_options
 from mixer.report.measurements import measured_text
-from mixer.runtime.cli import chosen, flag, option, parse, run, whole_numbers
+from mixer.runtime.cli import flag, option, parse, parse_names, run, whole_numbers
 from mixer.runtime.device import DTYPES, environment, pick_amp, pick_device
 from mixer.runtime.errors import InputError
 from mixer.runtime.files import writable_folder, write_json, write_text
@@ -89,7 +89,7 @@ def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
     # the rows or the model, and whether the image size suits them
     options = parse(Config, argv, __doc__)
     config = Config(**options)
-    rows = chosen("rows", config.rows, {row.name: row for row in ROWS})
+    rows = parse_names("rows", config.rows, {row.name: row for row in ROWS})
     of_model = {name: options[name] for name in MODEL_OPTIONS if name in options}
     if config.arch:
         title = " ".join([config.arch, *(f"{name} {value}" for name, value in of_model.items())])

@@ -2,7 +2,7 @@
 import math
 import statistics
 
-from ..experiments import EPOCH_IMAGES, ORIGINAL_CLASSES, RECIPE, published_curves
+from ..experiments import EPOCH_IMAGES, ORIGINAL_CLASSES, ORIGINAL_OPTIONS, published_curves
 from .runs import PLACES, Run
 
 POINT_IMAGES = 25_000  # a published point is a mean over 100 steps of 250 images
@@ -14,11 +14,11 @@ FREE = PLACES | {"arch", "patch", "depth", "val_fraction", "amp", "steps", "epoc
 def is_original(run: Run) -> bool:
     """Whether a run had the original's recipe and images, and logs what was published.
 
-    An option that is neither in FREE nor as in RECIPE must be off.
+    An option that is neither in FREE nor as in ORIGINAL_OPTIONS must be off.
     """
     return (run.summary["classes"] == ORIGINAL_CLASSES
             and run.summary["data"].startswith(f"{EPOCH_IMAGES:,} images")
-            and all(name in FREE or not value or value == RECIPE.get(name)
+            and all(name in FREE or not value or value == ORIGINAL_OPTIONS.get(name)
                     for name, value in run.config.items()))
 
 

@@ -4,7 +4,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..experiments import EPOCH_IMAGES, ORIGINAL_CLASSES, RECIPE, ROWS, seed_folder
+from ..experiments import EPOCH_IMAGES, ORIGINAL_CLASSES, ORIGINAL_OPTIONS, ROWS, seed_folder
 from ..runtime.files import read_csv
 
 # options that say where a run was made, not how; some are of older versions
@@ -80,5 +80,5 @@ def find_runs(out: Path) -> dict[str, list[Run]]:
 def on_published_images(runs: dict[str, list[Run]]) -> bool:
     """Whether all runs tell cats from dogs at 192x192, as the published ones."""
     return all(run.summary["classes"] == ORIGINAL_CLASSES
-               and run.summary["image_size"] == RECIPE["image_size"]
+               and run.summary["image_size"] == ORIGINAL_OPTIONS["image_size"]
                for seeds in runs.values() for run in seeds)

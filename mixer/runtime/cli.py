@@ -79,7 +79,7 @@ def whole_numbers(name: str, text: str, least: int) -> list[int]:
         raise InputError(f"{flag(name)} {e}") from None
 
 
-def chosen(name: str, text: str | None, choices: dict[str, object]) -> list:
+def parse_names(name: str, text: str | None, choices: dict[str, object]) -> list:
     """The choices that an option names, as `a,b`, or all. Raises InputError."""
     words = list(choices) if text is None else list(dict.fromkeys(text.split(",")))
     if wrong := [word for word in words if word not in choices]:

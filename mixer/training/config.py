@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 
 from ..experiments import BY_NAME, row_name, seed_folder
 from ..models import MODELS, model_options
-from ..runtime.cli import chosen, flag, option, parse, whole_numbers
+from ..runtime.cli import flag, option, parse, parse_names, whole_numbers
 from ..runtime.errors import InputError
 
 MODEL_OPTIONS = tuple(dict.fromkeys(name for model in MODELS.values() for name in model.defaults))
@@ -114,7 +114,7 @@ def several_runs(config: Config) -> list[tuple[str, str, dict]]:
     runs = [(name, name, {})]
     if config.arch == "all":
         runs = [(row.title, row.name, {"arch": row.arch, **row.options})
-                for row in chosen("rows", config.rows, BY_NAME)]
+                for row in parse_names("rows", config.rows, BY_NAME)]
     if config.seeds is None:
         return runs
     return [(f"{title}, seed {seed}", seed_folder(name, seed), {**options, "seed": seed})

@@ -1,7 +1,7 @@
 """Folders of finished runs, as train.py leaves them, with made-up curves."""
 from pathlib import Path
 
-from mixer.experiments import BY_NAME, RECIPE, published_curves, seed_folder
+from mixer.experiments import BY_NAME, ORIGINAL_OPTIONS, published_curves, seed_folder
 from mixer.runtime.files import write_csv, write_json
 
 ENVIRONMENT = {"date": "2026-11-25", "device": "AMD EPYC, 2 threads", "cuda": None,
@@ -31,7 +31,7 @@ def finished_run(out: Path, name: str, seed: int = 0, *, shift: float = 0.0, ste
                "confusion": None if val_acc is None else confusion,
                "images_per_s": 250 / step_s, "seconds_per_25000_images": 100 * step_s,
                "memory_mib": 900.0, "flops": last["flops"]}
-    config = {**RECIPE, "seed": seed, **BY_NAME[name].options}
+    config = {**ORIGINAL_OPTIONS, "seed": seed, **BY_NAME[name].options}
     folder = out / seed_folder(name, seed)
     folder.mkdir(parents=True)
     write_json(folder / "summary.json", summary | {k: changes[k] for k in changes if k in summary})

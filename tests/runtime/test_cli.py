@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mixer.runtime import cli
-from mixer.runtime.cli import chosen, option, parse, whole_numbers
+from mixer.runtime.cli import option, parse, parse_names, whole_numbers
 from mixer.runtime.errors import Diverged, InputError, Interrupted
 
 OUT_OF_MEMORY = ("error: out of memory ({}): try a smaller --batch-size, --image-size or model\n")
@@ -51,10 +51,11 @@ def test_a_wrong_argument_is_refused(argv, message):
 def test_several_numbers_or_choices_in_one_option():
     assert whole_numbers("seeds", "2,0,2", least=0) == [2, 0]
     choices = {"one": 1, "three": 3}
-    assert chosen("rows", None, choices) == [1, 3] and chosen("rows", "three,three", choices) == [3]
+    assert parse_names("rows", None, choices) == [1, 3]
+    assert parse_names("rows", "three,three", choices) == [3]
     for call, message in ((lambda: whole_numbers("all_seeds", "1,", 0), "--all-seeds invalid"),
                           (lambda: whole_numbers("seeds", "-1", 0), "--seeds must be in .0, inf"),
-                          (lambda: chosen("rows", "one,tree", choices),
+                          (lambda: parse_names("rows", "one,tree", choices),
                            "--rows tree: choose from one, three")):
         with pytest.raises(InputError, match=message):
             call()
