@@ -17,6 +17,7 @@ from ..models import create_model
 from ..models.flops import forward_flops
 from ..runtime.device import keep_freed_memory, peak_memory_mib, pick_amp
 from ..runtime.processes import attempt
+from ..training.config import Config
 from ..training.recipe import make_optimizer, train_step
 from .candidates import PEERS, build, peer_model
 from .data import measure_data
@@ -140,7 +141,7 @@ def model_steps(model: nn.Module, workload: Workload) -> dict[str, Callable]:
     """
     images = workload.images()
     labels = torch.randint(0, 2, (workload.batch_size,), device=workload.device)
-    optimizer = make_optimizer(model, 1e-4)
+    optimizer = make_optimizer(model, Config())
     # a small scale: a step that overflows is skipped, which takes less time and memory
     scaler = torch.amp.GradScaler(workload.device.type, init_scale=2.0**10,
                                   enabled=workload.amp == torch.float16)

@@ -13,13 +13,18 @@ from ..runtime.distributed import World
 from .config import Config
 
 
-def make_optimizer(model: nn.Module, lr: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     """Adam; decoupled weight decay on weights with two or more axes: not on biases and norms."""
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": weight_decay},
+    groups = [{"params": weights, "weight_decay": config.weight_decay},
               {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, fused=True)  # fused: no wait for the GradScaler
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)  # fused: no wait for the GradScaler
+
+
+def applied_steps(optimizer: torch.optim.Optimizer) -> int:
+    """The steps that were applied: a GradScaler skips those whose gradients overflow."""
+    return next((int(state["step"]) for state in optimizer.state.values()), 0)
 
 
 def learning_rate(step: int, config: Config) -> float:

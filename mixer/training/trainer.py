@@ -22,7 +22,7 @@ from ..runtime.files import write_csv
 from ..runtime.processes import Stop
 from .checkpoint import describe_model, save_checkpoint
 from .config import Config
-from .recipe import evaluate, learning_rate, make_optimizer, train_step
+from .recipe import applied_steps, evaluate, learning_rate, make_optimizer, train_step
 
 SMALLEST_SCALE = 1e-4  # of the fp16 loss; it starts at 65536, and each overflow halves it
 
@@ -57,7 +57,7 @@ class Trainer:
         self.config, self.out, self.identity = config, out, identity
         self.device, self.amp, self.classes, self.world = device, amp, classes, world
         self.description = describe_model(config, classes)
-        self.optimizer = make_optimizer(model, config.lr, config.weight_decay)
+        self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
         self.state = State(step=0, rows=[], best=None, confusion=None,
                            loss=torch.zeros((), dtype=torch.float64, device=device),
@@ -222,8 +222,3 @@ class Trainer:
             save_checkpoint(self.out / name, {
                 "state_dict": self.model.state_dict(), "description": self.description,
                 "identity": self.identity, **contents})
-
-
-def applied_steps(optimizer: torch.optim.Optimizer) -> int:
-    """The steps that were applied: a GradScaler skips those whose gradients overflow."""
-    return next((int(state["step"]) for state in optimizer.state.values()), 0)

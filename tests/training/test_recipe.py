@@ -8,8 +8,14 @@ from kernels import depthwise_cpu, fuse
 from mixer.experiments import ROWS
 from mixer.models import create_model
 from mixer.runtime.distributed import World
-from mixer.training.recipe import evaluate, learning_rate, make_optimizer, train_step
-from mixer.training.trainer import applied_steps
+from mixer.training.config import Config
+from mixer.training.recipe import (
+    applied_steps,
+    evaluate,
+    learning_rate,
+    make_optimizer,
+    train_step,
+)
 from tests.helpers.networks import tiny_convmixer
 from tests.helpers.training import NO_SCALER, SMALL, subsets
 
@@ -19,7 +25,8 @@ def test_train_step_is_plain_adam_on_the_cross_entropy():
     torch.manual_seed(0)
     ours, plain = (tiny_convmixer(dim=8).double() for _ in range(2))
     plain.load_state_dict(ours.state_dict())
-    optimizer, reference = make_optimizer(ours, 1e-3), torch.optim.Adam(plain.parameters(), 1e-3)
+    optimizer = make_optimizer(ours, Config(lr=1e-3))
+    reference = torch.optim.Adam(plain.parameters(), 1e-3)
     y = torch.tensor([0, 1, 1, 0, 1, 0])
     for _ in range(3):
         x = torch.rand(6, 3, 32, 32, dtype=torch.float64)
@@ -52,7 +59,7 @@ def test_clipping_smoothing_and_decay_do_what_they_say():
     moved = [(p - q).norm() for p, q in zip(model.parameters(), before, strict=True)]
     assert abs(torch.stack(moved).norm() - 0.01) < 1e-5
 
-    weights, others = make_optimizer(model, 1e-3, weight_decay=0.1).param_groups
+    weights, others = make_optimizer(model, Config(lr=1e-3, weight_decay=0.1)).param_groups
     assert {p.ndim > 1 for p in weights["params"]} == {True} and weights["weight_decay"] == 0.1
     assert {p.ndim > 1 for p in others["params"]} == {False} and others["weight_decay"] == 0
 
@@ -80,7 +87,7 @@ def loss_after_steps(row, amp=None, noise=None):
         for module in model.modules():
             if not list(module.children()):
                 module.register_forward_hook(rounded)
-    optimizer = make_optimizer(model, 1e-4)
+    optimizer = make_optimizer(model, Config(lr=1e-4))
     for _ in range(3):
         loss, _ = train_step(model, x, y, optimizer, NO_SCALER, amp=amp)
     return loss.item()

@@ -10,8 +10,8 @@ from mixer.models.flops import forward_flops
 from mixer.models.weights import load_checkpoint
 from mixer.runtime.errors import Diverged, Interrupted
 from mixer.training import trainer as trainer_module
-from mixer.training.recipe import make_optimizer, train_step
-from mixer.training.trainer import applied_steps
+from mixer.training.config import Config
+from mixer.training.recipe import applied_steps, make_optimizer, train_step
 from tests.helpers.networks import tiny_convmixer
 from tests.helpers.runs import assert_same_run
 from tests.helpers.training import SMALL, trainer
@@ -127,7 +127,7 @@ def test_training_loss_and_accuracy_are_means_over_images(tmp_path):
 
 def test_a_step_the_scaler_skips_is_counted():
     model, scaler = tiny_convmixer(), torch.amp.GradScaler("cpu")
-    optimizer = make_optimizer(model, 1e-3)
+    optimizer = make_optimizer(model, Config(lr=1e-3))
     x, y = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 0, 1])
     for step in range(3):
         before = model.head.weight.detach().clone()
