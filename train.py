@@ -1,6 +1,6 @@
-"""Train one model, or the nine rows of the original table (--arch all), with one or more seeds.
+"""Train one model, or all models of the comparison (--arch all), with one or more seeds.
 
-The images come from a folder or a zip. Without --data, they are a drawn demo. The loop is in
+The images come from a folder or a zip. Without --data, they are a synthetic demo. The loop is in
 mixer/training/trainer.py, the step in mixer/training/recipe.py.
 
 python train.py --arch vit_cnn --patch 24

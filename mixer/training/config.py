@@ -14,7 +14,7 @@ class Config:
     """Every option of train.py. The defaults are the original's, plus a validation set."""
 
     # model
-    arch: str = option("vit_cnn", "model; all: the nine rows of the original table",
+    arch: str = option("vit_cnn", "model; all: each row of the comparison",
                        choices=(*MODELS, "all"))
     rows: str | None = option(None, "with --arch all: only these, as resnet18,convmixer-p24")
     patch: int | None = option(None, "patch side, must divide the image; original: 24", least=1)
