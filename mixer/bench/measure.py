@@ -54,6 +54,7 @@ def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, l
     A peer is measured beside ours, eager and compiled, at the same precision; and by itself, in
     plain fp32.
     """
+    # ours, and beside it its peers, in one group of the same workload
     groups, compared = [], set()
     for side, row in itertools.product(config.image_size, rows):
         workload = Workload(config.batch_size, side, device, pick_amp(config.amp, device))

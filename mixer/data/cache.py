@@ -79,6 +79,8 @@ def _decode_all(images, shape, key, path):
                                unit="image", disable=None))
         finally:
             pool.shutdown(cancel_futures=True)
+
+        # what is known of them, behind the pixels
         faults = {index: fault for index, fault in enumerate(faults) if fault}
         file.seek(math.prod(shape))
         file.write(json.dumps([key, faults, digests]).encode())

@@ -119,6 +119,8 @@ class EfficientNetV2B0(nn.Module):
     def __init__(self, *, image_size=192, num_classes=2):
         super().__init__()
         self.check(image_size=image_size)
+
+        # stem, stages, head
         self.conv_stem = SameConv2d(3, 32, 3, stride=2)
         self.bn1 = batch_norm(32)
         self.blocks, in_channels = nn.Sequential(), 32
