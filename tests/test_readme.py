@@ -163,7 +163,8 @@ def test_every_other_number_of_the_front_page_is_in_the_results():
              f"{min(fused):.2f}", f"{max(fused):.2f}", "3.10"}  # 3.10: of Python
     prose = re.sub(r"^\| .*? \| `--arch .*$", "", FRONT, flags=re.M)
     prose = re.sub(r"^```.*?^```$", "", prose, flags=re.M | re.S)
-    study = set(re.findall(r"\b0\.\d{3}\b", (ROOT / "results/study-a/table.md").read_text()))
+    study = {value for name in ("study-a", "rates") for value in re.findall(
+        r"\b0\.\d{3}\b", (ROOT / "results" / name / "table.md").read_text())}
     assert known <= set(re.findall(r"\b\d+\.\d+\b", prose)) <= known | study
     assert round(float(demo[2])) == int(re.search(r"\((\d+) minutes?, validation", FRONT)[1])
     inside = re.search(r"published accuracy is inside at (.*? points)",
