@@ -35,7 +35,9 @@ def load_checkpoint(path: Path | str) -> dict:
     Raises ValueError, naming the file and the reason, if it is missing, damaged or no checkpoint.
     """
     try:
-        # not another kind of file
+        # not another kind of file; opening a named pipe would wait for ever
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError("not a file")
         with open(path, "rb") as file:
             start = file.read(40).lstrip().lower()
         for first, kind in OTHER_FILES.items():
