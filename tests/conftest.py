@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # train.py, bench.py, mix
 
 import pytest
 import torch
+import torch._dynamo  # its first import would turn warnings into errors within `call`
 
 # before the kernels are imported: without a GPU, Triton's interpreter runs them on the CPU
 if not torch.cuda.is_available():
@@ -46,6 +47,15 @@ def small_maps_are_fused():
         patch.setattr(depthwise_cpu, "fusing_pays", lambda *args: True)
         patch.setattr(kernels_module, "FEWEST_RESULTS", 0)
         yield patch
+
+
+@pytest.fixture(autouse=True)
+def gradients_are_enabled():
+    """A test that left them disabled is named in a warning, and disturbs no other."""
+    yield
+    if not torch.is_grad_enabled():
+        torch.set_grad_enabled(True)
+        warnings.warn("gradients were left disabled", stacklevel=2)
 
 
 @pytest.fixture(scope="session")

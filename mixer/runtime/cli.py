@@ -97,7 +97,7 @@ def run(main: Callable[[list[str]], object], argv: list[str]) -> typing.NoReturn
 
     In a run of several ranks, only rank 0 prints to stdout, and only rank 0 reports what all have.
     """
-    rank, _ = rank_and_size()
+    rank, size = rank_and_size()
     if rank:
         sys.stdout = open(os.devnull, "w")
     try:
@@ -116,4 +116,7 @@ def run(main: Callable[[list[str]], object], argv: list[str]) -> typing.NoReturn
                 line = f"out of memory ({line}): try a smaller --batch-size, --image-size or model"
             print(line if isinstance(e, Interrupted) else prefix + line, file=sys.stderr)
         sys.exit(getattr(e, "exit_code", 1))
+    if size > 1:  # threads of gloo sometimes abort a process that ends in Python's way
+        sys.stdout.flush()
+        os._exit(0)
     sys.exit(0)
