@@ -308,7 +308,8 @@ def derivatives(model, x):
 
     def jvp():
         return torch.func.jvp(model, (x,), (x.flip(3),))[1]
-    return [by_dual_numbers, jvp, torch.compile(jvp, backend="aot_eager"),
+    # a compiled jvp fails too, but within PyTorch's own asserts, and may leave its modes behind
+    return [by_dual_numbers, jvp,
             lambda: torch.func.grad(lambda x: model(x).square().sum())(x),
             lambda: torch.func.vmap(lambda image: model(image[None]))(x)]
 
