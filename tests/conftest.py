@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # train.py, bench.py, mix
 
 import pytest
 import torch
-import torch._dynamo  # its first import would turn warnings into errors within `call`
 
 # before the kernels are imported: without a GPU, Triton's interpreter runs them on the CPU
 if not torch.cuda.is_available():

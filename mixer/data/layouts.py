@@ -23,7 +23,8 @@ ROLE = re.compile(  # in folders' names
     r"(?<![a-z])(?:(?P<train>train|training|trainval)|(?P<val>val|valid|validation|dev)|"
     r"(?P<test>tests?|testing|pred|prediction))(?:set|data)?(?![a-z])")
 NO_CLASS = re.compile(  # folders that are parts of a data set
-    r"images?|imgs?|gt|unlabell?ed|(.+[\W_])?(masks|segmentations?|labels|annotations|ground_?truth)|"
+    r"images?|imgs?|gt|unlabell?ed|"
+    r"(.+[\W_])?(masks|segmentations?|labels|annotations|ground_?truth)|"
     r"(k?fold|cv|part|subset|split|chunk|shard|batch)s?[\W_]*\d+", re.IGNORECASE)
 IN_NAMES = "class in the file name"
 KAGGLE = re.compile(r"(cat|dog)\.\d+\.\w+", re.IGNORECASE)  # cat.0.jpg

@@ -1,4 +1,5 @@
 """The architectures by name: `create_model("vit_cnn", patch=16)`."""
+import math
 from typing import NamedTuple
 
 from torch import nn
@@ -35,19 +36,36 @@ MODELS = {
     "convmixer": Architecture(ConvMixer, _CONVMIXER),
     "mlp_mixer": Architecture(MLPMixer, {"patch": 24, "dim": 512, "depth": 4}),
 }
+WORDS = {int: "a positive whole number", float: "a positive number", bool: "True or False",
+         str: "a word"}
 
 
-def model_options(name: str, image_size: int = 192,
+def model_options(name: str, image_size: int = 192, num_classes: int = 2,
                   **options: int | float | str | bool | None) -> dict:
     """All options of model `name`, with defaults for None. Raises ValueError for wrong ones."""
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; choose from {', '.join(MODELS)}")
     model, defaults, _ = MODELS[name]
     options = {**defaults, **{key: value for key, value in options.items() if value is not None}}
-    if problems := [f"{name} has no {key}" for key in options if key not in defaults]:
+    problems = [f"{name} has no {key}" for key in options if key not in defaults]
+
+    # each value by itself, then together
+    numbers = {"image_size": image_size, "num_classes": num_classes}
+    problems += [problem for key, value in {**numbers, **options}.items()
+                 if (problem := _problem(key, value, defaults.get(key, 1)))]
+    if problems:
         raise ValueError("; ".join(problems))
     model.check(image_size=image_size, **options)
     return options
+
+
+def _problem(key, value, default):
+    """What is wrong with a value that should be of the type of `default`, or None."""
+    kind, words = type(default), WORDS[type(default)]
+    fits = type(value) in ((int, float) if kind is float else (kind,))
+    if fits and (kind in (bool, str) or 0 < value < math.inf):
+        return None
+    return f"{key} must be {words}, not {value!r}"
 
 
 def create_model(name: str, *, image_size: int = 192, num_classes: int = 2,
@@ -59,6 +77,6 @@ def create_model(name: str, *, image_size: int = 192, num_classes: int = 2,
     qkv_bias False, norm_eps 1e-5 (timm and torchvision: True, 1e-6); for a ConvMixer kernel_size 9,
     act "gelu" (the authors' 768/32: "relu"). Raises ValueError for an unknown name or wrong option.
     """
-    options = model_options(name, image_size, **options)
+    options = model_options(name, image_size, num_classes, **options)
     model, _, fixed = MODELS[name]
     return model(image_size=image_size, num_classes=num_classes, **options, **fixed)

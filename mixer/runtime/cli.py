@@ -16,10 +16,11 @@ from .errors import Diverged, InputError, Interrupted, first_line, printable
 from .processes import out_of_memory
 
 
-def option(default, help: str, *, choices=None, least=-math.inf, below=math.inf):
-    """A dataclass field with its help, its choices, or the least number and the one above all."""
+def option(default, help: str, *, choices=None, least=-math.inf, above=-math.inf,
+           below=math.inf):
+    """A dataclass field with its help, its choices, or the limits of its number."""
     return dataclasses.field(default=default, metadata=dict(help=help, choices=choices,
-                                                            limits=(least, below)))
+                                                            limits=(least, above, below)))
 
 
 def parse(config_class: type, argv: list[str], description: str, words: str | None = None) -> dict:
@@ -58,14 +59,15 @@ def parse(config_class: type, argv: list[str], description: str, words: str | No
     return vars(options)
 
 
-def _value(kind, least=-math.inf, below=math.inf):
+def _value(kind, least=-math.inf, above=-math.inf, below=math.inf):
     """An argparse type: a word that is not empty, or a number within its limits."""
     def read(text):
         value = kind(text)
         if text == "":  # a variable that the shell does not know
             raise argparse.ArgumentTypeError("is empty")
-        if kind in (int, float) and not least <= value < below:
-            raise argparse.ArgumentTypeError(f"must be in [{least}, {below}), not {text}")
+        if kind in (int, float) and not (least <= value < below and above < value):
+            start = f"({above}" if above > least else f"[{least}"
+            raise argparse.ArgumentTypeError(f"must be in {start}, {below}), not {text}")
         return value
     read.__name__ = kind.__name__  # as in argparse's `invalid int value`
     return read

@@ -45,6 +45,8 @@ class Stop:
         """Run a command and pass the signals on to it. Returns its exit code, as a shell has it."""
         # in a session of its own: Ctrl-C in a terminal reaches this process alone
         self.child = subprocess.Popen(command, start_new_session=True)
+        if self.signum:  # it came before there was a child
+            self.child.send_signal(self.signum)
         code = self.child.wait()
         return code if code >= 0 else 128 - code
 
@@ -55,11 +57,20 @@ def out_of_memory(e: BaseException) -> bool:
         words in str(e) for words in ("can't allocate memory", "size calculation overflowed"))
 
 
+def error_line(e: BaseException) -> str:
+    """An exception for a table. Every kind of exhausted memory reads the same."""
+    kind = "out of memory" if out_of_memory(e) else type(e).__name__
+    return f"{kind}: {first_line(e)}"
+
+
 def attempt(f: Callable, *args) -> tuple[object, str | None]:
     """(f(*args), None) from a fresh process, or (None, the error there, in one line)."""
     receiver, sender = SPAWN.Pipe(duplex=False)
     process = SPAWN.Process(target=_answer, args=(sender, f, args))
-    process.start()
+    try:
+        process.start()
+    except OSError as e:  # the system has no process left
+        return None, error_line(e)
     sender.close()  # so that the pipe ends with the process
     try:
         return receiver.recv()
@@ -77,8 +88,7 @@ def _answer(sender, f, args):
     try:
         answer = f(*args), None
     except Exception as e:
-        kind = "out of memory" if out_of_memory(e) else type(e).__name__
-        answer = None, f"{kind}: {first_line(e)}"
+        answer = None, error_line(e)
     sender.send(answer)
 
 

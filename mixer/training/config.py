@@ -24,7 +24,7 @@ class Config:
     kernel_size: int | None = option(None, "kernel side (ConvMixer), odd; original: 9", least=1)
     act: str | None = option(None, "activation (ConvMixer): gelu (original, fused) or relu")
     qkv_bias: bool | None = option(None, "biases of queries, keys and values (ViT), as timm's")
-    norm_eps: float | None = option(None, "eps of LayerNorm (ViT); timm's: 1e-6", least=0)
+    norm_eps: float | None = option(None, "eps of LayerNorm (ViT); timm's: 1e-6", above=0)
     init_from: str | None = option(None, "checkpoint to start from: ours, timm's, torchvision's")
     # images
     image_size: int = option(192, "side in pixels; images are squeezed to a square", least=1)
@@ -41,12 +41,12 @@ class Config:
     # recipe
     batch_size: int = option(250, "images per step, over all ranks", least=1)
     steps: int = option(5000, "optimizer steps", least=1)
-    lr: float = option(1e-4, "learning rate of Adam", least=0)
+    lr: float = option(1e-4, "learning rate of Adam", above=0)
     weight_decay: float = option(0.0, "decoupled (AdamW); not on biases and norms", least=0)
     schedule: str = option("constant", "learning rate after the warm-up; cosine: down to 0",
                            choices=("constant", "cosine"))
     warmup: int = option(0, "steps of linear warm-up", least=0)
-    clip_grad: float | None = option(None, "largest gradient norm; default: no limit", least=0)
+    clip_grad: float | None = option(None, "largest gradient norm; default: no limit", above=0)
     label_smoothing: float = option(0.0, "label fraction spread over classes", least=0, below=1)
     sync_bn: bool = option(False, "BatchNorm over the batch of all ranks; ConvMixer runs unfused")
     compile: bool = option(False, "torch.compile the model")

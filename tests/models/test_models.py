@@ -52,7 +52,13 @@ def test_options_reach_the_model(name):
     ("vit_linear", {"kernel_size": 9}, "vit_linear has no kernel_size"),
     ("convmixer", {"kernel_size": 8}, "kernel_size 8 is even"),
     ("vit_cnn", {"dim": 500}, "dim 500 does not divide into 8 heads"),
+    ("convmixer", {"depth": 0, "heads": 2}, "has no heads; depth must be a positive whole number"),
+    ("vit_cnn", {"dim": 512.0}, "dim must be a positive whole number, not 512.0"),
+    ("resnet18", {"num_classes": 0}, "num_classes must be"),
     ("convmixer", {"act": "silu"}, "act must be gelu or relu, not 'silu'"),
+    ("convmixer", {"act": ["relu"]}, "act must be a word, not ['relu']"),
+    ("vit_cnn", {"qkv_bias": 1}, "qkv_bias must be True or False, not 1"),
+    ("vit_cnn", {"norm_eps": 0.0}, "norm_eps must be a positive number, not 0.0"),
     ("resnet18", {"image_size": 16}, "at least 32 pixels, not 16"),
     ("efficientnetv2_b0", {"image_size": 16}, "at least 32 pixels, not 16"),
 ])

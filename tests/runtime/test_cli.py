@@ -14,7 +14,7 @@ OUT_OF_MEMORY = ("error: out of memory ({}): try a smaller --batch-size, --image
 @dataclass(frozen=True)
 class Options:
     size: int = option(8, "side in pixels", least=1)
-    val_rate: float | None = option(None, "100 % is 1", least=0, below=1)
+    val_rate: float | None = option(None, "100 % is 1", above=0, below=1)
     mode: str = option("fast", "how", choices=("fast", "slow"))
     out: str | None = option(None, "where")
     quiet: bool = option(False, "print nothing, not even 1 %")
@@ -36,8 +36,9 @@ def test_types_and_values_of_a_command_line():
     (["--size", "0"], "--size must be in [1, inf), not 0"),
     (["--size", "9" * 5000], f"--size invalid int value: '{'9' * 5000}'"),
     (["--val-rate", "y"], "--val-rate invalid float value: 'y'"),
-    (["--val-rate", "1"], "--val-rate must be in [0, 1), not 1"),
-    (["--val-rate", "nan"], "--val-rate must be in [0, 1), not nan"),
+    (["--val-rate", "1"], "--val-rate must be in (0, 1), not 1"),
+    (["--val-rate", "0"], "--val-rate must be in (0, 1), not 0"),
+    (["--val-rate", "nan"], "--val-rate must be in (0, 1), not nan"),
     (["--mode", "slwo"], "--mode invalid choice: 'slwo' (choose from 'fast', 'slow')"),
     (["--out", ""], "--out is empty"),
     (["photo.jpg", ""], "FILES is empty"),

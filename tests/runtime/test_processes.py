@@ -6,7 +6,8 @@ import time
 import pytest
 import torch
 
-from mixer.runtime.processes import STOPPING, Stop, attempt, out_of_memory
+from mixer.runtime import processes
+from mixer.runtime.processes import STOPPING, Stop, attempt, error_line
 
 
 class Unsendable(Exception):
@@ -30,11 +31,20 @@ def test_an_attempt_is_a_result_or_a_reason(f, args, result, failure):
     assert attempt(f, *args) == (result, failure)
 
 
-def test_memory_that_ran_out():
+def test_without_a_process_an_attempt_fails_and_blames_no_disk(monkeypatch):
+    """As where `ulimit -u` is reached, or a container has no more pids."""
+    def start(process):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    monkeypatch.setattr(processes.SPAWN.Process, "start", start)
+    assert attempt(divmod, 7, 2) == (
+        None, "BlockingIOError: [Errno 11] Resource temporarily unavailable")
+
+
+def test_memory_that_ran_out_reads_the_same_everywhere():
     for e in (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), MemoryError(),
               RuntimeError("DefaultCPUAllocator: can't allocate memory")):
-        assert out_of_memory(e)
-    assert not out_of_memory(KeyError("a"))
+        assert error_line(e).startswith("out of memory: ") and "\n" not in error_line(e)
+    assert error_line(KeyError("a")) == "KeyError: 'a'"
 
 
 # signals
@@ -92,3 +102,4 @@ def test_a_command_has_an_exit_code_and_gets_the_signals():
         finally:
             signal.signal(signal.SIGALRM, before)
         assert time.monotonic() - start < 200, "it was stopped"
+        assert stop.run(["sleep", "300"]) == 143, "a signal that came before it"
