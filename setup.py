@@ -3,8 +3,8 @@ from setuptools import find_packages, setup
 setup(
     name="vit-convmixer",
     version="0.1.0",
-    description="ViT, ConvMixer, ResNet-18 and EfficientNetV2-B0 from scratch, compared under one "
-                "recipe, with a fused depthwise kernel",
+    description="ViT, ConvMixer, MLP-Mixer, ResNet-18 and EfficientNetV2-B0 from scratch, compared "
+                "under one recipe, with a fused depthwise kernel",
     license="MIT",
     python_requires=">=3.10",
     # PyPI has another project called kernels, so kernels/ is installed as mixer.kernels.

@@ -1,4 +1,4 @@
-"""ViT, ConvMixer, ResNet-18 and EfficientNetV2-B0: one training recipe, and what each costs."""
+"""ViT, ConvMixer, MLP-Mixer and two conv nets: one training recipe, and what each costs."""
 import importlib
 
 __all__ = ["load_model"]

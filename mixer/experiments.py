@@ -15,9 +15,9 @@ ORIGINAL_CLASSES = ["cat", "dog"]
 # of train.py: with these options, and those of the rows, a run can be compared to the published
 # curves; None in a run means that its model has no such option
 ORIGINAL_OPTIONS = {"dim": 512, "heads": 8, "kernel_size": 9, "image_size": 192, "batch_size": 250,
-          "lr": 1e-4, "weight_decay": 0.0, "schedule": "constant", "warmup": 0, "clip_grad": None,
-          "label_smoothing": 0.0, "log_every": 100, "act": "gelu", "qkv_bias": False,
-          "norm_eps": 1e-5, "init_from": None}
+                    "lr": 1e-4, "weight_decay": 0.0, "schedule": "constant", "warmup": 0,
+                    "clip_grad": None, "label_smoothing": 0.0, "log_every": 100, "act": "gelu",
+                    "qkv_bias": False, "norm_eps": 1e-5, "init_from": None}
 
 
 @dataclass(frozen=True)

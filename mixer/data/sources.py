@@ -81,7 +81,7 @@ def _open_zip(path, nested):
     except Exception as e:  # on hostile bytes, zipfile raises nearly every exception type
         raise InputError(f"--data: {path} is not a zip file, or is damaged ({first_line(e)}); "
                          "unpack a tar, 7z or rar and give the folder") from e
-    members = {info.filename: info for info in archive.infolist()}
+    members = {_name(info): info for info in archive.infolist()}
     for name, info in members.items():
         if info.flag_bits & 1 or info.compress_type == 9:
             raise InputError(f"--data: {name} in {path} is encrypted or compressed by Deflate64, "
@@ -91,3 +91,11 @@ def _open_zip(path, nested):
     if not any("/" in name for name in members):
         members = {re.sub(r"(?<=[\x00-\x7f])\\", "/", name): members[name] for name in members}
     return archive, {re.sub(r"(?<![^/])\.?/+", "", name): members[name] for name in members}
+
+
+def _name(info):
+    """The name of a zip's member, as UTF-8 where its bytes are: Macs write it without the flag."""
+    try:
+        return info.filename if info.flag_bits & 0x800 else info.filename.encode("cp437").decode()
+    except UnicodeError:  # of another code page: unreadable, and distinct
+        return info.filename

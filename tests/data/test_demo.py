@@ -15,9 +15,9 @@ def test_an_image_depends_on_its_index_alone():
 def test_the_pictures_stay():
     """A cat, a dog and a cat, as the means of their quarters: within one grey level."""
     for i, expected in enumerate([
-            [[[145, 117, 128], [109, 91, 105]], [[134, 113, 137], [142, 115, 127]]],
-            [[[154, 157, 141], [149, 174, 177]], [[188, 145, 138], [178, 138, 137]]],
-            [[[106, 80, 70], [80, 68, 61]], [[109, 91, 79], [110, 85, 82]]]]):
+            [[[86, 70, 83], [85, 72, 90]], [[71, 63, 71], [76, 71, 93]]],
+            [[[129, 153, 139], [106, 137, 150]], [[162, 156, 175], [133, 146, 124]]],
+            [[[131, 116, 112], [124, 118, 101]], [[126, 118, 120], [114, 120, 123]]]]):
         means = render(i, 96).reshape(2, 48, 2, 48, 3).mean((1, 3))
         assert np.abs(means - expected).max() <= 1
 
@@ -25,7 +25,7 @@ def test_the_pictures_stay():
 def test_the_same_picture_at_every_size():
     """Mean difference in grey levels of 255.
 
-    Measured on 20 images: at most 4.8 to itself, at least 23 to another. The rest comes from the
+    Measured on 20 images: at most 4.2 to itself, at least 31 to another. The rest comes from the
     grain, which 192 pixels interpolate between its 96 cells, and from line widths in whole pixels.
     """
     def error(i, j):

@@ -95,6 +95,14 @@ def test_zips_of_other_programs(tmp_path, change):
     assert load(images, 5, 8).shape == (8, 8, 3)
 
 
+def test_names_in_utf8_without_the_flag_are_read_as_utf8(tmp_path):
+    """As Macs write them: the same names as in a folder."""
+    data = zipped({f"{name}/{i}.jpg": JPEG for name in ("caf##", "tea") for i in range(2)})
+    (tmp_path / "x.zip").write_bytes(data.replace(b"caf##", "caf\u00e9".encode()))
+    images = find_images(tmp_path / "x.zip")
+    assert images.classes == ["caf\u00e9", "tea"] and len(load(images, 0, 8)) == 8
+
+
 @pytest.mark.parametrize("classes", [  # 0x5c is a backslash, but here a letter's second byte
     [b"\x95\x5c\x96\xca", b"\x95\x5c\x8e\x86", b"\x97\xa0\x96\xca"],
     [b"\xa5\x5c", b"\xb3\x5c", b"\xa5\x40"]], ids=["code page 932", "Big5"])
