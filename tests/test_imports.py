@@ -100,12 +100,18 @@ def test_kernels_work_without_triton():
     assert result.returncode == 0, result.stderr
 
 
-def test_installing_brings_no_package_called_kernels(monkeypatch):
-    """PyPI has another project of that name; ours is installed as mixer.kernels."""
+@pytest.fixture
+def options(monkeypatch):
+    """What setup.py says."""
     options = {}
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(setuptools, "setup", options.update)
     runpy.run_path(str(ROOT / "setup.py"))
+    return options
+
+
+def test_installing_brings_no_package_called_kernels(options):
+    """PyPI has another project of that name; ours is installed as mixer.kernels."""
     assert {name.split(".")[0] for name in options["packages"]} == {"mixer"}
     for folder in FOLDERS:
         name = "mixer.kernels" if folder == "kernels" else folder.replace("/", ".")
@@ -114,11 +120,7 @@ def test_installing_brings_no_package_called_kernels(monkeypatch):
     assert os.path.isfile(ROOT / options["package_dir"]["mixer.kernels"] / "__init__.py")
 
 
-def test_the_lowest_versions_are_those_that_setup_allows(monkeypatch):
-    options = {}
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(setuptools, "setup", options.update)
-    runpy.run_path(str(ROOT / "setup.py"))
+def test_the_lowest_versions_are_those_that_setup_allows(options):
     allowed = [*options["install_requires"], *options["extras_require"]["test"]]
     lowest = [line for line in (ROOT / "tests" / "lowest.txt").read_text().splitlines()
               if not line.startswith("#")]

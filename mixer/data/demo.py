@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw, ImageFilter
 from .images import ImageSet
 
 CLASSES = ["cat", "dog"]
-GRAIN = 96  # cells per side of the noise, so that an image is the same picture at every size
 LIGHT, DARK, PINK = (244, 240, 230), (30, 26, 28), (226, 128, 132)
 IRISES = [LIGHT, (214, 196, 84), (140, 196, 110), (130, 184, 220)]
 
@@ -105,7 +104,7 @@ def scene(rng):
         muzzle=blend(fur, LIGHT, rng.uniform(0, 0.9)), pink=blend(PINK, fur, rng.uniform(0, 0.4)),
         nose=DARK if light else PINK, iris=IRISES[rng.integers(4)], long=rng.uniform(0.85, 1.15),
         blur=rng.uniform(0, 0.008), gain=rng.uniform(0.7, 1.1), shift=rng.uniform(-25, 25),
-        grain=rng.normal(0, rng.uniform(2, 8), (GRAIN, GRAIN)).astype(np.float32))
+        grain=rng.uniform(2, 8))
 
 
 def cat(pen, a):
@@ -139,16 +138,15 @@ def dog(pen, a):
 def render(index: int, size: int) -> np.ndarray:
     """Image `index`, of class CLASSES[index % 2]: uint8 (size, size, 3), RGB.
 
-    A function of the index: the same picture at every size and in any order.
+    A function of the index: at every size the same picture, with other grain.
     """
     rng = np.random.default_rng([0, index])
     a = scene(rng)
     canvas = background(rng, 2 * size, *a.backdrop)
     (cat, dog)[index % 2](Pen(canvas, a.matrix, a.origin), a)
     blurred = canvas.reduce(2).filter(ImageFilter.BoxBlur(a.blur * size))
-    grain = np.asarray(Image.fromarray(a.grain).resize((size, size), Image.Resampling.BILINEAR))
-    x = np.asarray(blurred, dtype=np.float32)
-    x = (x - 128) * a.gain + (128 + a.shift) + grain[:, :, None]
+    x = (np.asarray(blurred, np.float32) - 128) * a.gain + (128 + a.shift)
+    x += rng.normal(0, a.grain, (size, size, 1))
     return x.clip(0, 255).astype(np.uint8)
 
 
