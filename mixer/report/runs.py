@@ -14,20 +14,18 @@ PLACES = {"rows", "data", "cache", "bad_images", "workers", "data_on_device", "d
 
 def describe(row: dict) -> str:
     """One line of the log, for people."""
-    validated, timed = row["val_acc"] is not None, row["images_per_s"] is not None
+    validated = row["val_acc"] is not None
     return (f"step {row['step']:>5,}"
             f" | train loss {row['train_loss']:.4f} acc {row['train_acc']:.3f}"
             + (f" | val loss {row['val_loss']:.4f} acc {row['val_acc']:.3f}" if validated else "")
-            + (f" | {row['images_per_s']:,.0f} images/s" if timed else "")
-            + f" | {row['memory_mib']:,.0f} MiB")
+            + f" | {row['images_per_s']:,.0f} images/s | {row['memory_mib']:,.0f} MiB")
 
 
 def summarise(name: str, config, state, *, steps: int, parameters: int, dtype: str, data: str,
               classes: list[str]) -> dict:
     """summary.json: the final numbers of one run, and what they were measured on."""
     last, best = state.rows[-1], state.best or {}
-    rates = [row["images_per_s"] for row in state.rows if row["images_per_s"]]
-    rate = statistics.median(rates) if rates else None
+    rate = statistics.median(row["images_per_s"] for row in state.rows)
     return {
         "name": name, "parameters": parameters, "steps": steps, "dtype": dtype, "data": data,
         "classes": classes,
@@ -37,7 +35,7 @@ def summarise(name: str, config, state, *, steps: int, parameters: int, dtype: s
                                       "memory_mib", "skipped", "flops")},
         "best_val_acc": best.get("val_acc"), "best_step": best.get("step"),
         "confusion": state.confusion, "images_per_s": rate,
-        f"seconds_per_{EPOCH_IMAGES}_images": EPOCH_IMAGES / rate if rate else None,
+        f"seconds_per_{EPOCH_IMAGES}_images": EPOCH_IMAGES / rate,
     }
 
 
@@ -56,15 +54,15 @@ class Run:
 def find_runs(out: Path) -> dict[str, list[Run]]:
     """{row name: its runs by seed} of the finished runs in the folders of `out`, in ROWS' order.
 
-    Folders with other names than train.py gives are passed over, and runs of a single step, which
-    has no images/s. The seconds are images over the median images/s of the run's lines: a pause, or
-    another job beside some of the lines, does not count.
+    Folders with other names than train.py gives are passed over. The seconds are images over the
+    median images/s of the run's lines: a pause, or another job beside some of the lines, does not
+    count.
     """
     found = {row.name: {} for row in ROWS}
     for path in sorted(out.glob("*/summary.json")):
         folder, summary = path.parent, json.loads(path.read_text())
         name, seed = summary["name"], summary["seed"]
-        if folder.name not in (name, seed_folder(name, seed)) or not summary["images_per_s"]:
+        if folder.name not in (name, seed_folder(name, seed)):
             continue
         log = [row for row in read_csv(folder / "log.csv") if row["step"] <= summary["steps"]]
         for row in log:  # an old log has other seconds, with what disturbed the run
