@@ -55,13 +55,14 @@ def test_the_front_page_is_one_screen():
 
 def test_the_first_block_sets_everything_up():
     answer, quick_start, *_ = code_blocks(FRONT, "sh")
-    first, second = quick_start.splitlines()
+    first, second, third = quick_start.splitlines()
     assert answer.strip() == first
     for command in (first, second):
         setup = "python3 -m venv .venv && . .venv/bin/activate && pip install -e "
         assert command.startswith(setup)
     assert first.endswith("&& python train.py --arch vit_cnn --patch 24")
     assert second.endswith('".[test]" && python -m pytest -q -n 2')
+    assert third == "python -m mixer.predict results/cats-and-dogs photo.jpg"
 
 
 @pytest.mark.parametrize("command", TRAIN)
@@ -160,7 +161,8 @@ def test_every_other_number_of_the_front_page_is_in_the_results():
     demo = re.search(r"final val accuracy (\S+) after (\S+) min", demo)
     known = {f"{run['train_acc']:.3f}", f"{run['val_acc']:.3f}", demo[1],
              f"{published_curves()['convmixer-p24'][-1][2]:.3f}",
-             f"{min(fused):.2f}", f"{max(fused):.2f}", "3.10"}  # 3.10: of Python
+             f"{min(fused):.2f}", f"{max(fused):.2f}", "3.10",  # 3.10: of Python
+             f"{results('cats-and-dogs/evaluation.json')['accuracy']:.3f}"}
     prose = re.sub(r"^\| .*? \| `--arch .*$", "", FRONT, flags=re.M)
     prose = re.sub(r"^```.*?^```$", "", prose, flags=re.M | re.S)
     study = {value for name in ("study-a", "rates") for value in re.findall(

@@ -2,10 +2,10 @@
 
 python results/mixing/compare.py MIXING PATCHES IMAGES
 
-MIXING and PATCHES are folders of `python -m mixer.predict RUN --evaluate --split val` of two runs with
-the same seed, so with the same validation images; IMAGES is where these are. Writes counts.md, and
-mixing.png: the images that only the first model gets right, those first that the second one is most
-sure of, then the reverse.
+MIXING and PATCHES are folders of `python -m mixer.predict RUN --evaluate --split val` of two runs
+with the same seed, so with the same validation images; IMAGES is where these are. Writes counts.md,
+and mixing.png: the images that only the first model gets right, those first that the second one is
+most sure of, then the reverse.
 """
 import csv
 import sys
