@@ -53,6 +53,8 @@ def sort_files(path: Path | str, files: Files) -> tuple[list[Picture], Counter]:
     """
     pictures, left_out, names = [], Counter(), sorted(files)
     stems = {os.path.splitext(name)[0] for name in names}
+
+    # each file: a picture, or left out; an empty folder may be a class
     for name, following in itertools.pairwise([*names, ""]):
         parts, (stem, ending) = tuple(name.split("/")), os.path.splitext(name)
         ending, mask = ending.lower(), MASK.fullmatch(stem)
@@ -65,6 +67,8 @@ def sort_files(path: Path | str, files: Files) -> tuple[list[Picture], Counter]:
             left_out["masks"] += 1
         elif ending in EXTENSIONS:
             pictures.append(Picture(name, parts, readable=True))
+
+    # what is there instead of images
     if not any(picture.readable for picture in pictures):
         zips = [printable(name) for name in names if name.lower().endswith(".zip")]
         hint = (f"for the zip in it, give its own path (unpacked): {zips[0]}" if zips else

@@ -57,6 +57,8 @@ def _list_folder(root):
             raise InputError(f"--data: {folder} links to a folder that was already found: "
                              "its images would count twice")
         seen.add(real)
+
+        # folders first, then files
         folders[:] = [name for name in folders if not SYSTEM.match(name)]
         base = Path(folder).relative_to(root)
         files |= {f"{(base / name).as_posix()}/": (0, 0) for name in folders}
