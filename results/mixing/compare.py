@@ -18,7 +18,7 @@ from mixer.data.images import find_images
 from mixer.report.pictures import draw_grid
 from mixer.report.tables import table
 
-HERE, SHOWN, COLUMNS = Path(__file__).parent, 12, 6
+HERE, SHOWN, COLUMNS = Path(__file__).parent, 6, 6
 
 
 def answers(folder):
