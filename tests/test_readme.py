@@ -19,8 +19,9 @@ from mixer.training.config import MODEL_OPTIONS, read_config
 from tests.helpers.tables import cells
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "CONTRIBUTING.md", *(path for path in sorted(ROOT.glob("**/README.md"))
-                                     if ".venv" not in path.parts and "runs" not in path.parts)]
+PAGES = [ROOT / "CONTRIBUTING.md", *(
+    path for path in sorted(ROOT.glob("**/README.md"))
+    if not {".venv", "runs"} & set(path.relative_to(ROOT).parts))]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PAGES}
 FRONT = TEXTS["README.md"]
 ALL = "\n".join(TEXTS.values())
