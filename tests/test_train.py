@@ -158,10 +158,14 @@ def test_several_seeds_of_one_model_resume_and_are_reported_again(train, picture
         report.main([str(out / "convmixer-p8-d1")])
 
 
-def test_a_batch_is_not_larger_than_the_training_set(train, pictures, tmp_path):
-    result = train(*TINY, "--data", pictures, "--out", tmp_path / "run", "--batch-size", 37)
-    assert result.returncode == 2
-    assert "--batch-size 37: there are 36 training images" in result.stderr
+@pytest.mark.parametrize("arguments, message", [
+    (["--batch-size", "37"], "--batch-size 37: there are 36 training images"),
+    (["--device", "cuda:7"], "--device cuda:7: no such device"),
+    (["--resume", "nowhere.pt"], "nowhere.pt is not a readable checkpoint"),
+])
+def test_what_only_the_machine_or_the_data_can_tell(train, pictures, tmp_path, arguments, message):
+    result = train(*TINY, "--data", pictures, "--steps", 1, "--out", tmp_path / "run", *arguments)
+    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_kernels_are_chosen_named_and_interchangeable(pictures, tmp_path, capsys):

@@ -87,6 +87,20 @@ def test_the_kernels_table_of_what_failed():
     assert cells(text, "timm")[1][2] == "out of memory"
 
 
+def test_several_image_sizes_of_a_row_stand_together():
+    sizes = {**CONFIG, "image_size": [192, 288]}
+    models = [{"row": title, **MODEL, "image_size": side} for side in (192, 288)
+              for title in ("ViT 16 CNN", "ResNet-18")]
+    models[-1] = {"row": "ResNet-18", "batch_size": 250, "image_size": 288, "failed": OUT}
+    peers = [{**row, "candidate": "ours"} for row in models]
+    text = measured_text({"environment": GPU, "config": sizes, "models": models, "peers": peers})
+    assert "image_size [192, 288]" in " ".join(text.split())
+    lines = cells(text)
+    assert [line[0] for line in lines if "px" in line[0]] == 3 * [
+        "ViT 16 CNN, 192 px", "ViT 16 CNN, 288 px", "ResNet-18, 192 px", "ResNet-18, 288 px"]
+    assert "row ResNet-18; batch_size 250; image_size 288; failed out of memory" in text
+
+
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_committed_tables_are_those_of_their_json(path):
     assert path.with_suffix(".md").read_text() == measured_text(json.loads(path.read_text()))

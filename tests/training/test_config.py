@@ -19,6 +19,7 @@ from mixer.training.config import (
     (["--arch", "all", "--patch", "24"], "--patch: only with one --arch"),
     (["--arch", "all", "--rows", "resnet"], "--rows resnet: choose from resnet18, "),
     (["--rows", "resnet18"], "--rows needs --arch all"),
+    (["--seeds", "0,one"], "--seeds invalid literal for int() with base 10: 'one'"),
     (["--seeds", "1,2", "--seed", "0"], "--seed and --seeds exclude each other"),
     (["--seeds", "1,2", "--resume", "last.pt"], "--resume must be auto"),
     (["--arch", "convmixer", "--qkv-bias"], "convmixer has no qkv_bias"),
@@ -26,9 +27,13 @@ from mixer.training.config import (
     (["--dim", "100"], "dim 100 does not divide into 8 heads"),
     (["--steps", "0"], "--steps must be in [1, inf), not 0"),
     (["--lr", "inf"], "--lr must be in (0, inf), not inf"),
+    (["--lr", "0"], "--lr must be in (0, inf), not 0"),
     (["--clip-grad", "0"], "--clip-grad must be in (0, inf), not 0"),
+    (["--depth", "0"], "--depth must be in [1, inf), not 0"),
     (["--val-fraction", "1"], "--val-fraction must be in [0, 1), not 1"),
+    (["--data", ""], "--data is empty"),
     (["--resume", "auto"], "--resume auto needs --out"),
+    (["--step", "3"], "unknown argument --step; did you mean --steps?"),
 ])
 def test_wrong_arguments(arguments, message):
     with pytest.raises(InputError) as e:
