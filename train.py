@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 
 from kernels import fuse
-from mixer.data.batches import Subset, fits_on, split
-from mixer.data.cache import decode_to_cache, drop_damaged
+from mixer.data.batches import load_data
 from mixer.data.demo import drawn_images
-from mixer.data.images import describe, digest, find_images
+from mixer.data.images import describe, find_images
 from mixer.experiments import row_name, seed_folder
 from mixer.models import create_model
 from mixer.report.figures import draw_curves
@@ -30,9 +29,14 @@ from mixer.runtime.cli import run
 from mixer.runtime.device import dtype_name, environment, pick_amp, pick_device
 from mixer.runtime.distributed import process_group, rank_and_size
 from mixer.runtime.errors import InputError, printable
-from mixer.runtime.files import locked, writable_folder, write_json
-from mixer.training.checkpoint import checkpoint_to_resume, init_from_checkpoint, run_identity
-from mixer.training.config import differences, has_several_runs, read_config
+from mixer.runtime.files import claimed_folder, write_json
+from mixer.training.checkpoint import (
+    checkpoint_to_resume,
+    describe_model,
+    init_from_checkpoint,
+    run_identity,
+)
+from mixer.training.config import read_config
 from mixer.training.recipe import predict
 from mixer.training.several import train_all
 from mixer.training.trainer import Trainer
@@ -40,9 +44,8 @@ from mixer.training.trainer import Trainer
 
 def main(argv):
     # the options
-    config = read_config(argv, __doc__)
-    words = ", ".join(f"{name} {value}" for name, value in differences(config).items())
-    print(textwrap.fill(printable(f"config: {words or 'the defaults'}"), 100))
+    config, runs = read_config(argv, __doc__)
+    print(textwrap.fill(printable(f"config: {config}"), 100))
     name = row_name(config.arch, config.patch, config.depth)
     out = Path(config.out or f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
 
@@ -52,49 +55,36 @@ def main(argv):
     print(f"device: {device}, dtype: {dtype_name(amp)}", flush=True)
 
     # several runs, or one
-    if has_several_runs(config):
-        rank, _ = rank_and_size()
-        with claimed_folder(out, config.resume, rank):
-            train_all([sys.executable, __file__], config, out, rank)
-    else:
-        with (process_group(device, seed_folder(name, config.seed)) as world,
-              claimed_folder(out, config.resume, world.rank)):
-            train_one(config, name, out, device, amp, world)
-
-
-@contextlib.contextmanager
-def claimed_folder(out, resume, rank):
-    """Inside, rank 0 holds the folder of the results, which it makes, checks and locks."""
-    def busy():
-        raise InputError(f"--out: another process is training in {out}")
-    if rank:
-        yield
-        return
-    with locked(writable_folder(out, "--out") / ".lock", busy):
-        if (out / "config.json").exists() and resume != "auto":
-            raise InputError(f"--out: {out} holds another run; add --resume auto to go on with it, "
-                             "or choose another --out")
-        yield
+    rank, _ = rank_and_size()
+    with claimed_folder(out, config.resume, rank):
+        if not runs:
+            with process_group(device, seed_folder(name, config.seed)) as world:
+                train_one(config, name, out, device, amp, world)
+            return
+        if rank == 0:
+            write_json(out / "config.json", vars(config))
+        train_all([sys.executable, __file__], runs, out, rank)
 
 
 def train_one(config, name, out, device, amp, world):
     """Train one model, from images to summary.json."""
     start = time.perf_counter()
 
-    # the images, and the checkpoint that this run goes on from
+    # the images
     images = drawn_images() if config.data is None else find_images(config.data)
     if config.val_fraction is None:
         config = replace(config, val_fraction=0.1)
     elif "val" in images.splits:
         raise InputError(f"--val-fraction: {images.path} comes with a validation set; leave it out")
     train_set, val_set, splits, contents = load_data(config, images, out, device, world)
-    identity = run_identity(config, images.run_key, contents)
-    checkpoint = checkpoint_to_resume(config.resume, out, identity, world)
 
-    # the model
+    # the model, and the checkpoint that it goes on from
     torch.manual_seed(config.seed)
     model = create_model(config.arch, image_size=config.image_size,
                          num_classes=len(images.classes), **config.model_options).to(device)
+    description = describe_model(config, images.classes)
+    identity = run_identity(config, images.run_key, contents)
+    checkpoint = checkpoint_to_resume(config.resume, out, identity, world)
     if checkpoint and config.init_from:
         print("--init-from ignored: resuming from the checkpoint")
     elif config.init_from and world.rank == 0:  # the other ranks take its weights over
@@ -108,7 +98,7 @@ def train_one(config, name, out, device, amp, world):
 
     # where it starts
     trainer = Trainer(model, train_set, val_set, config, out, device=device, amp=amp,
-                      classes=images.classes, identity=identity, world=world)
+                      description=description, identity=identity, world=world)
     if checkpoint:
         trainer.resume(checkpoint)
         print(f"resumed at step {trainer.state.step:,}")
@@ -129,36 +119,6 @@ def train_one(config, name, out, device, amp, world):
     trainer.fit()
     if world.rank == 0:
         write_results(trainer, name, images, parameters, (time.perf_counter() - start) / 60)
-
-
-def load_data(config, images, out, device, world):
-    """Decode the images: (training Subset, validation Subset, the contents of split.json, a digest
-    of the files' bytes)."""
-    print(describe(images), flush=True)
-    array, faults, digests = decode_to_cache(images, config.image_size, config.cache)
-    report = out / "bad_images.csv" if world.rank == 0 else None
-    if report:
-        report.unlink(missing_ok=True)
-    indices = drop_damaged(images, faults, config.bad_images, report)
-    train, val = split(images, indices, digests, config.val_fraction, config.seed)
-    splits = {"seed": config.seed, "val_fraction": config.val_fraction, "classes": images.classes,
-              "train": [images.names[i] for i in train], "val": [images.names[i] for i in val]}
-
-    # the same images on all machines
-    contents = digest(digests)
-    if world.broadcast(key := digest([splits, contents])) != key:
-        raise InputError(f"--data: rank {world.rank} finds other images in {images.path} "
-                         "than rank 0")
-
-    # on the device if they fit
-    tensor, labels = torch.from_numpy(array), torch.tensor(images.labels)
-    if fits_on(device, tensor.nbytes):
-        tensor, labels = tensor.to(device), labels.to(device)
-    print(f"{len(train):,} training and {len(val):,} validation images", flush=True)
-    if not world.size <= config.batch_size <= len(train):
-        raise InputError(f"--batch-size {config.batch_size}: there are {len(train):,} training "
-                         f"images and {world.size} processes, each of which needs one of a batch")
-    return Subset(tensor, labels, train), Subset(tensor, labels, val), splits, contents
 
 
 def write_results(trainer, name, images, parameters, minutes):

@@ -147,7 +147,7 @@ def test_the_front_table_is_that_of_the_results():
     table = re.findall(r"^\| (.*?) \| `(--arch .*?)` \| (.*?) \|$", FRONT, flags=re.M)
     assert [title for title, *_ in table] == [row.title for row in ROWS]
     for title, arguments, row in table:
-        config = read_config([*arguments.split(), "--data", "x"], "")
+        config, _ = read_config([*arguments.split(), "--data", "x"], "")
         options = {name: getattr(config, name) for name in MODEL_OPTIONS}
         model = create_model(config.arch, **options)
         assert row.split(" | ") == [

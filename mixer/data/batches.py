@@ -1,4 +1,4 @@
-"""Which images, in which order: the split, a subset, and the batches of training.
+"""Which images, in which order: those that decode, the split, the batches of training.
 
 Everything random is a function of (seed, epoch, sample), not of workers, batches or restarts.
 """
@@ -6,13 +6,90 @@ import functools
 import hashlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..runtime.distributed import World
 from ..runtime.errors import InputError, listed, printable
+from ..runtime.files import write_csv
 from .augment import augmentations, to_device
-from .images import ImageSet
+from .cache import decode_to_cache
+from .images import ImageSet, describe, digest
+
+
+@dataclass
+class Subset:
+    """The training or the validation images: `indices` (M,) into all images and labels."""
+
+    images: torch.Tensor   # uint8 (N, S, S, 3)
+    labels: torch.Tensor   # int64 (N,)
+    indices: np.ndarray
+
+    def __len__(self):
+        return len(self.indices)
+
+    def batch(self, positions: np.ndarray,
+              device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions in this subset (B,) -> uint8 (B, S, S, 3) and int64 (B,), on `device`."""
+        indices = torch.from_numpy(self.indices[positions])
+        indices = indices.to(self.images.device, non_blocking=True)
+        images = self.images.index_select(0, indices)  # six times as fast as [] on a CPU
+        return to_device(images, device), to_device(self.labels[indices], device)
+
+
+def load_data(config, images: ImageSet, out: Path, device: torch.device,
+              world: World) -> tuple[Subset, Subset, dict, str]:
+    """The training and the validation images, decoded; the contents of split.json; a digest of the
+    files' bytes. config: train.py's. Raises InputError where they cannot be used.
+    """
+    # the images that decode, divided
+    print(describe(images), flush=True)
+    array, faults, digests = decode_to_cache(images, config.image_size, config.cache)
+    report = out / "bad_images.csv" if world.rank == 0 else None
+    if report:
+        report.unlink(missing_ok=True)
+    indices = drop_damaged(images, faults, config.bad_images, report)
+    train, val = split(images, indices, digests, config.val_fraction, config.seed)
+    print(f"{len(train):,} training and {len(val):,} validation images", flush=True)
+    if not world.size <= config.batch_size <= len(train):
+        raise InputError(f"--batch-size {config.batch_size}: there are {len(train):,} training "
+                         f"images and {world.size} processes, each of which needs one of a batch")
+
+    # on the device if they fit
+    tensor, labels = torch.from_numpy(array), torch.tensor(images.labels)
+    if fits_on(device, tensor.nbytes):
+        tensor, labels = tensor.to(device), labels.to(device)
+
+    # the same images on all machines
+    splits = {"seed": config.seed, "val_fraction": config.val_fraction, "classes": images.classes,
+              "train": [images.names[i] for i in train], "val": [images.names[i] for i in val]}
+    contents = digest(digests)
+    if world.broadcast(key := digest([splits, contents])) != key:
+        raise InputError(f"--data: rank {world.rank} finds other images in {images.path} "
+                         "than rank 0")
+    return Subset(tensor, labels, train), Subset(tensor, labels, val), splits, contents
+
+
+def drop_damaged(images: ImageSet, faults: dict[int, str], policy: str,
+                 report: Path | str | None) -> np.ndarray:
+    """Indices of the images that decode, int64. Writes the others to the csv file `report`, if any.
+
+    policy "report": raises InputError if any image is damaged; "skip": prints which are skipped.
+    """
+    if not faults:
+        return np.arange(len(images))
+    if report:
+        write_csv(report, [{"image": images.files[index], "fault": fault}
+                           for index, fault in faults.items()])
+    count = f"{len(faults):,} of {len(images):,} images"
+    details = listed((f"{images.files[index]} ({fault})" for index, fault in faults.items()), 8)
+    if policy == "report":
+        raise InputError(f"--data: {count} do not decode: {details}. All are listed in {report}; "
+                         "repair or remove them, or skip them with --bad-images skip")
+    print(f"skipped {count} that do not decode: {details}; all are listed in {report}", flush=True)
+    return np.setdiff1d(np.arange(len(images)), list(faults))
 
 
 def split(images: ImageSet, indices: np.ndarray, digests: list[str | None], val_fraction: float,
@@ -77,26 +154,6 @@ def _held_out(images, groups, val_fraction, seed):
 def fits_on(device: torch.device, size: int) -> bool:
     """Whether to keep `size` bytes of images on a GPU: in half of its free memory."""
     return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2
-
-
-@dataclass
-class Subset:
-    """The training or the validation images: `indices` (M,) into all images and labels."""
-
-    images: torch.Tensor   # uint8 (N, S, S, 3)
-    labels: torch.Tensor   # int64 (N,)
-    indices: np.ndarray
-
-    def __len__(self):
-        return len(self.indices)
-
-    def batch(self, positions: np.ndarray,
-              device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions in this subset (B,) -> uint8 (B, S, S, 3) and int64 (B,), on `device`."""
-        indices = torch.from_numpy(self.indices[positions])
-        indices = indices.to(self.images.device, non_blocking=True)
-        images = self.images.index_select(0, indices)  # six times as fast as [] on a CPU
-        return to_device(images, device), to_device(self.labels[indices], device)
 
 
 @functools.lru_cache(maxsize=2)

@@ -11,8 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..runtime.device import cores
-from ..runtime.errors import InputError, listed
-from ..runtime.files import locked, save_atomically, writable_folder, write_csv
+from ..runtime.files import locked, save_atomically, writable_folder
 from .decoding import DECODING
 from .images import ImageSet, digest
 
@@ -84,23 +83,3 @@ def _decode_all(images, shape, key, path):
         faults = {index: fault for index, fault in enumerate(faults) if fault}
         file.seek(math.prod(shape))
         file.write(json.dumps([key, faults, digests]).encode())
-
-
-def drop_damaged(images: ImageSet, faults: dict[int, str], policy: str,
-                 report: Path | str | None) -> np.ndarray:
-    """Indices of the images that decode, int64. Writes the others to the csv file `report`, if any.
-
-    policy "report": raises InputError if any image is damaged; "skip": prints which are skipped.
-    """
-    if not faults:
-        return np.arange(len(images))
-    if report:
-        write_csv(report, [{"image": images.files[index], "fault": fault}
-                           for index, fault in faults.items()])
-    count = f"{len(faults):,} of {len(images):,} images"
-    details = listed((f"{images.files[index]} ({fault})" for index, fault in faults.items()), 8)
-    if policy == "report":
-        raise InputError(f"--data: {count} do not decode: {details}. All are listed in {report}; "
-                         "repair or remove them, or skip them with --bad-images skip")
-    print(f"skipped {count} that do not decode: {details}; all are listed in {report}", flush=True)
-    return np.setdiff1d(np.arange(len(images)), list(faults))

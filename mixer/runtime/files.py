@@ -79,3 +79,18 @@ def locked(path: Path | str, when_busy: Callable[[], object]) -> Iterator[None]:
             when_busy()
             fcntl.lockf(f, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def claimed_folder(out: Path, resume: str | None, rank: int) -> Iterator[None]:
+    """Inside, rank 0 holds the folder of a run, which it makes, checks and locks."""
+    def busy():
+        raise InputError(f"--out: another process is training in {out}")
+    if rank:
+        yield
+        return
+    with locked(writable_folder(out, "--out") / ".lock", busy):
+        if (out / "config.json").exists() and resume != "auto":
+            raise InputError(f"--out: {out} holds another run; add --resume auto to go on with it, "
+                             "or choose another --out")
+        yield

@@ -65,25 +65,34 @@ class Config:
         """Those of create_model. None: the model has no such option, or takes its default."""
         return {name: getattr(self, name) for name in MODEL_OPTIONS}
 
+    def __str__(self):
+        """The options that differ from the defaults, those of the model included."""
+        usual = vars(Config()) | (MODELS[self.arch].defaults if self.arch in MODELS else {})
+        return ", ".join(f"{name} {value}" for name, value in vars(self).items()
+                         if value != usual[name])
+
 
 # the defaults of a run without --data
 DEMO = dict(image_size=96, batch_size=16, steps=450, lr=2e-4, schedule="cosine", warmup=40,
             clip_grad=1.0)
 
 
-def read_config(argv: list[str], description: str) -> Config:
-    """argv -> Config, checked, with the model's defaults. Raises InputError."""
+def read_config(argv: list[str], description: str) -> tuple[Config, list[tuple]]:
+    """argv -> Config, checked, with the model's defaults; and its `several_runs`, [] if it is one.
+
+    Raises InputError.
+    """
     values = parse(Config, argv, description)
     config = Config(**{**({} if "data" in values else DEMO), **values})
 
     # options that do not go together
-    several_runs(config)  # raises InputError
+    several = config.arch == "all" or config.seeds is not None
     given = [flag(name) for name in ("init_from", *MODEL_OPTIONS) if name in values]
     for wrong, problem in (
             ("seed" in values and "seeds" in values, "--seed and --seeds exclude each other"),
             (config.resume == "auto" and config.out is None,
              "--resume auto needs --out, the folder of the run"),
-            (has_several_runs(config) and config.resume not in (None, "auto"),
+            (several and config.resume not in (None, "auto"),
              "--resume must be auto where there are several runs"),
             (config.rows and config.arch != "all", "--rows needs --arch all"),
             (given and config.arch == "all", f"{', '.join(given)}: only with one --arch")):
@@ -91,21 +100,18 @@ def read_config(argv: list[str], description: str) -> Config:
             raise InputError(problem)
 
     # those of the model
-    if config.arch == "all":
-        return config
-    try:
-        return replace(config, **model_options(config.arch, config.image_size,
-                                               **config.model_options))
-    except ValueError as e:
-        raise InputError(str(e)) from None
+    if config.arch != "all":
+        try:
+            config = replace(config, **model_options(config.arch, config.image_size,
+                                                     **config.model_options))
+        except ValueError as e:
+            raise InputError(str(e)) from None
+    return config, several_runs(config) if several else []
 
 
-def has_several_runs(config: Config) -> bool:
-    return config.arch == "all" or config.seeds is not None
-
-
-def several_runs(config: Config) -> list[tuple[str, str, dict]]:
-    """The runs of `--arch all` or `--seeds`, seed by seed: title, folder in --out, changed options.
+def several_runs(config: Config) -> list[tuple[str, str, list[str]]]:
+    """The runs of `--arch all` or `--seeds`, seed by seed: title, folder in --out, command line
+    without --out and --resume. Raises InputError.
 
     A single seed given by --seed changes no folder. The folders of --seeds depend on row and seed
     alone, so that a later call with more seeds goes on with them.
@@ -115,17 +121,13 @@ def several_runs(config: Config) -> list[tuple[str, str, dict]]:
     if config.arch == "all":
         runs = [(row.title, row.name, {"arch": row.arch, **row.options})
                 for row in parse_names("rows", config.rows, BY_NAME)]
-    if config.seeds is None:
-        return runs
-    return [(f"{title}, seed {seed}", seed_folder(name, seed), {**options, "seed": seed})
-            for seed in whole_numbers("seeds", config.seeds, least=0)
-            for title, name, options in runs]
-
-
-def differences(config: Config) -> dict:
-    """The options that differ from the defaults, those of the model included."""
-    usual = vars(Config()) | (MODELS[config.arch].defaults if config.arch in MODELS else {})
-    return {name: value for name, value in vars(config).items() if value != usual[name]}
+    if config.seeds is not None:
+        runs = [(f"{title}, seed {seed}", seed_folder(name, seed), {**options, "seed": seed})
+                for seed in whole_numbers("seeds", config.seeds, least=0)
+                for title, name, options in runs]
+    shared = dict.fromkeys(["rows", "seeds", "out", "resume"])
+    return [(title, folder, as_arguments(config, **shared, **options))
+            for title, folder, options in runs]
 
 
 def as_arguments(config: Config, **changes) -> list[str]:

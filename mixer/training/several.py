@@ -4,26 +4,22 @@ from pathlib import Path
 
 from ..report.comparison import write_comparison
 from ..runtime.errors import Interrupted, printable
-from ..runtime.files import write_json
 from ..runtime.processes import Stop
-from .config import Config, as_arguments, several_runs
 
 
-def train_all(command: list[str], config: Config, out: Path, rank: int) -> None:
-    """Start `command`, that of train.py, for each run. Raises Interrupted when a signal came, and
-    RuntimeError if a run failed, after the others and the tables.
+def train_all(command: list[str], runs: list[tuple[str, str, list[str]]], out: Path,
+              rank: int) -> None:
+    """Start `command`, that of train.py, for each of `several_runs`, which go to folders in `out`.
+
+    Raises Interrupted when a signal came, and RuntimeError if a run failed, after the others and
+    the tables.
     """
-    if rank == 0:
-        write_json(out / "config.json", vars(config))
-
     # the runs, until a signal comes
-    runs, done, failed = several_runs(config), 0, {}
+    done, failed = 0, {}
     with Stop() as stop:
-        for title, folder, options in runs:
+        for title, folder, arguments in runs:
             print(f"\n{title}", flush=True)
-            options = {**options, "rows": None, "seeds": None, "out": out / folder,
-                       "resume": "auto"}
-            code = stop.run([*command, *as_arguments(config, **options)])
+            code = stop.run([*command, *arguments, f"--out={out / folder}", "--resume=auto"])
             if stop.signum:
                 break
             if code:

@@ -20,7 +20,7 @@ from ..runtime.distributed import World
 from ..runtime.errors import Diverged, Interrupted
 from ..runtime.files import write_csv
 from ..runtime.processes import Stop
-from .checkpoint import describe_model, save_checkpoint
+from .checkpoint import save_checkpoint
 from .config import Config
 from .recipe import applied_steps, evaluate, learning_rate, make_optimizer, train_step
 
@@ -45,18 +45,18 @@ class State:
 class Trainer:
     """Train `model` on one Subset, validate on another, write log.csv, last.pt, best.pt to `out`.
 
-    amp: the autocast dtype. identity: of the run, saved with its checkpoints (see checkpoint.py).
+    amp: the autocast dtype. description, identity: of the model and of the run, for its checkpoints
+    (see checkpoint.py).
     Each rank of `world` takes a slice of each batch. All have the same state but for the two sums,
     and only rank 0 writes.
     """
 
     def __init__(self, model: nn.Module, train_set: Subset, val_set: Subset, config: Config,
-                 out: Path, *, device: torch.device, amp: torch.dtype | None, classes: list[str],
+                 out: Path, *, device: torch.device, amp: torch.dtype | None, description: dict,
                  identity: dict, world: World):
         self.model, self.train_set, self.val_set = model, train_set, val_set
-        self.config, self.out, self.identity = config, out, identity
-        self.device, self.amp, self.classes, self.world = device, amp, classes, world
-        self.description = describe_model(config, classes)
+        self.config, self.out, self.device, self.amp = config, out, device, amp
+        self.description, self.identity, self.world = description, identity, world
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
         self.state = State(step=0, rows=[], best=None, confusion=None,
@@ -75,12 +75,10 @@ class Trainer:
         sums = {name: checkpoint["state"][name].to(self.device) * (self.world.rank == 0)
                 for name in ("loss", "correct")}  # the saved ones are of all ranks
         self.state = State(**{**checkpoint["state"], **sums})
+        self.write_log()  # kill -9 may have come before it
 
     def fit(self) -> State:
         """Train until `steps`. Raises Diverged, and Interrupted when a signal came."""
-        if self.state.rows and self.world.rank == 0:
-            write_csv(self.out / "log.csv", self.state.rows)  # kill -9 may have come before it
-
         # here and not in __init__: both start from what `resume` loaded
         if self.config.compile:
             self.model.compile()
@@ -165,7 +163,7 @@ class Trainer:
             self.world.broadcast_buffers(self.model)
             val_loss, val_acc, self.state.confusion = evaluate(
                 self.model, self.val_set, config.batch_size, self.device,
-                classes=len(self.classes), amp=self.amp, world=self.world)
+                classes=len(self.description["classes"]), amp=self.amp, world=self.world)
 
         # images that are kept on the GPU are not counted
         images = self.train_set.images
@@ -213,6 +211,9 @@ class Trainer:
         self.save("last.pt", {
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "state": vars(self.state)})
+        self.write_log()
+
+    def write_log(self) -> None:
         if self.world.rank == 0:
             write_csv(self.out / "log.csv", self.state.rows)
 

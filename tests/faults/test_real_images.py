@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from mixer.data.cache import decode_to_cache, drop_damaged
+from mixer.data.batches import drop_damaged
+from mixer.data.cache import decode_to_cache
 from mixer.data.images import find_images
 from tests.helpers.pictures import load
 

@@ -4,6 +4,7 @@ import torch
 
 from mixer.data.batches import Subset
 from mixer.runtime.distributed import World
+from mixer.training.checkpoint import describe_model
 from mixer.training.config import Config
 from mixer.training.trainer import Trainer
 from tests.helpers.networks import tiny_convmixer
@@ -23,8 +24,8 @@ def subsets(count=40):
     return Subset(images, labels, indices[:-10]), Subset(images, labels, indices[-10:])
 
 
-def trainer(out, config=SMALL, amp=None):
+def trainer(out, config=SMALL, amp=None, model=None):
     torch.manual_seed(config.seed)
-    return Trainer(tiny_convmixer(), *subsets(), config, out, device=torch.device("cpu"), amp=amp,
-                   classes=["cat", "dog"], identity={"init_from": None, "lr": config.lr},
-                   world=World())
+    return Trainer(model or tiny_convmixer(), *subsets(), config, out, device=torch.device("cpu"),
+                   amp=amp, description=describe_model(config, ["cat", "dog"]),
+                   identity=vars(config), world=World())

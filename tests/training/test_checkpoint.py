@@ -20,10 +20,9 @@ from mixer.training.checkpoint import (
     save_checkpoint,
 )
 from mixer.training.config import Config
-from mixer.training.trainer import Trainer
 from tests.helpers.networks import IMAGE_SIZE, TINY
 from tests.helpers.pictures import encoded
-from tests.helpers.training import SMALL, subsets, trainer
+from tests.helpers.training import SMALL, trainer
 
 OPTIONS = {"convmixer": {**TINY, "kernel_size": 3, "act": "relu"},
            "vit_linear": {**TINY, "heads": 4, "qkv_bias": True, "norm_eps": 1e-6},
@@ -35,8 +34,7 @@ CONFIGS = {name: replace(SMALL, arch=name, steps=2, log_every=2, **options)
 def run(out, name):
     """A run of two steps, which leaves best.pt and last.pt in `out`. Returns its model."""
     model = create_model(name, image_size=IMAGE_SIZE, **OPTIONS[name])
-    Trainer(model, *subsets(), CONFIGS[name], out, device=torch.device("cpu"),
-            amp=None, classes=["cat", "dog"], identity=vars(CONFIGS[name]), world=World()).fit()
+    trainer(out, CONFIGS[name], model=model).fit()
     return model.eval()
 
 

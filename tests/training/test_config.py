@@ -2,14 +2,7 @@ import pytest
 
 from mixer.experiments import ROWS
 from mixer.runtime.errors import InputError
-from mixer.training.config import (
-    DEMO,
-    as_arguments,
-    differences,
-    has_several_runs,
-    read_config,
-    several_runs,
-)
+from mixer.training.config import DEMO, as_arguments, read_config
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -41,27 +34,30 @@ def test_wrong_arguments(arguments, message):
     assert message in str(e.value)
 
 
+def config_of(*argv):
+    return read_config(argv, "")[0]
+
+
 def test_the_demo_takes_its_own_settings_and_the_command_line_comes_first():
-    assert {key: getattr(read_config([], ""), key) for key in DEMO} == DEMO
-    assert read_config(["--steps", "7"], "").steps == 7
-    config = read_config(["--data", "x"], "")
+    assert {key: getattr(config_of(), key) for key in DEMO} == DEMO
+    assert config_of("--steps", "7").steps == 7
+    config = config_of("--data", "x")
     assert (config.batch_size, config.steps, config.lr, config.image_size) == (250, 5000, 1e-4, 192)
     assert (config.patch, config.dim, config.depth, config.heads) == (24, 512, 4, 8)
     assert config.kernel_size is None
 
 
 def test_what_differs_from_the_defaults():
-    assert differences(read_config([], "")) == DEMO
-    for argv in (["--data", "x"], ["--data", "x", "--arch", "convmixer", "--patch", "16"]):
-        config = read_config(argv, "")
-        assert differences(config) == {name: value for name, value in (
-            ("arch", "convmixer"), ("patch", 16), ("data", "x")) if str(value) in argv}
-    assert differences(read_config(["--arch", "all", "--data", "x"], "")) == {
-        "arch": "all", "data": "x"}
+    assert sorted(str(config_of()).split(", ")) == sorted(f"{k} {v}" for k, v in DEMO.items())
+    assert str(config_of("--data", "x")) == "data x"
+    argv = "--data", "x", "--arch", "convmixer", "--patch", "16"
+    assert str(config_of(*argv)) == "arch convmixer, patch 16, data x"
+    assert str(config_of("--arch", "all", "--data", "x")) == "arch all, data x"
 
 
 def planned(*argv):
-    return several_runs(read_config(["--data", "x", *argv], ""))
+    _, runs = read_config(["--data", "x", *argv], "")
+    return [(title, folder, config_of(*arguments)) for title, folder, arguments in runs]
 
 
 def test_runs_are_planned_seed_by_seed():
@@ -70,38 +66,39 @@ def test_runs_are_planned_seed_by_seed():
         ("ConvMixer 16/8, seed 0", "convmixer-p16-d8"), ("ResNet-18, seed 0", "resnet18"),
         ("ConvMixer 16/8, seed 3", "convmixer-p16-d8-seed3"),
         ("ResNet-18, seed 3", "resnet18-seed3")]
-    assert runs[2][2] == {"arch": "convmixer", "patch": 16, "depth": 8, "seed": 3}
+    config = runs[2][2]
+    assert (config.arch, config.patch, config.depth, config.seed) == ("convmixer", 16, 8, 3)
+    assert (config.rows, config.seeds, config.data) == (None, None, "x")
 
 
 def test_the_nine_rows_of_one_seed_keep_their_folders():
     for argv in ((), ("--seed", "5")):
         runs = planned("--arch", "all", *argv)
         assert [folder for _, folder, _ in runs] == [row.name for row in ROWS]
-        assert not any("seed" in changes for _, _, changes in runs)
+        assert {config.seed for _, _, config in runs} == {5 if argv else 0}
 
 
 def test_one_model_with_several_seeds_keeps_its_options():
-    config = read_config(["--data", "x", "--arch", "convmixer", "--dim", "8", "--seeds", "1,0,1"],
-                         "")
-    runs = several_runs(config)
+    runs = planned("--arch", "convmixer", "--dim", "8", "--seeds", "1,0,1")
     assert [folder for _, folder, _ in runs] == ["convmixer-p24-seed1", "convmixer-p24"]
-    one = read_config(as_arguments(config, **runs[0][2], seeds=None), "")
-    assert (one.seed, one.seeds, one.dim) == (1, None, 8) and not has_several_runs(one)
+    one = runs[0][2]
+    assert (one.seed, one.seeds, one.dim) == (1, None, 8)
+    assert read_config(as_arguments(one), "") == (one, [])  # a single run
 
 
 def test_as_arguments_gives_the_same_config_back():
     for argv in (["--data", "x", "--compile", "--clip-grad", "1"],
                  ["--arch", "convmixer", "--patch", "8", "--act", "relu"],
                  ["--arch", "vit_cnn", "--qkv-bias", "--norm-eps", "1e-6"]):
-        config = read_config(argv, "")
+        config = config_of(*argv)
         arguments = as_arguments(config) + (["--data", "x"] if config.data is None else [])
-        again = read_config(arguments, "")
+        again = config_of(*arguments)
         assert {**vars(again), "data": config.data} == vars(config)
 
 
 @pytest.mark.parametrize("text", ["-dall", "--data", "-", "--steps=3", "a b", "it's", 'a"b', "a\nb",
                                   "é", "\udcff", "end/", "=", "a=b", "$HOME", "*", "@file", " "])
 def test_odd_words_reach_the_nine_rows_as_they_are(text):
-    config = read_config([f"--{name}={text}" for name in ("data", "out", "cache", "resume")], "")
-    again = read_config(as_arguments(config), "")
+    config = config_of(*(f"--{name}={text}" for name in ("data", "out", "cache", "resume")))
+    again = config_of(*as_arguments(config))
     assert again == config and again.out == text
