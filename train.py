@@ -29,7 +29,7 @@ from mixer.runtime.cli import run
 from mixer.runtime.device import dtype_name, environment, pick_amp, pick_device
 from mixer.runtime.distributed import process_group, rank_and_size
 from mixer.runtime.errors import InputError, printable
-from mixer.runtime.files import claimed_folder, write_json
+from mixer.runtime.files import claimed_folder, write_csv, write_json
 from mixer.training.checkpoint import (
     checkpoint_to_resume,
     describe_model,
@@ -97,25 +97,31 @@ def train_one(config, name, out, device, amp, world):
     print("kernels:", f"{fused} depthwise units fused" if fused else "plain PyTorch")
 
     # where it starts
-    trainer = Trainer(model, train_set, val_set, config, out, device=device, amp=amp,
-                      description=description, identity=identity, world=world)
-    if checkpoint:
-        trainer.resume(checkpoint)
-        print(f"resumed at step {trainer.state.step:,}")
-    if trainer.state.step >= config.steps and world.broadcast((out / "summary.json").exists()):
-        print(f"{name} is trained already, to step {trainer.state.step:,}: nothing to do")
+    step = checkpoint["state"]["step"] if checkpoint else 0
+    if step >= config.steps and world.broadcast((out / "summary.json").exists()):
+        print(f"{name} is trained already, to step {step:,}: nothing to do")
         return
+    if checkpoint:
+        print(f"resumed at step {step:,}")
 
-    # train
+    # what is known of the run
     parameters = sum(p.numel() for p in model.parameters())
     if world.rank == 0:
         (out / "summary.json").unlink(missing_ok=True)  # of a shorter run
         write_json(out / "split.json", splits)
         write_json(out / "config.json", vars(config))
+        if checkpoint:  # kill -9 may have come between last.pt and the log
+            write_csv(out / "log.csv", checkpoint["state"]["rows"])
         write_json(out / "environment.json", {**environment(device), "processes": world.size})
     processes = f" in {world.size} processes" if world.size > 1 else ""
     print(f"{name}: {parameters:,} parameters, {config.steps:,} steps of "
           f"{config.batch_size} images{processes}\ninto {printable(out)}", flush=True)
+
+    # train
+    trainer = Trainer(model, train_set, val_set, config, out, device=device, amp=amp,
+                      description=description, identity=identity, world=world)
+    if checkpoint:
+        trainer.resume(checkpoint)
     trainer.fit()
     if world.rank == 0:
         write_results(trainer, name, images, parameters, (time.perf_counter() - start) / 60)

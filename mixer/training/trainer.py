@@ -75,7 +75,6 @@ class Trainer:
         sums = {name: checkpoint["state"][name].to(self.device) * (self.world.rank == 0)
                 for name in ("loss", "correct")}  # the saved ones are of all ranks
         self.state = State(**{**checkpoint["state"], **sums})
-        self.write_log()  # kill -9 may have come before it
 
     def fit(self) -> State:
         """Train until `steps`. Raises Diverged, and Interrupted when a signal came."""
@@ -211,9 +210,6 @@ class Trainer:
         self.save("last.pt", {
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "state": vars(self.state)})
-        self.write_log()
-
-    def write_log(self) -> None:
         if self.world.rank == 0:
             write_csv(self.out / "log.csv", self.state.rows)
 
