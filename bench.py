@@ -90,12 +90,12 @@ def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
     options = parse(Config, argv, __doc__)
     config = Config(**options)
     rows = parse_names("rows", config.rows, {row.name: row for row in ROWS})
-    of_model = {name: options[name] for name in MODEL_OPTIONS if name in options}
+    given = {name: options[name] for name in MODEL_OPTIONS if name in options}
     if config.arch:
-        title = " ".join([config.arch, *(f"{name} {value}" for name, value in of_model.items())])
-        rows = [Row(title, config.arch, options=of_model)]
-    elif of_model:
-        raise InputError(f"{', '.join(map(flag, of_model))} needs --arch")
+        title = " ".join([config.arch, *(f"{name} {value}" for name, value in given.items())])
+        rows = [Row(title, config.arch, options=given)]
+    elif given:
+        raise InputError(f"{', '.join(map(flag, given))} needs --arch")
     sizes = whole_numbers("image_size", config.image_size, least=1)
     for row, side in itertools.product(rows, sizes):
         try:

@@ -106,12 +106,12 @@ def toeplitz(weight, H, W):
     K = weight.shape[-1]
     # one weight for each distance between two positions: (C, 2H - 1, 2W - 1)
     distances = F.pad(weight[:, 0], 2 * (W - 1 - K // 2,) + 2 * (H - 1 - K // 2,))
-    of_columns = distances.new_empty(len(distances), W, 2 * H - 1, W)
+    by_column = distances.new_empty(len(distances), W, 2 * H - 1, W)
     for j in range(W):
-        of_columns[:, j] = distances[:, :, W - 1 - j:2 * W - 1 - j]
+        by_column[:, j] = distances[:, :, W - 1 - j:2 * W - 1 - j]
     T = distances.new_empty(len(distances), H, W, H, W)
     for i in range(H):
-        T[:, i] = of_columns[:, :, H - 1 - i:2 * H - 1 - i]
+        T[:, i] = by_column[:, :, H - 1 - i:2 * H - 1 - i]
     return T.view(-1, H * W, H * W)
 
 
@@ -137,14 +137,14 @@ def conv_backward(dz, x, weight, T):
     x, dz = x.transpose(0, 1).flatten(2), dz.transpose(0, 1)
     dx = torch.bmm(dz.flatten(2), T).view_as(dz).transpose(0, 1)
     dT = torch.bmm(dz.flatten(2).transpose(1, 2), x).view(C, H, W, H, W)
-    of_columns = dT.new_zeros(C, W, K, W, dtype=stats_dtype(dT))
+    by_column = dT.new_zeros(C, W, K, W, dtype=stats_dtype(dT))
     for i in range(H):
         inputs, taps = window_of(i, H, K)
-        of_columns[:, :, taps].add_(dT[:, i, :, inputs])
-    dweight = of_columns.new_zeros(C, 1, K, K)
+        by_column[:, :, taps].add_(dT[:, i, :, inputs])
+    dweight = by_column.new_zeros(C, 1, K, K)
     for j in range(W):
         inputs, taps = window_of(j, W, K)
-        dweight[:, 0, :, taps].add_(of_columns[:, j, :, inputs])
+        dweight[:, 0, :, taps].add_(by_column[:, j, :, inputs])
     return dx, dweight
 
 

@@ -199,8 +199,8 @@ def saved_bytes(forward: Callable) -> int:
         # a cast or transposed weight depends on its parameter alone
         while node is not None and len(node.next_functions) == 1:
             node = node.next_functions[0][0]
-        of_parameter = isinstance(getattr(node, "variable", None), nn.Parameter)
-        if not of_parameter and not isinstance(t, nn.Parameter):
+        from_parameter = isinstance(getattr(node, "variable", None), nn.Parameter)
+        if not from_parameter and not isinstance(t, nn.Parameter):
             # held, so that no address is used twice
             storages[t.untyped_storage().data_ptr()] = t.untyped_storage()
         return t

@@ -84,8 +84,8 @@ def _rotate(images, angle, out):
                           for a in angle[rotated]]).T[..., None]         # (4, B, 1)
     theta = to_device(theta, images.device)
     places = torch.linspace(-1, 1, images.shape[1], device=images.device)
-    of_x, of_y = theta[[0, 2]] * places, theta[[1, 3]] * places          # (2, B, S)
-    grid = of_x[:, :, None] + of_y[..., None]                            # (2, B, S, S)
+    along_x, along_y = theta[[0, 2]] * places, theta[[1, 3]] * places    # (2, B, S)
+    grid = along_x[:, :, None] + along_y[..., None]                      # (2, B, S, S)
 
     # sample there
     rotated = to_device(torch.from_numpy(rotated), images.device)

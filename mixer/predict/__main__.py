@@ -171,13 +171,13 @@ def write_answers(path: Path, files: list[str], probabilities: torch.Tensor, cla
                   truths: torch.Tensor | None) -> None:
     """predictions.csv: file, truth if it is known, class, probability of each class."""
     rows = []
-    for i, (file, of_classes) in enumerate(zip(files, probabilities.tolist(), strict=True)):
-        answer = classes[of_classes.index(max(of_classes))]
+    for i, (file, values) in enumerate(zip(files, probabilities.tolist(), strict=True)):
+        answer = classes[values.index(max(values))]
         truth = {} if truths is None else {"truth": classes[truths[i]]}
         rows.append({"file": file, **truth, "class": answer, **{
-            f"p_{name}": f"{p:.6g}" for name, p in zip(classes, of_classes, strict=True)}})
+            f"p_{name}": f"{p:.6g}" for name, p in zip(classes, values, strict=True)}})
         if truths is None and len(files) <= 20:
-            print(printable(f"{file}: {answer} {max(of_classes):.3f}"))
+            print(printable(f"{file}: {answer} {max(values):.3f}"))
     write_csv(path, rows)
 
 

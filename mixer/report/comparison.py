@@ -88,7 +88,7 @@ def main_table(runs: dict[str, list[Run]]) -> str:
     lines = []
     for name, seeds in runs.items():
         line = {"row": TITLES.get(name, name), "n": len(seeds),
-                **{key: str(of_key.get(name, "-")) for key, of_key in intervals.items()},
+                **{key: str(by_row.get(name, "-")) for key, by_row in intervals.items()},
                 **{key: statistics.fmean(_values(seeds, key)) for key in MEANS}}
         if name in curves:
             line |= vars(BY_NAME[name]) | {"published_acc": curves[name][-1][2]}
@@ -144,10 +144,10 @@ def reproduction_text(points: Sequence[dict]) -> str:
         return {"points": len(points), **{
             key: sum(point[key] for point in points) for key in ("acc_inside", "loss_inside")}}
     lines = []
-    for name, of_row in itertools.groupby(points, key=itemgetter("row")):
-        of_row = list(of_row)
-        difference = statistics.fmean(point["acc"] - point["published_acc"] for point in of_row)
-        lines.append({**of_row[-1], **inside(of_row), "row": TITLES[name],
+    for name, row_points in itertools.groupby(points, key=itemgetter("row")):
+        row_points = list(row_points)
+        difference = statistics.fmean(point["acc"] - point["published_acc"] for point in row_points)
+        lines.append({**row_points[-1], **inside(row_points), "row": TITLES[name],
                       "difference": difference})
     return "\n".join([
         "**The reproduction**: runs with the original's recipe, training accuracy and loss beside "

@@ -24,24 +24,24 @@ class Interval(NamedTuple):
 
 
 def accuracy_intervals(accuracies: dict[str, Sequence[float]],
-                       draws: int) -> dict[str, Interval]:
-    """{row: accuracies of its seeds, each over `draws` images} -> {row: Interval}, rows in order.
+                       val_images: int) -> dict[str, Interval]:
+    """{row: accuracies of its seeds, over `val_images` images each} -> {row: Interval}, in order.
 
     The half width is the larger of two: t * sqrt(v / n), with the variance v between seeds pooled
     over all rows, and Student's t for its degrees of freedom; and 1.96 binomial standard errors of
-    n * draws images, which is all there is where no row has two seeds. Rows without an accuracy are
-    left out.
+    the images of all n seeds, which is all there is where no row has two. Rows without an accuracy
+    are left out.
     """
     accuracies = {name: values for name, values in accuracies.items() if values}
     freedom = sum(len(values) - 1 for values in accuracies.values())
     squares = sum((len(values) - 1) * statistics.variance(values)
                   for values in accuracies.values() if len(values) > 1)
-    of_seeds = student_t(freedom) * math.sqrt(squares / freedom) if freedom else 0.0
+    between_seeds = student_t(freedom) * math.sqrt(squares / freedom) if freedom else 0.0
     intervals = {}
     for name, values in accuracies.items():
         p, n = statistics.fmean(values), len(values)
-        binomial = 1.96 * math.sqrt(p * (1 - p) / draws)
-        intervals[name] = Interval(p, max(of_seeds, binomial) / math.sqrt(n))
+        binomial = 1.96 * math.sqrt(p * (1 - p) / val_images)
+        intervals[name] = Interval(p, max(between_seeds, binomial) / math.sqrt(n))
     return intervals
 
 

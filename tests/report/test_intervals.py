@@ -6,7 +6,7 @@ from mixer.report.intervals import Interval, accuracy_intervals, best_of, fronti
 
 
 def test_one_seed_has_the_binomial_error_of_its_validation():
-    intervals = accuracy_intervals({"a": [0.8], "none": []}, draws=2500)
+    intervals = accuracy_intervals({"a": [0.8], "none": []}, val_images=2500)
     assert list(intervals) == ["a"]
     assert intervals["a"].half == pytest.approx(1.96 * math.sqrt(0.8 * 0.2 / 2500))
 
@@ -14,7 +14,7 @@ def test_one_seed_has_the_binomial_error_of_its_validation():
 def test_the_variance_between_seeds_is_pooled_over_the_rows():
     """Two rows of three seeds: variances 0.0001 and 0.0009, four degrees of freedom."""
     intervals = accuracy_intervals({"a": [0.79, 0.80, 0.81], "b": [0.67, 0.70, 0.73], "c": [0.6]},
-                                   draws=10**9)
+                                   val_images=10**9)
     half = 2.776 * math.sqrt(0.0005 / 3)
     assert intervals["a"] == pytest.approx((0.80, half))
     assert intervals["b"] == pytest.approx((0.70, half))
@@ -22,7 +22,7 @@ def test_the_variance_between_seeds_is_pooled_over_the_rows():
 
 
 def test_seeds_that_agree_by_chance_are_not_trusted_beyond_the_binomial_error():
-    half = accuracy_intervals({"a": [0.8, 0.8]}, draws=2500)["a"].half
+    half = accuracy_intervals({"a": [0.8, 0.8]}, val_images=2500)["a"].half
     assert half == pytest.approx(1.96 * math.sqrt(0.8 * 0.2 / 5000))
 
 
