@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from kernels import fuse
-from mixer.data.batches import load_data
 from mixer.data.demo import drawn_images
 from mixer.data.images import describe, find_images
+from mixer.data.split import load_data
 from mixer.experiments import row_name, seed_folder
 from mixer.models import create_model
 from mixer.report.figures import draw_curves

@@ -3,20 +3,12 @@
 Everything random is a function of (seed, epoch, sample), not of workers, batches or restarts.
 """
 import functools
-import hashlib
-from collections import Counter, defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..runtime.distributed import World
-from ..runtime.errors import InputError, listed, printable
-from ..runtime.files import write_csv
 from .augment import augmentations, to_device
-from .cache import decode_to_cache
-from .images import ImageSet, describe, digest
 
 
 @dataclass
@@ -37,118 +29,6 @@ class Subset:
         indices = indices.to(self.images.device, non_blocking=True)
         images = self.images.index_select(0, indices)  # six times as fast as [] on a CPU
         return to_device(images, device), to_device(self.labels[indices], device)
-
-
-def load_data(config, images: ImageSet, out: Path, device: torch.device,
-              world: World) -> tuple[Subset, Subset, dict, str]:
-    """The training and the validation images, decoded; the contents of split.json; a digest of the
-    files' bytes. config: train.py's. Raises InputError where they cannot be used.
-    """
-    # the images that decode, divided
-    print(describe(images), flush=True)
-    array, faults, digests = decode_to_cache(images, config.image_size, config.cache)
-    report = out / "bad_images.csv" if world.rank == 0 else None
-    if report:
-        report.unlink(missing_ok=True)
-    indices = drop_damaged(images, faults, config.bad_images, report)
-    train, val = split(images, indices, digests, config.val_fraction, config.seed)
-    print(f"{len(train):,} training and {len(val):,} validation images", flush=True)
-    if not world.size <= config.batch_size <= len(train):
-        raise InputError(f"--batch-size {config.batch_size}: there are {len(train):,} training "
-                         f"images and {world.size} processes, each of which needs one of a batch")
-
-    # on the device if they fit
-    tensor, labels = torch.from_numpy(array), torch.tensor(images.labels)
-    if fits_on(device, tensor.nbytes):
-        tensor, labels = tensor.to(device), labels.to(device)
-
-    # the same images on all machines
-    splits = {"seed": config.seed, "val_fraction": config.val_fraction, "classes": images.classes,
-              "train": [images.names[i] for i in train], "val": [images.names[i] for i in val]}
-    contents = digest(digests)
-    if world.broadcast(key := digest([splits, contents])) != key:
-        raise InputError(f"--data: rank {world.rank} finds other images in {images.path} "
-                         "than rank 0")
-    return Subset(tensor, labels, train), Subset(tensor, labels, val), splits, contents
-
-
-def drop_damaged(images: ImageSet, faults: dict[int, str], policy: str,
-                 report: Path | str | None) -> np.ndarray:
-    """Indices of the images that decode, int64. Writes the others to the csv file `report`, if any.
-
-    policy "report": raises InputError if any image is damaged; "skip": prints which are skipped.
-    """
-    if not faults:
-        return np.arange(len(images))
-    if report:
-        write_csv(report, [{"image": images.files[index], "fault": fault}
-                           for index, fault in faults.items()])
-    count = f"{len(faults):,} of {len(images):,} images"
-    details = listed((f"{images.files[index]} ({fault})" for index, fault in faults.items()), 8)
-    if policy == "report":
-        raise InputError(f"--data: {count} do not decode: {details}. All are listed in {report}; "
-                         "repair or remove them, or skip them with --bad-images skip")
-    print(f"skipped {count} that do not decode: {details}; all are listed in {report}", flush=True)
-    return np.setdiff1d(np.arange(len(images)), list(faults))
-
-
-def split(images: ImageSet, indices: np.ndarray, digests: list[str | None], val_fraction: float,
-          seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divide the images `indices` into training and validation: two sorted int64 arrays.
-
-    If the data set comes with train and val folders, they are used. Otherwise a hash of (seed,
-    name) picks round(val_fraction * n), at least one, of the n images of each class. So the split
-    depends on names and seed only, and adding images moves few of the others. Images with equal
-    `digests` are never on both sides: those that the hash picks move together, and of a val folder
-    the copies are left out of training. Raises InputError for a class without training images.
-    """
-    # images that are equal: one group, in the order of its first name
-    groups = defaultdict(list)
-    for index in indices:
-        groups[digests[index]].append(index)
-    if copies := sum(len(group) for group in groups.values() if len(group) > 1):
-        print(f"{copies:,} images are byte-identical to another, and stay together", flush=True)
-
-    # validation, and training without its copies
-    if "val" in images.splits:
-        val = [index for index in indices if images.splits[index] == "val"]
-    else:
-        val = _held_out(images, list(groups.values()), val_fraction, seed) if val_fraction else []
-    in_val = {digests[index] for index in val}
-    train = [index for index in indices if digests[index] not in in_val]
-    if left_out := len(indices) - len(train) - len(val):
-        print(f"{left_out:,} training images left out, which are validation images, too")
-    if lost := set(images.labels) - {images.labels[index] for index in train}:
-        raise InputError("--data: no training image is left of class "
-                         f"{listed(images.classes[label] for label in sorted(lost))}")
-    return np.array(train, dtype=np.int64), np.array(sorted(val), dtype=np.int64)
-
-
-def _held_out(images, groups, val_fraction, seed):
-    """Some of the groups of equal images of each class, by a hash: a list of indices."""
-    def key(group):
-        text = f"{seed}/{images.names[group[0]]}"
-        return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
-
-    # the groups of each class; what is equal to an image of another class stays in training
-    val, totals, by_class = [], Counter(), defaultdict(list)
-    for group in groups:
-        labels = [images.labels[index] for index in group]
-        totals.update(labels)
-        if len(set(labels)) == 1:
-            by_class[labels[0]].append(group)
-
-    # the first by their hashes
-    for label, name in enumerate(images.classes):
-        total = totals[label]
-        count, chosen = min(max(1, round(val_fraction * total)), total - 1), []
-        for group in sorted(by_class[label], key=key):
-            if len(chosen) + len(group) <= count:
-                chosen += group
-        if not chosen:
-            print(f"class {printable(name)} has too few different images for validation")
-        val += chosen
-    return val
 
 
 def fits_on(device: torch.device, size: int) -> bool:

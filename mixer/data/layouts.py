@@ -118,7 +118,7 @@ def find_splits(pictures: list[Picture]) -> None:
     """Shorten the parts to those below the folders that contain everything, and below splits.
 
     Each folder must say train, val or test, train once and val at most once. Without val, the split
-    stays "" for train, of which `batches.split` holds out some.
+    stays "" for train, of which `split` holds out some.
     """
     depth, tops = len(os.path.commonprefix([p.parts[:-1] for p in pictures])), defaultdict(list)
     for picture in pictures:

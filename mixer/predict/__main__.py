@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..data.batches import Subset, drop_damaged
+from ..data.batches import Subset
 from ..data.cache import decode_to_cache
 from ..data.demo import drawn_images
 from ..data.images import ImageSet, find_images, find_unlabelled
+from ..data.split import drop_damaged
 from ..experiments import row_name
 from ..report.evaluation import evaluation, evaluation_text
 from ..report.pictures import write_pictures

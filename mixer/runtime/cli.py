@@ -12,8 +12,7 @@ from collections.abc import Callable
 
 from .device import keep_freed_memory
 from .distributed import rank_and_size
-from .errors import Diverged, InputError, Interrupted, first_line, printable
-from .processes import out_of_memory
+from .errors import Diverged, InputError, Interrupted, message
 
 
 def option(default, help: str, *, choices=None, least=-math.inf, above=-math.inf,
@@ -113,10 +112,8 @@ def run(main: Callable[[list[str]], object], argv: list[str]) -> typing.NoReturn
         e = Interrupted(signal.SIGINT) if isinstance(e, KeyboardInterrupt) else e
         if rank == 0 or not isinstance(e, (Diverged, Interrupted)):
             prefix = f"error (rank {rank}): " if rank else "error: "
-            line = printable(e if isinstance(e, InputError) else first_line(e))
-            if out_of_memory(e):
-                line = f"out of memory ({line}): try a smaller --batch-size, --image-size or model"
-            print(line if isinstance(e, Interrupted) else prefix + line, file=sys.stderr)
+            prefix = "" if isinstance(e, Interrupted) else prefix
+            print(prefix + message(e), file=sys.stderr)
         sys.exit(getattr(e, "exit_code", 1))
     if size > 1:  # threads of gloo sometimes abort a process that ends in Python's way
         sys.stdout.flush()

@@ -6,6 +6,8 @@
 import signal
 from collections.abc import Iterable
 
+import torch
+
 
 class InputError(ValueError):
     """Wrong arguments or data. The message names the flag or the file, and what to do."""
@@ -25,6 +27,20 @@ class Interrupted(Exception):
     def __init__(self, signum: int, message: str = ""):
         super().__init__(f"stopped by {signal.Signals(signum).name}{message}")
         self.exit_code = 128 + signum
+
+
+def out_of_memory(e: BaseException) -> bool:
+    """Whether an exception says that the memory of the GPU or of the machine ran out."""
+    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in str(e) for words in ("can't allocate memory", "size calculation overflowed"))
+
+
+def message(e: BaseException) -> str:
+    """What a command says of an exception, in one line."""
+    line = printable(e if isinstance(e, InputError) else first_line(e))
+    if out_of_memory(e):
+        return f"out of memory ({line}): try a smaller --batch-size, --image-size or model"
+    return line
 
 
 def printable(text: object) -> str:

@@ -6,9 +6,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 
-import torch
-
-from .errors import first_line
+from .errors import first_line, out_of_memory
 
 SPAWN = multiprocessing.get_context("spawn")
 # Ctrl-C, and what a scheduler and a terminal that closes send; SIGUSR1: Slurm's --signal=USR1
@@ -49,12 +47,6 @@ class Stop:
             self.child.send_signal(self.signum)
         code = self.child.wait()
         return code if code >= 0 else 128 - code
-
-
-def out_of_memory(e: BaseException) -> bool:
-    """Whether an exception says that the memory of the GPU or of the machine ran out."""
-    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or any(
-        words in str(e) for words in ("can't allocate memory", "size calculation overflowed"))
 
 
 def error_line(e: BaseException) -> str:

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from mixer.data import cache as cache_module
-from mixer.data.batches import drop_damaged
 from mixer.data.cache import decode_to_cache
 from mixer.data.images import ImageSet, find_images
+from mixer.data.split import drop_damaged
 from mixer.runtime.errors import InputError
 
 

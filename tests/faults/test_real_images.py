@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from mixer.data.batches import drop_damaged
 from mixer.data.cache import decode_to_cache
 from mixer.data.images import find_images
+from mixer.data.split import drop_damaged
 from tests.helpers.pictures import load
 
 PATH = os.environ.get("DOGS_VS_CATS")
