@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from ..data.augment import augment
-from ..data.batches import Subset, fits_on, training_batch
+from ..data.batches import Subset, training_batch
 from ..data.cache import decode_to_cache
 from ..data.images import find_images
+from ..data.split import fits_on
 from .timing import race
 
 MOST_IMAGES = 2000  # evenly spaced

@@ -1,4 +1,4 @@
-"""Which images, in which order: those that decode, the split, the batches of training.
+"""A subset of the images, and the batches of training, in a reproducible order.
 
 Everything random is a function of (seed, epoch, sample), not of workers, batches or restarts.
 """
@@ -29,11 +29,6 @@ class Subset:
         indices = indices.to(self.images.device, non_blocking=True)
         images = self.images.index_select(0, indices)  # six times as fast as [] on a CPU
         return to_device(images, device), to_device(self.labels[indices], device)
-
-
-def fits_on(device: torch.device, size: int) -> bool:
-    """Whether to keep `size` bytes of images on a GPU: in half of its free memory."""
-    return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,4 +1,4 @@
-"""From found images to the training and the validation set: decoded, checked, divided."""
+"""From found images to training and validation: those that decode, divided by a keyed hash."""
 import hashlib
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from ..runtime.distributed import World
 from ..runtime.errors import InputError, listed, printable
 from ..runtime.files import write_csv
-from .batches import Subset, fits_on
+from .batches import Subset
 from .cache import decode_to_cache
 from .images import ImageSet, describe, digest
 
@@ -124,3 +124,8 @@ def _held_out(images, groups, val_fraction, seed):
             print(f"class {printable(name)} has too few different images for validation")
         val += chosen
     return val
+
+
+def fits_on(device: torch.device, size: int) -> bool:
+    """Whether to keep `size` bytes of images on a GPU: in half of its free memory."""
+    return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2
