@@ -12,6 +12,7 @@ from ..data.batches import Subset, training_batch
 from ..data.cache import decode_to_cache
 from ..data.images import find_images
 from ..data.split import fits_on
+from ..training.config import Config
 from .timing import race
 
 MOST_IMAGES = 2000  # evenly spaced
@@ -38,7 +39,7 @@ def measure_data(path: Path | str, image_size: int, batch_size: int, device: tor
                     indices)
 
     def next_batch():
-        return training_batch(next(steps), batch_size, len(subset), seed=0)
+        return training_batch(next(steps), len(subset), Config(batch_size=batch_size))
 
     # what happens once, then what happens in every step
     steps = itertools.count()

@@ -14,15 +14,16 @@ NUMBERS = np.dtype([("flip", bool), ("angle", float)])  # radians
 
 
 @functools.lru_cache(maxsize=2)
-def augmentations(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The NUMBERS (count,) of samples 0 .. count - 1. Item i is a function of (seed, epoch, i).
+def augmentations(config, epoch: int, count: int) -> np.ndarray:
+    """The NUMBERS (count,) of samples 0 .. count - 1, drawn as train.py's `config` says.
 
-    Horizontal flip with p = 0.5; with p = 0.5 a rotation, uniform in +-MAX_ANGLE, otherwise 0.
-    Another transform draws from default_rng([seed, epoch, 2]): one more column here would change
-    the flips and angles of every seed.
+    Item i is a function of (seed, epoch, i). Horizontal flip with p = 0.5; with p = 0.5 a rotation,
+    uniform in +-MAX_ANGLE, otherwise 0. Another transform draws from
+    default_rng([config.seed, epoch, 2]): one more column here would change the flips and angles of
+    every seed.
     """
     numbers = np.empty(count, NUMBERS)
-    flip, rotate, angle = np.random.default_rng([seed, epoch, 1]).random((count, 3)).T
+    flip, rotate, angle = np.random.default_rng([config.seed, epoch, 1]).random((count, 3)).T
     angle = (2 * angle - 1) * math.radians(MAX_ANGLE)
     numbers["flip"], numbers["angle"] = flip < 0.5, np.where(rotate < 0.5, angle, 0.0)
     return numbers

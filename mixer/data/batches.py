@@ -37,16 +37,15 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def training_batch(step: int, batch_size: int, count: int,
-                   seed: int) -> tuple[np.ndarray, np.ndarray]:
+def training_batch(step: int, count: int, config) -> tuple[np.ndarray, np.ndarray]:
     """The samples of batch `step` (from 0), int64 (B,), and their augmentations (B,).
 
-    The batches cut the epochs' orders of `count` samples, one after another. A batch may reach into
-    the next epoch, so none is short, and every image comes once per epoch.
+    config: train.py's. The batches cut the epochs' orders of `count` samples, one after another. A
+    batch may reach into the next epoch, so none is short, and every image comes once per epoch.
     """
-    samples, numbers, first = [], [], step * batch_size
-    epochs, places = np.divmod(np.arange(first, first + batch_size), count)
+    samples, numbers, first = [], [], step * config.batch_size
+    epochs, places = np.divmod(np.arange(first, first + config.batch_size), count)
     for epoch in np.unique(epochs).tolist():
-        samples.append(order(seed, epoch, count)[places[epochs == epoch]])
-        numbers.append(augmentations(seed, epoch, count)[samples[-1]])
+        samples.append(order(config.seed, epoch, count)[places[epochs == epoch]])
+        numbers.append(augmentations(config, epoch, count)[samples[-1]])
     return np.concatenate(samples), np.concatenate(numbers)

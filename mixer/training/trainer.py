@@ -120,9 +120,9 @@ class Trainer:
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """This rank's slice of batch `step` (from 0): x (B, 3, H, W) in [0, 1] and y (B,)."""
-        start, config = time.perf_counter(), self.config
+        start = time.perf_counter()
         samples, numbers = map(self.world.batch_slice, training_batch(
-            step, config.batch_size, len(self.train_set), config.seed))
+            step, len(self.train_set), self.config))
         images, y = self.train_set.batch(samples, self.device)
         x = augment(images, numbers)
         self.waited += time.perf_counter() - start

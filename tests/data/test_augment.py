@@ -11,6 +11,7 @@ from mixer.data.augment import (
     augmentations,
     to_float,
 )
+from mixer.training.config import Config
 
 
 def images(count, side=24, seed=0):
@@ -67,7 +68,7 @@ def test_flip_mirrors_left_and_right():
 def test_output_is_contiguous_float_in_0_1_and_the_input_is_untouched():
     batch = images(8)
     before = batch.clone()
-    out = augment(batch, augmentations(0, 0, 8))
+    out = augment(batch, augmentations(Config(seed=0), 0, 8))
     assert out.dtype == torch.float32 and out.shape == (8, 3, 24, 24) and out.is_contiguous()
     assert out.min() >= 0 and out.max() <= 1
     assert torch.equal(batch, before)
@@ -75,27 +76,28 @@ def test_output_is_contiguous_float_in_0_1_and_the_input_is_untouched():
 
 def test_a_sample_is_augmented_alike_in_any_batch():
     count = 2 * CPU_GROUP + 5
-    batch, drawn = images(count), augmentations(3, 1, count)
+    batch, drawn = images(count), augmentations(Config(seed=3), 1, count)
     whole = augment(batch, drawn)
     for i in range(count):
         assert torch.equal(augment(batch[i:i + 1], drawn[i:i + 1])[0], whole[i])
 
 
 def test_numbers_are_keyed_by_seed_epoch_and_sample():
-    drawn = augmentations(5, 2, 1000)
-    assert (augmentations(5, 2, 10) == drawn[:10]).all()
-    assert (augmentations(5, 3, 1000) != drawn).any() and (augmentations(6, 2, 1000) != drawn).any()
+    drawn = augmentations(Config(seed=5), 2, 1000)
+    assert (augmentations(Config(seed=5), 2, 10) == drawn[:10]).all()
+    for seed, epoch in ((5, 3), (6, 2)):
+        assert (augmentations(Config(seed=seed), epoch, 1000) != drawn).any()
 
 
 def test_flips_and_angles_of_old_seeds_stay():
     """Another transform draws under a key of its own."""
-    drawn = augmentations(1, 2, 5)
+    drawn = augmentations(Config(seed=1), 2, 5)
     assert drawn["flip"].tolist() == [False, True, False, False, True]
     assert np.degrees(drawn["angle"]).round(3).tolist() == [6.931, -14.332, 0.0, 0.0, 5.771]
 
 
 def test_numbers_follow_the_originals_distribution():
-    drawn = augmentations(0, 0, 100_000)
+    drawn = augmentations(Config(seed=0), 0, 100_000)
     flip, angle = drawn["flip"], drawn["angle"]
     turned = angle[angle != 0]
     # the standard deviation of the fraction of heads in 100,000 coins is 0.0016; six of them

@@ -3,24 +3,26 @@ import torch
 
 from mixer.data.augment import augmentations
 from mixer.data.batches import Subset, training_batch
+from mixer.training.config import Config
 
 
 def test_every_image_comes_once_an_epoch_whatever_the_batch():
-    whole = training_batch(0, 60, 10, seed=4)
+    whole = training_batch(0, 10, Config(batch_size=60, seed=4))
     for epoch, (samples, numbers) in enumerate(zip(*(np.split(part, 6) for part in whole),
                                                    strict=True)):
         assert sorted(samples) == list(range(10))
-        assert (numbers == augmentations(4, epoch, 10)[samples]).all()
+        assert (numbers == augmentations(Config(seed=4), epoch, 10)[samples]).all()
     assert len(set(map(tuple, whole[0].reshape(6, 10).tolist()))) == 6
     for size in (1, 3, 4, 10):
-        batches = [training_batch(step, size, 10, seed=4) for step in range(-(-60 // size))]
+        config = Config(batch_size=size, seed=4)
+        batches = [training_batch(step, 10, config) for step in range(-(-60 // size))]
         for parts, expected in zip(zip(*batches, strict=True), whole, strict=True):
             assert (np.concatenate(parts)[:60] == expected).all(), "depends on the batch size"
-    assert (training_batch(0, 60, 10, seed=5)[0] != whole[0]).any()
+    assert (training_batch(0, 10, Config(batch_size=60, seed=5))[0] != whole[0]).any()
 
 
 def test_the_order_of_old_seeds_stays():
-    assert training_batch(2, 5, 7, seed=1)[0].tolist() == [0, 3, 2, 5, 0]
+    assert training_batch(2, 7, Config(batch_size=5, seed=1))[0].tolist() == [0, 3, 2, 5, 0]
 
 
 def test_a_subset_takes_its_own_images():
