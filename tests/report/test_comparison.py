@@ -128,8 +128,8 @@ def test_a_disturbed_line_costs_no_seconds(tmp_path):
     assert run.log[-1]["seconds"] == pytest.approx(50)
 
 
-STUDIES = ("study-a", "study-c-lr1e-3", "kernel-1-lr1e-3", "kernel-1-lr1e-4",  # side by side
-           "mlp-mixer")
+# side by side
+STUDIES = "study-a", "study-c-lr1e-3", "kernel-1-lr1e-3", "kernel-1-lr1e-4", "mlp-mixer"
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*/table.md")), ids=lambda p: p.parent.name)
