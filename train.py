@@ -55,13 +55,13 @@ def main(argv):
     print(f"device: {device}, dtype: {dtype_name(amp)}", flush=True)
 
     # one run, or several
-    if not runs:
-        with (process_group(device, seed_folder(name, config.seed)) as world,
-              claimed_folder(out, config.resume, world.rank)):
-            train_one(config, name, out, device, amp, world)
-        return
     rank, _ = rank_and_size()
-    with claimed_folder(out, config.resume, rank):
+    ranks = (contextlib.nullcontext() if runs
+             else process_group(device, seed_folder(name, config.seed)))
+    with ranks as world, claimed_folder(out, config.resume, rank):
+        if not runs:
+            train_one(config, name, out, device, amp, world)
+            return
         if rank == 0:
             write_json(out / "config.json", vars(config))
         train_all([sys.executable, __file__], runs, out, rank)

@@ -48,15 +48,6 @@ def small_maps_are_fused():
         yield patch
 
 
-@pytest.fixture(autouse=True)
-def gradients_are_enabled():
-    """A test that left them disabled is named in a warning, and disturbs no other."""
-    yield
-    if not torch.is_grad_enabled():
-        torch.set_grad_enabled(True)
-        warnings.warn("gradients were left disabled", stacklevel=2)
-
-
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
     """Forty noisy pictures in Kaggle's flat layout, cats bright above and dogs below."""
@@ -70,10 +61,8 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def command(tmp_path):
-    """command(script, *arguments, ...) -> a Command with a cache of its own test.
-
-    At the end of the test, what still runs is killed, and each planted fault must have happened.
-    """
+    """command(script, *arguments, ...) -> a Command with a cache of its own test. At the end of the
+    test, what still runs is killed, and each planted fault must have happened."""
     started = []
 
     def start(script, *arguments, env=None, **options):
@@ -105,10 +94,8 @@ def call(tmp_path, capsys, small_maps_are_fused):
 
 @pytest.fixture
 def train(command, call):
-    """train(*arguments) -> the finished command; train.start(*arguments) -> a running process.
-
-    With options of Command, it runs in a process of its own; without, in this one.
-    """
+    """train(*arguments) -> the finished command; train.start(*arguments) -> a running process. With
+    options of Command, it runs in a process of its own; without, in this one."""
     def run(*arguments, **options):
         if options:
             return command("train.py", *arguments, **options).wait()

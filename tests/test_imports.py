@@ -75,8 +75,8 @@ def test_triton_is_imported_in_two_files():
     assert files == {"depthwise_triton", "depthwise_launch"}
 
 
-def run_python(code, **options):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **options)
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
 
 
 def test_importing_prints_nothing_and_touches_no_device():
@@ -88,15 +88,22 @@ def test_importing_prints_nothing_and_touches_no_device():
         "assert not torch.cuda.is_initialized()\n"
         "assert not {'timm', 'torchvision', 'matplotlib'} & set(sys.modules)\n"
         "assert before == ([signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)],"
-        " sys.stdout)", cwd=ROOT)
+        " sys.stdout)")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_importing_mixer_imports_no_torch():
+    result = run_python("import sys, mixer; assert 'torch' not in sys.modules\n"
+                        "assert callable(mixer.load_model) and 'torch' in sys.modules\n"
+                        "assert not hasattr(mixer, 'load_modle')")
+    assert result.returncode == 0, result.stderr
 
 
 def test_kernels_work_without_triton():
     result = run_python(
         "import sys; sys.modules['triton'] = None  # as if it were not installed\n"
         "import torch, kernels\n"
-        "kernels.DepthwiseGELUBN(4, 3)(torch.rand(2, 4, 8, 8)).sum().backward()", cwd=ROOT)
+        "kernels.DepthwiseGELUBN(4, 3)(torch.rand(2, 4, 8, 8)).sum().backward()")
     assert result.returncode == 0, result.stderr
 
 

@@ -66,6 +66,7 @@ def test_a_run_leaves_everything_it_promises(train, pictures, tmp_path):
 
 
 def test_folder_and_zip_give_the_same_run(train, pictures, tmp_path):
+    """The same bits, as each run of one command has."""
     shutil.make_archive(str(tmp_path / "train"), "zip", pictures)
     for data, out in ((pictures, "folder"), (tmp_path / "train.zip", "zip")):
         result = train(*TINY, "--data", data, "--steps", 12, "--out", tmp_path / out)
@@ -161,19 +162,16 @@ def test_several_seeds_of_one_model_resume_and_are_reported_again(train, picture
 @pytest.mark.parametrize("arguments, message", [
     (["--batch-size", "37"], "--batch-size 37: there are 36 training images"),
     (["--device", "cuda:7"], "--device cuda:7: no such device"),
-    (["--resume", "nowhere.pt"], "nowhere.pt is not a readable checkpoint"),
-])
+    (["--resume", "nowhere.pt"], "nowhere.pt is not a readable checkpoint")])
 def test_what_only_the_machine_or_the_data_can_tell(train, pictures, tmp_path, arguments, message):
     result = train(*TINY, "--data", pictures, "--steps", 1, "--out", tmp_path / "run", *arguments)
     assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_kernels_are_chosen_named_and_interchangeable(pictures, tmp_path, capsys):
-    """The plain run's checkpoint goes on fused, to the losses of a run that is fused throughout.
-
-    In float32, where both round alike but for the order of sums: the losses differ by a few eps.
-    In bfloat16 they round at different places, and 10 steps drift apart by 1e-4.
-    """
+    """The plain run's checkpoint goes on fused, to the losses of a run that is fused throughout. In
+    float32, where both round alike but for the order of sums: the losses differ by a few eps. In
+    bfloat16 they round at different places, and 10 steps drift apart by 1e-4."""
     common = [*TINY, "--data", pictures, "--cache", tmp_path, "--log-every", 5, "--resume", "auto",
               "--amp", "off"]
     for out, kernels, steps, printed in (

@@ -10,21 +10,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels import fuse
 from mixer.bench import measure, timing
-from mixer.bench.measure import (
-    Workload,
-    count_model,
-    measure_in_turn,
-    model_steps,
-    saved_bytes,
-    time_models,
-)
+from mixer.bench.measure import count_model, measure_in_turn, saved_bytes, time_models
 from mixer.experiments import ROWS
 from mixer.models import create_model, vit
 from mixer.models.flops import forward_flops
 from mixer.runtime.processes import attempt
 from tests.helpers.networks import IMAGE_SIZE, tiny_convmixer
 
-WORKLOAD = Workload(2, IMAGE_SIZE, torch.device("cpu"), None)
+WORKLOAD = measure.Workload(2, IMAGE_SIZE, torch.device("cpu"), None)
 # of an independent count: forward GFLOP per image; MiB saved per image in float32, eager, attention
 # as two matrix products
 COUNTED = {"ResNet-18": (2.66, 15.5), "EfficientNetV2-B0": (1.05, 42.6),
@@ -112,7 +105,7 @@ def test_a_slower_model_is_seen_as_slower(memory_grows, monkeypatch):
 def test_steps_train_and_infer():
     model = tiny_convmixer()
     before = [p.clone() for p in model.parameters()]
-    steps = model_steps(model, WORKLOAD)
+    steps = measure.model_steps(model, WORKLOAD)
     steps["inference"]()
     assert not model.training
     assert all(map(torch.equal, before, model.parameters()))
@@ -139,10 +132,7 @@ def two_sizes():
 
 @pytest.mark.faults
 def test_memory_counts_weights_gradients_and_both_moments():
-    """200 MB of weights take four times that, whatever else a process needs.
-
-    The margin is half of one more copy.
-    """
+    """200 MB of weights take four times that. The margin is half of one more copy."""
     (before, after), _ = attempt(two_sizes)
     assert (after - before) * 2**20 / 200e6 == pytest.approx(4, abs=0.5)
 

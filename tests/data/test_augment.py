@@ -3,14 +3,8 @@ import math
 import numpy as np
 import torch
 
-from mixer.data.augment import (
-    CPU_GROUP,
-    MAX_ANGLE,
-    NUMBERS,
-    augment,
-    augmentations,
-    to_float,
-)
+from mixer.data import augment as module
+from mixer.data.augment import augment, augmentations, to_float
 from mixer.training.config import Config
 
 
@@ -20,14 +14,11 @@ def images(count, side=24, seed=0):
 
 
 def numbers(flips, angles):
-    return np.array(list(zip(flips, angles, strict=True)), NUMBERS)
+    return np.array(list(zip(flips, angles, strict=True)), module.NUMBERS)
 
 
 def rotated(image, angle):
-    """The definition, pixel by pixel in float64, with a reflect-101 border.
-
-    image (H, W, 3) -> (3, H, W) in [0, 1].
-    """
+    """(H, W, 3) -> (3, H, W) in [0, 1]: pixel by pixel in float64, with a reflect-101 border."""
     H, W, _ = image.shape
     image = image.numpy().astype(np.float64) / 255
 
@@ -48,7 +39,7 @@ def rotated(image, angle):
 
 def test_rotation_equals_its_definition():
     batch = images(3)
-    angle = [0.2, 0.0, -math.radians(MAX_ANGLE)]
+    angle = [0.2, 0.0, -math.radians(module.MAX_ANGLE)]
     out = augment(batch, numbers([False] * 3, angle))
     for got, image, a in zip(out, batch, angle, strict=True):
         # coordinates in fp32: an error of some 1e-6 pixels, times a contrast of at most 1 per pixel
@@ -75,7 +66,7 @@ def test_output_is_contiguous_float_in_0_1_and_the_input_is_untouched():
 
 
 def test_a_sample_is_augmented_alike_in_any_batch():
-    count = 2 * CPU_GROUP + 5
+    count = 2 * module.CPU_GROUP + 5
     batch, drawn = images(count), augmentations(Config(seed=3), 1, count)
     whole = augment(batch, drawn)
     for i in range(count):

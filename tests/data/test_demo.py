@@ -24,10 +24,8 @@ def test_the_pictures_stay():
 
 def test_the_same_picture_at_every_size():
     """Mean difference in grey levels of 255, of 24 x 24 cells, in which most grain is averaged.
-
     Measured on 20 images: at most 2.5 to itself, at least 27 to another. The rest comes from the
-    grain, which each size draws for itself, and from line widths in whole pixels.
-    """
+    grain, which each size draws for itself, and from line widths in whole pixels."""
     def cells(i, size):
         return render(i, size).reshape(24, size // 24, 24, size // 24, 3).mean((1, 3))
 

@@ -44,8 +44,7 @@ def test_kaggles_zip_in_a_zip(tmp_path):
 
 
 @pytest.mark.parametrize("names, message", [
-    ([], "no images"),
-    (["notes.txt"], "it contains 1 other files"),
+    ([], "no images"), (["notes.txt"], "it contains 1 other files"),
     (["0.jp2", "1.jp2"], "left out: .jp2 2"),
     (["in/PetImages.zip"], r"give its own path \(unpacked\): .*in/PetImages.zip$"),
 ])

@@ -38,33 +38,25 @@ def test_roles():
     assert role("contest") is role("images") is role("invalid") is role("7") is None
 
 
-DEEP, PARTS = "there are .* and ", "may be parts of the data set"
-
-
 @pytest.mark.parametrize("names, message", [
     # folds, copies, masks
-    (trees("fold_0", "fold_1", "fold_2"), DEEP),
-    (trees("a/fold0", "a/fold1"), DEEP),
-    (trees("train", "train_v2"), DEEP),
-    (trees("train", "extra"), DEEP),
-    (trees("train", "val", "valid"), DEEP),
-    (trees("train") + ["unlabeled/0.jpg", "unlabeled/1.jpg"], DEEP),
-    (trees("images", "masks"), DEEP),
-    (trees("day1", "day2", classes=("cat",)), DEEP),
-    (trees("val", "test"), DEEP),
-    (["train/a/b/0.jpg", "test/a/0.jpg"], DEEP),
-    (trees("fold_0/train", "fold_0/val", "fold_1/train", "fold_1/val"), DEEP),
-    (trees("train", "val", "copy/train", "copy/val"), DEEP),
-    (["cat/0.jpg", "dog/0.jpg", *trees("again")], DEEP),
+    *((names, "there are .* and ") for names in (
+        trees("fold_0", "fold_1", "fold_2"), trees("a/fold0", "a/fold1"), trees("val", "test"),
+        trees("train", "train_v2"), trees("train", "extra"), trees("train", "val", "valid"),
+        trees("train") + ["unlabeled/0.jpg", "unlabeled/1.jpg"], trees("images", "masks"),
+        trees("day1", "day2", classes=("cat",)), ["train/a/b/0.jpg", "test/a/0.jpg"],
+        trees("fold_0/train", "fold_0/val", "fold_1/train", "fold_1/val"),
+        trees("train", "val", "copy/train", "copy/val"),
+        ["cat/0.jpg", "dog/0.jpg", *trees("again")])),
     (trees("train/COVID", "train/Normal", "val/COVID", "val/Normal", classes=("images", "masks")),
      "COVID/images/0.jpg and val/Normal/masks/1.jpg"),
     (trees("cat", "dog", classes=("train", "test")), "in train, val and test"),
     (["a/cat.0.jpg", "a/dog.0.jpg", "b/cat.1.jpg", "b/dog.1.jpg"], "a, b hold cats and dogs"),
-    (["images/0.jpg", "masks/0.jpg"], PARTS),
-    (["cat/0.jpg", "dog/0.jpg", "masks/0.jpg"], PARTS),
-    (["cat/0.jpg", "dog/0.jpg", "cat_masks/0.jpg", "dog_masks/0.jpg"], PARTS),
-    (["fold_0/0.jpg", "fold_1/0.jpg"], PARTS),
-    (["cats_train/0.jpg", "dogs_train/0.jpg", "cats_test/0.jpg", "dogs_test/0.jpg"], PARTS),
+    *((names, "may be parts of the data set") for names in (
+        ["images/0.jpg", "masks/0.jpg"], ["cat/0.jpg", "dog/0.jpg", "masks/0.jpg"],
+        ["cat/0.jpg", "dog/0.jpg", "cat_masks/0.jpg", "dog_masks/0.jpg"],
+        ["fold_0/0.jpg", "fold_1/0.jpg"],
+        ["cats_train/0.jpg", "dogs_train/0.jpg", "cats_test/0.jpg", "dogs_test/0.jpg"])),
     # images beside class folders, or none in one
     (["a/1.jpg", "b/1.jpg", "cat.0.jpg"], "there are cat.0.jpg and b/1.jpg"),
     (["cat/0.jpg", "dog/0.jpg", "bird/0.tif", "bird/1.TIFF"], "only bird/0.tif, bird/1.TIFF"),
@@ -119,8 +111,7 @@ def test_an_empty_folder_is_no_class(tmp_path, names, message):
     (["cats/cat.0.jpg", "dogs/dog.0.jpg"], ["cats", "dogs"]),
     (["with_mask/0.jpg", "without_mask/0.jpg"], ["with_mask", "without_mask"]),
     (["valid/0.jpg", "invalid/0.jpg"], ["invalid", "valid"]),
-    (["c0/0.jpg", "c1/0.jpg"], ["c0", "c1"]),
-    (["0/0.jpg", "1/0.jpg"], ["0", "1"]),
+    (["c0/0.jpg", "c1/0.jpg"], ["c0", "c1"]), (["0/0.jpg", "1/0.jpg"], ["0", "1"]),
     (["cat/0.jpg", "dog/0.jpg", "logo.svg", "notes/0.txt"], ["cat", "dog"]),
     (["pets/cat/0.jpg", "pets/dog/0.jpg", "notes/0.txt"], ["cat", "dog"]),
     (["recycle/0.jpg", "trash/0.jpg", "@home/0.jpg", "$5/0.jpg"],

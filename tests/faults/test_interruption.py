@@ -97,9 +97,7 @@ def test_signals_at_random_moments(train, pictures, tmp_path, whole, tally, coun
 def stop_and_resume(train, arguments, tmp_path, whole, signals, count, check):
     """Stop runs after a moment by a random signal, at least `count` times; resume each of them
     until it ends, as the run `whole`. check(process, folder, signal) comes after each signal.
-
-    Returns how many signals were sent.
-    """
+    Returns how many signals were sent."""
     rng, sent, finished = random.Random(5), 0, 0
     while sent < count or not finished:
         out = tmp_path / f"run{finished}"

@@ -29,10 +29,8 @@ class Block(NamedTuple):
 
 def make_block(N, C, H, W, K, dtype=torch.float32, *, residual=True, fixed_stats=False, bare=False,
                scale=1.0, device="cpu"):
-    """A random block, each tensor from its own seed.
-
-    fixed_stats: mean and var are arguments; bare: no bias, gamma and beta; scale: of x.
-    """
+    """A random block, each tensor from its own seed. fixed_stats: mean and var are arguments; bare:
+    no bias, gamma and beta; scale: of x."""
     def randn(seed, *shape):
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     bias = randn(3, C).to(dtype).float()  # a bias that float16 holds: eager PyTorch rounds it
@@ -44,10 +42,8 @@ def make_block(N, C, H, W, K, dtype=torch.float32, *, residual=True, fixed_stats
 
 
 def run(implementation, block):
-    """{name: result} of an implementation's two functions, without those of absent parameters.
-
-    y and dx are in the dtype and layout of x, as the operator returns them.
-    """
+    """{name: result} of an implementation's two functions, without those of absent parameters. y
+    and dx are in the dtype and layout of x, as the operator returns them."""
     y, mean, var = implementation.forward(*block[:-1])
     dx, *gradients = implementation.backward(block.dy, *block[:4], mean, var, block.eps,
                                              block.residual, block.mean is None)
@@ -76,10 +72,8 @@ def exact(block):
 
 def size_of_sums(block):
     """{name: (largest sum of absolute terms, largest root of their sum of squares)} of each sum.
-
     Adding in float32 moves a sum by eps times the first at most. Terms that were rounded to the
-    dtype of x, as plain PyTorch's are, make it wander by eps of that dtype times the second.
-    """
+    dtype of x, as plain PyTorch's are, make it wander by eps of that dtype times the second."""
     b = block.map(lambda t: t.double())
     C, K, n = b.x.shape[1], b.weight.shape[-1], b.x.numel() // b.x.shape[1]
     channel = (1, C, 1, 1)
@@ -106,12 +100,10 @@ def size_of_sums(block):
 
 
 def too_far(results, block):
-    """Which results have more than twice the error of plain PyTorch in the same dtype.
-
-    One sentence each. The error is the largest difference from float64 on the same inputs.
-    PyTorch's own error can be small by luck, where there are few elements, and its sums on the CPU
-    are in double. So one rounding of the result, or of each term of a sum, is not too far.
-    """
+    """Which results have more than twice the error of plain PyTorch in the same dtype. One sentence
+    each. The error is the largest difference from float64 on the same inputs. PyTorch's own error
+    can be small by luck, where there are few elements, and its sums on the CPU are in double. So
+    one rounding of the result, or of each term of a sum, is not too far."""
     plain, want, sums = by_autograd(block), exact(block), size_of_sums(block)
     assert results.keys() == want.keys()
     problems = []

@@ -33,11 +33,8 @@ SERVER.set_forkserver_preload(["tests.helpers.commands", "train", "bench", "torc
 
 
 class Command:
-    """A command that has been started.
-
-    limits: {resource.RLIMIT_...: bytes}; stdout, which they would cut, is then thrown away. plants:
-    faults inside the command, see helpers/plants.py.
-    """
+    """A command that has been started. limits: {resource.RLIMIT_...: bytes}; stdout, which they
+    would cut, is then thrown away. plants: faults inside the command, see helpers/plants.py."""
 
     def __init__(self, script, arguments, folder, env=None, *, limits=None, plants=(),
                  fresh=False):
@@ -94,10 +91,8 @@ class Command:
         wait_until(lambda: not running(session=self.pid))
 
     def wait(self):
-        """Until the end: CompletedProcess with returncode, stdout and stderr.
-
-        Raises AssertionError when a planted fault has not happened: then the test shows nothing.
-        """
+        """Until the end: CompletedProcess with returncode, stdout and stderr. Raises AssertionError
+        when a planted fault has not happened: then the test shows nothing."""
         wait_until(lambda: self.code() is not None, self)
         result = subprocess.CompletedProcess(None, self.code(), self.output(1), self.output(2))
         missed = [plant for marker, plant in self.plants.items() if not marker.exists()]
@@ -125,11 +120,9 @@ def is_file(script):
 
 
 def forked(f, *args):
-    """Start a process, forked from the server, that runs f(*args).
-
-    The first call starts the server, which finds train.py by PYTHONPATH. The server skips, without
-    an error, what it cannot import.
-    """
+    """Start a process, forked from the server, that runs f(*args). The first call starts the
+    server, which finds train.py by PYTHONPATH. The server skips, without an error, what it cannot
+    import."""
     process = SERVER.Process(target=f, args=args)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)

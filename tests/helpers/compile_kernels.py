@@ -54,11 +54,9 @@ TABLE = [CompileCase(shape, K, "float16", H100)  # the shapes of `bench.py --ker
 
 
 def all_cases():
-    """Each map with each kernel size in each dtype, the dtypes on different GPUs.
-
-    One launch or two, and strides that 16 divides, as far as the map allows it, take turns, and so
-    meet every kernel size, dtype and GPU.
-    """
+    """Each map with each kernel size in each dtype, the dtypes on different GPUs. One launch or
+    two, and strides that 16 divides, as far as the map allows it, take turns, and so meet every
+    kernel size, dtype and GPU."""
     yield from TABLE
     for (m, (H, W)), (k, K), (d, dtype) in itertools.product(
             enumerate(MAPS), enumerate(KERNEL_SIZES), enumerate(DTYPES)):
@@ -100,8 +98,7 @@ class NotLaunched:
 
 def compile_case(case):
     """The kernels of a call, (name and part, tiling, compiled) each: forward in training and in
-    evaluation, then backward. Changes this process for good.
-    """
+    evaluation, then backward. Changes this process for good."""
     capability, shared_bytes = case.device
     triton.runtime.driver.set_active(SimpleNamespace(  # of a GPU that is not there
         get_current_device=lambda: 0, get_current_stream=lambda device=None: 0,

@@ -12,11 +12,9 @@ def finished_run(out: Path, name: str, seed: int = 0, *, shift: float = 0.0, ste
                  step_s: float = 0.1, step_flops: float = 1e12, val_acc: float | None = 0.75,
                  classes: tuple[str, ...] = ("cat", "dog"), images: int = 25_000,
                  **changes) -> Path:
-    """Write the folder of a run whose training curve is the published one plus `shift`.
-
-    Its validation accuracy rises to val_acc in equal parts; 2,500 images are held out.
-    changes: of summary.json and config.json.
-    """
+    """Write the folder of a run whose training curve is the published one plus `shift`. Its
+    validation accuracy rises to val_acc in equal parts; 2,500 images are held out. changes: of
+    summary.json and config.json."""
     log = [{"step": step, "train_loss": loss - shift, "train_acc": acc + shift, "val_loss": 0.6,
             "val_acc": val_acc and val_acc * step / steps, "lr": 1e-4, "images_per_s": 250 / step_s,
             "data_wait": 0.03, "memory_mib": 900.0, "skipped": 0, "flops": step * step_flops}

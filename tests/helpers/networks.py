@@ -34,11 +34,8 @@ def randomise(model: nn.Module, seed: int):
 
 def authors_convmixer(dim, depth, kernel_size, patch, num_classes):
     """The paper's model as one nn.Sequential (figure 3 there), for its numbering."""
-    act = nn.GELU
     blocks = [nn.Sequential(Residual(depthwise_unit(dim, kernel_size)),
-                            nn.Conv2d(dim, dim, 1), act(), nn.BatchNorm2d(dim))
+                            nn.Conv2d(dim, dim, 1), nn.GELU(), nn.BatchNorm2d(dim))
               for _ in range(depth)]
-    return nn.Sequential(
-        nn.Conv2d(3, dim, patch, patch), act(), nn.BatchNorm2d(dim),
-        *blocks,
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(dim, num_classes))
+    return nn.Sequential(nn.Conv2d(3, dim, patch, patch), nn.GELU(), nn.BatchNorm2d(dim), *blocks,
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(dim, num_classes))

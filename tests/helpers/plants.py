@@ -13,13 +13,11 @@ TRAIN_STEP = "mixer.training.trainer.train_step"
 
 @dataclass
 class Plant:
-    """Call number `call` of the function `where` sends its process the signal `signum`.
-
-    `where` is the dotted name by which the code under test looks the function up, so a function
-    imported by name is planted where it is called, not where it is defined. The signal comes
-    before the call, after it (`after`), or `delay` seconds later, whatever runs then.
-    Command.wait raises when the planted fault has not happened.
-    """
+    """Call number `call` of the function `where` sends its process the signal `signum`. `where` is
+    the dotted name by which the code under test looks the function up, so a function imported by
+    name is planted where it is called, not where it is defined. The signal comes before the call,
+    after it (`after`), or `delay` seconds later, whatever runs then. Command.wait raises when the
+    planted fault has not happened."""
 
     where: str
     signum: int

@@ -67,8 +67,7 @@ def test_shared_memory_fits(compiled):
 
 def test_two_programs_fit_on_an_sm(compiled):
     """At the shapes of the table. An SM of an H200 has 2^16 registers, which a warp takes by 256,
-    and 228 KiB of shared memory, of which each program takes one more.
-    """
+    and 228 KiB of shared memory, of which each program takes one more."""
     table = [tuple(case.shape) for case in compile_kernels.TABLE]
     cases = [case for case in compiled if case["device"][0] == 90 and case["dtype"] == "float16"
              and tuple(case["shape"]) in table]
@@ -80,8 +79,7 @@ def test_two_programs_fit_on_an_sm(compiled):
 
 def test_products_are_on_tensor_cores(compiled):
     """Every kernel has a conv in it. On Hopper, 16-bit products take the warp-group instructions,
-    which need 64 rows: a conv of 32 windows, all that such sums have, does without.
-    """
+    which need 64 rows: a conv of 32 windows, all that such sums have, does without."""
     for case in compiled:
         instructions = set(case["tensor_cores"])
         assert instructions and instructions <= TENSOR_CORES[case["device"][0]], case

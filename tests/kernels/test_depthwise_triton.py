@@ -1,4 +1,5 @@
 """The Triton kernels against float64: on a GPU, or without one in Triton's interpreter."""
+import itertools
 from functools import partial
 from types import SimpleNamespace
 
@@ -132,10 +133,8 @@ def test_same_input_same_bits():
 
 def test_tiles_cover_what_the_design_names():
     why_not_launchable = partial(depthwise_launch.why_not_launchable, torch.device("cpu"))
-    for side in (8, 12, 16, 32):
-        for K in (3, 5, 7, 9, 11):
-            for dtype in DTYPES:
-                assert why_not_launchable((250, 512, side, side), K, dtype) is None
+    for side, K, dtype in itertools.product((8, 12, 16, 32), (3, 5, 7, 9, 11), DTYPES):
+        assert why_not_launchable((250, 512, side, side), K, dtype) is None
     for shape, K, dtype in (((2, 2, 8, 8), 3, torch.float64), ((2, 2, 8, 8), 13, torch.float32),
                             ((2, 2, 112, 112), 3, torch.float32),
                             ((2, 2**25, 8, 8), 3, torch.float32)):

@@ -22,8 +22,6 @@ def timm_convmixer():
 
 
 class OwnResidual(nn.Module):
-    """Adds its input, under a name of its own."""
-
     def __init__(self, inside):
         super().__init__()
         self.inside = inside
@@ -48,20 +46,16 @@ class Half(OwnResidual):
 
 def three(wrapper=lambda unit: unit):
     """A patch embedding and three wrapped units."""
-    units = [wrapper(depthwise_unit(16, 5)) for _ in range(3)]
-    return nn.Sequential(nn.Conv2d(3, 16, 8, 8), *units)
+    return nn.Sequential(nn.Conv2d(3, 16, 8, 8), *(wrapper(depthwise_unit(16, 5)) for _ in "123"))
 
 
 MODELS = {
     "ours": lambda: create_model("convmixer", dim=16, depth=3, kernel_size=5, patch=8,
                                  image_size=64, num_classes=4),
-    "timm's": timm_convmixer,
-    "the authors'": lambda: authors_convmixer(16, 3, 5, 8, 4),
-    "without residual": three,
-    "another residual": lambda: three(OwnResidual),
+    "timm's": timm_convmixer, "the authors'": lambda: authors_convmixer(16, 3, 5, 8, 4),
+    "without residual": three, "another residual": lambda: three(OwnResidual),
     "a residual with a parameter": lambda: three(WithParameter),
-    "half a residual": lambda: three(Half),
-}
+    "half a residual": lambda: three(Half)}
 
 
 def count(model, kind):
@@ -130,8 +124,8 @@ def test_only_a_plain_residual_is_taken_in(wrapper):
 def test_names_and_modules_are_given_back():
     """Parts with names of their own; a unit in three places, one of them in a residual; a part
     exchanged while fused."""
-    parts = zip(("conv", "act", "bn"), depthwise_unit(8, 5), strict=True)
-    named = nn.Sequential(OrderedDict(parts))
+    parts = OrderedDict(zip(("conv", "act", "bn"), depthwise_unit(8, 5), strict=True))
+    named = nn.Sequential(parts)
     model = nn.Sequential(named, OwnResidual(depthwise_unit(8, 5)), named, OwnResidual(named))
     modules, keys = list(model.modules()), list(model.state_dict())
     x = torch.rand(4, 8, 6, 6)
@@ -154,18 +148,11 @@ def test_other_parts_and_hooks_stay():
     def unit(**changes):
         parts = dict(conv=conv(), act=nn.GELU(), bn=nn.BatchNorm2d(8))
         return nn.Sequential(*{**parts, **changes}.values())
-    others = [
-        unit(act=nn.ReLU()),
-        unit(act=nn.GELU("tanh")),
-        unit(conv=conv(groups=4)),
-        unit(conv=conv(padding=1)),
-        unit(conv=conv(stride=2)),
-        unit(conv=conv(padding_mode="circular")),
-        unit(conv=conv(kernel_size=(5, 3), padding=(2, 1))),
-        unit(conv=conv(kernel_size=4)),
-        unit(conv=nn.utils.parametrizations.weight_norm(conv())),
-        unit(bn=nn.SyncBatchNorm(8)),
-    ]
+    convs = [conv(groups=4), conv(padding=1), conv(stride=2), conv(padding_mode="circular"),
+             conv(kernel_size=(5, 3), padding=(2, 1)), conv(kernel_size=4),
+             nn.utils.parametrizations.weight_norm(conv())]
+    others = [*(unit(conv=conv) for conv in convs), unit(act=nn.ReLU()), unit(act=nn.GELU("tanh")),
+              unit(bn=nn.SyncBatchNorm(8))]
     hooked = [unit() for _ in range(4)]
     hooked[0].register_forward_hook(lambda *_: None)
     hooked[1][1].register_forward_pre_hook(lambda *_: None)
@@ -190,7 +177,7 @@ class Negated(nn.Module):
         return -weight
 
 
-def exchanged(model, name, part):
+def exchanged(part, model, name):
     """Another layer in its place, of the same type or not."""
     other = (nn.ReLU() if type(part) is nn.GELU else nn.InstanceNorm2d(16)
              if type(part) is nn.BatchNorm2d else nn.Conv2d(
@@ -202,24 +189,21 @@ def exchanged(model, name, part):
     model.set_submodule(name, other)
 
 
-def forward_replaced(model, name, part):
+def forward_replaced(part, *_):
     part.forward = lambda x: 3 * type(part).forward(part, x)
 
 
 CHANGES = {
-    "forward hook": lambda model, name, part: part.register_forward_hook(
-        lambda module, args, y: 2 * y.square()),
-    "forward pre-hook": lambda model, name, part: part.register_forward_pre_hook(
+    "forward hook": lambda part, *_: part.register_forward_hook(lambda m, args, y: 2 * y.square()),
+    "forward pre-hook": lambda part, *_: part.register_forward_pre_hook(
         lambda module, args: (args[0].square(),)),
-    "backward hook": lambda model, name, part: part.register_full_backward_hook(
+    "backward hook": lambda part, *_: part.register_full_backward_hook(
         lambda module, gradients, _: tuple(g if g is None else 2 * g for g in gradients)),
-    "backward pre-hook": lambda model, name, part: part.register_full_backward_pre_hook(
+    "backward pre-hook": lambda part, *_: part.register_full_backward_pre_hook(
         lambda module, gradients: tuple(2 * g for g in gradients)),
-    "parametrized": lambda model, name, part: nn.utils.parametrize.register_parametrization(
+    "parametrized": lambda part, *_: nn.utils.parametrize.register_parametrization(
         part, "weight", Negated()),
-    "exchanged": exchanged,
-    "forward replaced": forward_replaced,
-}
+    "exchanged": exchanged, "forward replaced": forward_replaced}
 PARTS = [f"{unit}.{i}" for unit, start in (("stem", 0), ("blocks.1.0.fn", 0), ("blocks.1", 1))
          for i in range(start, start + 3)]
 
@@ -238,7 +222,7 @@ def test_what_happens_to_a_part_after_fuse_counts(change):
             if state == "fused":
                 fuse(model)
             if state != "unchanged":
-                CHANGES[change](model, name, model.get_submodule(name))
+                CHANGES[change](model.get_submodule(name), model, name)
             y = model(torch.rand(4, 3, 64, 64))
             gradients = torch.autograd.grad(y.square().sum(), list(model.parameters()))
             results.append([y.detach(), *gradients])

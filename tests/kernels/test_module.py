@@ -30,10 +30,8 @@ def pair(dim=4, kernel_size=5, **bn_options):
 
 
 def assert_same(plain, fused):
-    """Outputs, gradients and every buffer agree over three batches.
-
-    1e-5 is a hundred roundings of float32.
-    """
+    """Outputs, gradients and every buffer agree over three batches. 1e-5 is a hundred roundings of
+    float32."""
     for seed in range(3):
         x, dy = (randn((4, 4, 8, 8), seed=seed) for seed in (seed, 100 + seed))
         results = []

@@ -11,11 +11,9 @@ from tests.helpers.networks import randomise, relative_error
 @pytest.fixture
 def assert_same_network():
     """Give `model` the weights of `peer` through `load(model, state_dict)`, then compare them.
-
     Logits, every parameter's gradient and the running statistics, in eval and in train mode, agree
-    to 1e-5 relative in fp32: some hundred roundings. Two orders of summation stay below it; a
-    wrong eps, padding or activation does not (test_the_measure_rejects_spoilt_networks).
-    """
+    to 1e-5 relative in fp32: some hundred roundings. Two orders of summation stay below it; a wrong
+    eps, padding or activation does not (test_the_measure_rejects_spoilt_networks)."""
     def check(model, peer, load, image_size=64, memory_format=torch.contiguous_format):
         randomise(peer, seed=1)
         peer.to(memory_format=memory_format)  # the same for both: a ReLU's edge on the same side

@@ -1,8 +1,6 @@
 import pytest
-import torch
 from torch import nn
 
-from mixer.models import create_model
 from mixer.models.mlp_mixer import MLPMixer
 
 OURS = dict(image_size=64, patch=16, dim=64, depth=3, num_classes=5)
@@ -16,8 +14,3 @@ def timm_mixer():
 
 def test_equals_timm(assert_same_network):
     assert_same_network(MLPMixer(**OURS), timm_mixer(), nn.Module.load_state_dict)
-
-
-def test_an_image_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="patches of 192x192 images, not 96x96"):
-        create_model("mlp_mixer", depth=1)(torch.rand(1, 3, 96, 96))

@@ -38,8 +38,16 @@ def test_options_reach_the_model(name):
     model = create_model(name, image_size=32, num_classes=7, **options)
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 7)
     if options:
-        assert count(model) < 50_000
-        assert len(model.blocks) == 2
+        assert count(model) < 50_000 and len(model.blocks) == 2
+
+
+@pytest.mark.parametrize("name, message", [
+    ("convmixer", "patch 24 does not divide a 96x100 image"),
+    ("vit_cnn", "positions for 192x192 images, not 96x100"),
+    ("mlp_mixer", "patches of 192x192 images, not 96x100")])
+def test_an_image_of_another_size_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(name, depth=1)(torch.rand(1, 3, 96, 100))
 
 
 @pytest.mark.parametrize("name, options, message", [
@@ -47,9 +55,8 @@ def test_options_reach_the_model(name):
     ("vit_cnn", {"patch": 20}, "patch 20 does not divide a 192x192 image (these do: 2, 3, 4, 6, 8, "
                                "12, 16, 24, 32, 48, 64, 96, 192)"),
     ("convmixer", {"patch": 20}, "patch 20 does not divide"),
-    ("resnet18", {"patch": 24}, "resnet18 has no patch"),
-    ("vit_cnn", {"patch_size": 16}, "vit_cnn has no patch_size"),
-    ("vit_linear", {"kernel_size": 9}, "vit_linear has no kernel_size"),
+    *((name, {key: 9}, f"{name} has no {key}") for name, key in (
+        ("resnet18", "patch"), ("vit_cnn", "patch_size"), ("vit_linear", "kernel_size"))),
     ("convmixer", {"kernel_size": 8}, "kernel_size 8 is even"),
     ("vit_cnn", {"dim": 500}, "dim 500 does not divide into 8 heads"),
     ("convmixer", {"depth": 0, "heads": 2}, "has no heads; depth must be a positive whole number"),
@@ -59,9 +66,8 @@ def test_options_reach_the_model(name):
     ("convmixer", {"act": ["relu"]}, "act must be a word, not ['relu']"),
     ("vit_cnn", {"qkv_bias": 1}, "qkv_bias must be True or False, not 1"),
     ("vit_cnn", {"norm_eps": 0.0}, "norm_eps must be a positive number, not 0.0"),
-    ("resnet18", {"image_size": 16}, "at least 32 pixels, not 16"),
-    ("efficientnetv2_b0", {"image_size": 16}, "at least 32 pixels, not 16"),
-])
+    *((name, {"image_size": 16}, "at least 32 pixels, not 16")
+      for name in ("resnet18", "efficientnetv2_b0"))])
 def test_wrong_options(name, options, message):
     with pytest.raises(ValueError) as e:
         create_model(name, **options)

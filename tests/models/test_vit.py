@@ -9,11 +9,6 @@ from mixer.models import create_model, load_weights, vit
 from mixer.models.vit import ConvPatchEmbed, LinearPatchEmbed, ViT
 
 
-def test_wrong_calls():
-    with pytest.raises(ValueError, match="192x192 images, not 96x96"):
-        create_model("vit_cnn", depth=1)(torch.rand(1, 3, 96, 96))
-
-
 def timm_vit(**options):
     timm = pytest.importorskip("timm", reason="needs timm: pip install timm")
     return timm.models.VisionTransformer(img_size=64, patch_size=16, embed_dim=64, depth=3,
@@ -21,21 +16,19 @@ def timm_vit(**options):
 
 
 OURS = dict(image_size=64, patch=16, dim=64, depth=3, heads=4, num_classes=5)
+TIMM = dict(qkv_bias=True, norm_eps=1e-6)
 
 
-@pytest.mark.parametrize("patch_embed", [ConvPatchEmbed, LinearPatchEmbed])
-def test_equals_timm(assert_same_network, patch_embed):
-    model = ViT(**OURS, qkv_bias=True, norm_eps=1e-6, patch_embed=patch_embed)
-    assert_same_network(model, timm_vit(), load_weights)
-
-
-def test_equals_timm_with_the_originals_settings(assert_same_network):
-    peer = timm_vit(qkv_bias=False, norm_layer=partial(nn.LayerNorm, eps=1e-5))
-    assert_same_network(ViT(**OURS), peer, nn.Module.load_state_dict)
+@pytest.mark.parametrize("ours, timms", [
+    ({**TIMM, "patch_embed": ConvPatchEmbed}, {}), ({**TIMM, "patch_embed": LinearPatchEmbed}, {}),
+    ({}, dict(qkv_bias=False, norm_layer=partial(nn.LayerNorm, eps=1e-5)))])
+def test_equals_timm(assert_same_network, ours, timms):
+    """With timm's settings, and with the original's."""
+    assert_same_network(ViT(**OURS, **ours), timm_vit(**timms), load_weights)
 
 
 def test_the_measure_rejects_spoilt_networks(assert_same_network):
-    tanh = ViT(**OURS, qkv_bias=True, norm_eps=1e-6)
+    tanh = ViT(**OURS, **TIMM)
     for block in tanh.blocks:
         block.mlp.act = nn.GELU("tanh")
     for spoilt in (tanh, ViT(**OURS, qkv_bias=True, norm_eps=1e-3)):

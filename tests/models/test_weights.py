@@ -1,7 +1,6 @@
 """Checkpoints: whose files and weights load, what is refused, what is said."""
 import argparse
 import os
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -40,11 +39,8 @@ def test_a_torchscript_file_is_named(tmp_path):
         load_checkpoint(tmp_path / "x.pt")
 
 
-@dataclass
 class Settings:
     """What a training script may save with its weights."""
-
-    lr: float = 0.1
 
 
 @pytest.mark.parametrize("value, name", [

@@ -29,9 +29,8 @@ def test_types_and_values_of_a_command_line():
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--a=1"], "unknown argument --a=1"),
     (["--siz", "3"], "unknown argument --siz; did you mean --size?"),  # no abbreviations
-    (["--size"], "--size expected one argument"),
+    (["--a=1"], "unknown argument --a=1"), (["--size"], "--size expected one argument"),
     (["--size", "2.5"], "--size invalid int value: '2.5'"),
     (["--size", "0"], "--size must be in [1, inf), not 0"),
     (["--size", "9" * 5000], f"--size invalid int value: '{'9' * 5000}'"),
@@ -40,9 +39,7 @@ def test_types_and_values_of_a_command_line():
     (["--val-rate", "0"], "--val-rate must be in (0, 1), not 0"),
     (["--val-rate", "nan"], "--val-rate must be in (0, 1), not nan"),
     (["--mode", "slwo"], "--mode invalid choice: 'slwo' (choose from 'fast', 'slow')"),
-    (["--out", ""], "--out is empty"),
-    (["photo.jpg", ""], "FILES is empty"),
-])
+    (["--out", ""], "--out is empty"), (["photo.jpg", ""], "FILES is empty")])
 def test_a_wrong_argument_is_refused(argv, message):
     with pytest.raises(InputError) as e:
         parse(Options, argv, "", words="files")

@@ -26,10 +26,8 @@ STEPS = ["--steps", 30, "--log-every", 10, "--lr", 0.003]
 
 @pytest.fixture
 def ranks(train):
-    """ranks(count, *arguments) -> the results of that many ranks of one run.
-
-    plants: {rank: its Plants}; own: {rank: its further arguments}.
-    """
+    """ranks(count, *arguments) -> the results of that many ranks of one run. plants: {rank: its
+    Plants}; own: {rank: its further arguments}."""
     def run(count, *arguments, plants=None, own=None):
         plants, own = plants or {}, own or {}
         started = [train.start(*arguments, *own.get(rank, ()), plants=plants.get(rank, ()), env=env)
@@ -62,10 +60,8 @@ LOSSES, GRADIENTS, WEIGHTS = 5e-6, 5e-6, 5e-5
 
 
 def assert_same_numbers(one, other):
-    """Losses of all rows, weights, running statistics and Adam's moments at the end.
-
-    Steps, accuracies and counts are exact.
-    """
+    """Losses of all rows, weights, running statistics and Adam's moments at the end. Steps,
+    accuracies and counts are exact."""
     for a, b in zip(read_csv(one / "log.csv"), read_csv(other / "log.csv"), strict=True):
         assert a["step"] == b["step"]
         assert (a["train_acc"], a["val_acc"]) == (b["train_acc"], b["val_acc"])

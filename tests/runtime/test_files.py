@@ -4,12 +4,7 @@ import sys
 import pytest
 
 from mixer.runtime.errors import InputError
-from mixer.runtime.files import (
-    read_csv,
-    save_atomically,
-    writable_folder,
-    write_csv,
-)
+from mixer.runtime.files import read_csv, save_atomically, writable_folder, write_csv
 from tests.helpers.commands import ROOT
 
 LOG = [{"step": step, "train_loss": 0.7 - step / 1000, "val_acc": 0.5, "skipped": 0}

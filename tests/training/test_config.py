@@ -6,31 +6,26 @@ from mixer.training.config import DEMO, as_arguments, read_config
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--arch", "resnet18", "--patch", "24"], "resnet18 has no patch"),
-    (["--arch", "resnet18", "--kernel-size", "9", "--depth", "2"],
+    ("--arch resnet18 --patch 24", "resnet18 has no patch"),
+    ("--arch resnet18 --kernel-size 9 --depth 2",
      "resnet18 has no depth; resnet18 has no kernel_size"),
-    (["--arch", "all", "--patch", "24"], "--patch: only with one --arch"),
-    (["--arch", "all", "--rows", "resnet"], "--rows resnet: choose from resnet18, "),
-    (["--rows", "resnet18"], "--rows needs --arch all"),
-    (["--seeds", "0,one"], "--seeds invalid literal for int() with base 10: 'one'"),
-    (["--seeds", "1,2", "--seed", "0"], "--seed and --seeds exclude each other"),
-    (["--seeds", "1,2", "--resume", "last.pt"], "--resume must be auto"),
-    (["--arch", "convmixer", "--qkv-bias"], "convmixer has no qkv_bias"),
-    (["--arch", "all", "--init-from", "x.pt"], "--init-from: only with one --arch"),
-    (["--dim", "100"], "dim 100 does not divide into 8 heads"),
-    (["--steps", "0"], "--steps must be in [1, inf), not 0"),
-    (["--lr", "inf"], "--lr must be in (0, inf), not inf"),
-    (["--lr", "0"], "--lr must be in (0, inf), not 0"),
-    (["--clip-grad", "0"], "--clip-grad must be in (0, inf), not 0"),
-    (["--depth", "0"], "--depth must be in [1, inf), not 0"),
-    (["--val-fraction", "1"], "--val-fraction must be in [0, 1), not 1"),
-    (["--data", ""], "--data is empty"),
-    (["--resume", "auto"], "--resume auto needs --out"),
-    (["--step", "3"], "unknown argument --step; did you mean --steps?"),
-])
+    ("--arch convmixer --qkv-bias", "convmixer has no qkv_bias"),
+    ("--arch all --patch 24", "--patch: only with one --arch"),
+    ("--arch all --init-from x.pt", "--init-from: only with one --arch"),
+    ("--arch all --rows resnet", "--rows resnet: choose from resnet18, "),
+    ("--rows resnet18", "--rows needs --arch all"),
+    ("--seeds 0,one", "--seeds invalid literal for int() with base 10: 'one'"),
+    ("--seeds 1,2 --seed 0", "--seed and --seeds exclude each other"),
+    ("--seeds 1,2 --resume last.pt", "--resume must be auto"),
+    ("--dim 100", "dim 100 does not divide into 8 heads"), ("--data=", "--data is empty"),
+    ("--resume auto", "--resume auto needs --out"),
+    ("--step 3", "unknown argument --step; did you mean --steps?"),
+    *((f"{flag} {value}", f"{flag} must be in {bounds}, not {value}") for flag, value, bounds in (
+        ("--steps", 0, "[1, inf)"), ("--depth", 0, "[1, inf)"), ("--lr", "inf", "(0, inf)"),
+        ("--lr", 0, "(0, inf)"), ("--clip-grad", 0, "(0, inf)"), ("--val-fraction", 1, "[0, 1)")))])
 def test_wrong_arguments(arguments, message):
     with pytest.raises(InputError) as e:
-        read_config(arguments, "")
+        read_config(arguments.split(), "")
     assert message in str(e.value)
 
 
@@ -87,10 +82,9 @@ def test_one_model_with_several_seeds_keeps_its_options():
 
 
 def test_as_arguments_gives_the_same_config_back():
-    for argv in (["--data", "x", "--compile", "--clip-grad", "1"],
-                 ["--arch", "convmixer", "--patch", "8", "--act", "relu"],
-                 ["--arch", "vit_cnn", "--qkv-bias", "--norm-eps", "1e-6"]):
-        config = config_of(*argv)
+    for argv in ("--data x --compile --clip-grad 1", "--arch convmixer --patch 8 --act relu",
+                 "--arch vit_cnn --qkv-bias --norm-eps 1e-6"):
+        config = config_of(*argv.split())
         arguments = as_arguments(config) + (["--data", "x"] if config.data is None else [])
         again = config_of(*arguments)
         assert {**vars(again), "data": config.data} == vars(config)

@@ -8,14 +8,9 @@ from kernels import depthwise_cpu, fuse
 from mixer.experiments import ROWS
 from mixer.models import create_model
 from mixer.runtime.distributed import World
+from mixer.training import recipe
 from mixer.training.config import Config
-from mixer.training.recipe import (
-    applied_steps,
-    evaluate,
-    learning_rate,
-    make_optimizer,
-    train_step,
-)
+from mixer.training.recipe import learning_rate, make_optimizer, train_step
 from tests.helpers.networks import tiny_convmixer
 from tests.helpers.training import NO_SCALER, SMALL, subsets
 
@@ -38,7 +33,7 @@ def test_train_step_is_plain_adam_on_the_cross_entropy():
         loss, correct = train_step(ours, x, y, optimizer, NO_SCALER)
         assert loss.dtype == torch.float32 and torch.allclose(loss, expected)
         assert correct == (logits.argmax(1) == y).sum()
-    assert applied_steps(optimizer) == 3
+    assert recipe.applied_steps(optimizer) == 3
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)  # gradients of an fp32 loss
 
@@ -65,11 +60,9 @@ def test_clipping_smoothing_and_decay_do_what_they_say():
 
 
 def loss_after_steps(row, amp=None, noise=None):
-    """The loss of the third step of a small model of this row; fused as train.py does it.
-
-    noise: a seed. Each module's output is multiplied by 1 + u, u uniform up to one rounding of
-    bfloat16: float32 training that rounds as often as bfloat16 does.
-    """
+    """The loss of the third step of a small model of this row; fused as train.py does it. noise: a
+    seed. Each module's output is multiplied by 1 + u, u uniform up to one rounding of bfloat16:
+    float32 training that rounds as often as bfloat16 does."""
     torch.manual_seed(0)
     small = {} if row.arch in ("resnet18", "efficientnetv2_b0") else {"dim": 32}
     options = {**row.options, **small, **({"heads": 4} if row.arch.startswith("vit") else {})}
@@ -115,13 +108,11 @@ def test_evaluation_counts_every_image_once(batch_size):
     with torch.no_grad():
         logits = model(x)
     options = dict(device=torch.device("cpu"), classes=2, world=World())
-    loss, acc, confusion = evaluate(model, val, batch_size, **options)
+    loss, acc, confusion = recipe.evaluate(model, val, batch_size, **options)
     assert abs(loss - F.cross_entropy(logits, y).item()) < 1e-6  # fp32 sums of ten terms
     assert acc == (logits.argmax(1) == y).double().mean().item()
-    for true in (0, 1):
-        for predicted in (0, 1):
-            expected = ((y == true) & (logits.argmax(1) == predicted)).sum()
-            assert confusion[true][predicted] == expected
+    assert confusion == [[((y == true) & (logits.argmax(1) == predicted)).sum()
+                          for predicted in (0, 1)] for true in (0, 1)]
 
 
 def test_learning_rate():

@@ -97,12 +97,8 @@ def test_resume_equals_the_uninterrupted_run(tmp_path, amp, after_step):
     assert_same_run(whole, cut)
 
 
-def explode(model):
-    model.head.weight.data.fill_(math.nan)
-
-
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path, after_step):
-    after_step(5, explode)
+    after_step(5, lambda model: model.head.weight.data.fill_(math.nan))
     with pytest.raises(Diverged, match="after step 3 and by step 6, with training loss nan, "):
         trainer(tmp_path).fit()
     for name in ("last.pt", "best.pt"):
