@@ -41,18 +41,18 @@ class Config(ModelOptions):
 
     arch: str | None = option(None, "one model, with the options above, instead of the rows",
                               choices=tuple(MODELS))
-    rows: str | None = option(None, "some of the rows, as resnet18,convmixer-p24; default: all")
+    rows: str | None = option(None, "some of the rows, e.g. resnet18,convmixer-p24; default: all")
     peers: bool = option(False, "also the torchvision and timm versions, eager and compiled")
     data: str | None = option(None, "image folder or zip; also benchmark loading and augmentation, "
                               "at the first image size")
     kernels_table: bool = option(False, "benchmark the fused block against plain PyTorch instead")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: the GPU if there is one")
-    batch_size: int | None = option(None, "images per step; default: 250, on a CPU 8", least=2)
-    image_size: str = option("192", "pixels square; several, as 192,288,384: each of them")
+    batch_size: int | None = option(None, "images per step; default: 250; 8 on a CPU", least=2)
+    image_size: str = option("192", "image side in pixels, or a list, e.g. 192,288,384")
     amp: str = option("auto", "autocast dtype; auto: fp16 on CUDA, bf16 on a CPU that has it",
                       choices=("auto", "fp16", "bf16", "off"))
     compile: bool = option(False, "torch.compile the models")
-    repeats: int = option(12, "timing repeats per candidate, interleaved", least=3)
+    repeats: int = option(12, "timing repeats per candidate, a multiple of 3; interleaved", least=3)
     out: str | None = option(None, "folder for json and markdown; default: print only")
 
 

@@ -84,7 +84,7 @@ def train_one(config, name, out, device, amp, world):
     model = create_model(config.arch, image_size=config.image_size,
                          num_classes=len(images.classes), **config.model_options).to(device)
     description = describe_model(config, images.classes)
-    identity = run_identity(config, images.run_key, contents)
+    identity = run_identity(config, images.key, contents)
     checkpoint = checkpoint_to_resume(config.resume, out, identity, world)
     if checkpoint and config.init_from:
         print("--init-from ignored: resuming from the checkpoint")

@@ -1,9 +1,9 @@
 """Both halves of a ConvMixer layer on the CPU, made of PyTorch's fast operators.
 
 The depthwise half:
-- On small maps the conv of a channel is a product, z (N, HW) = x (N, HW) @ T.mT with a Toeplitz
-  matrix T, and so are its gradients. Activations are then channel-major, in memory (C, N, H, W),
-  and stay so from one block to the next.
+- On small maps the conv of a channel is a matrix product z (N, HW) = x (N, HW) @ T.mT with a
+  Toeplitz matrix T, and so are its gradients. Activations are then channel-major, in memory
+  (C, N, H, W), and stay so from one block to the next.
 - On other maps, PyTorch's depthwise forward is fast and its backward is slow. Both gradients of a
   same-padded, stride-1 depthwise conv are such convs themselves: the input's with the kernel turned
   by 180 degrees, the weight's of x with dz as its kernel, one "channel" for each pair (n, c).
@@ -26,7 +26,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import reference
 from .reference import restore_layout, stats_dtype
 
-AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # ATEN_CPU_CAPABILITY can say less
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # ATEN_CPU_CAPABILITY can lower it
 NATIVE_BF16 = any(torch.cpu.get_capabilities().get(name) and (AVX512 or name == "bf16")
                   for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -34,12 +34,12 @@ NATIVE_BF16 = any(torch.cpu.get_capabilities().get(name) and (AVX512 or name == 
 # In training, on two cores with AMX, it was 0.94 times as fast with 3.7 million multiplications
 # (5x5 kernels), 1.02 times with 6.5 million. A small dense unit took a fifth more time.
 FEWEST_MULTIPLICATIONS = 5_500_000
-FEWEST_RESULTS = 500_000  # of a dense unit
+FEWEST_OUTPUTS = 500_000  # of a dense unit
 
-# Products are taken on maps of at most LARGEST_MAP elements, if the batch has FEWEST_IMAGES and
-# IMAGES_PER_ELEMENT of T: building T costs the same for any batch size. Measured at 512 channels,
-# K = 9, on two cores. In float32: 8x8 on Zen 3. In bfloat16, on Xeons with AMX, ms of a step by
-# products and by convs: ConvMixer 16 162 and 190 with 32 images, 117 and 99 with 16.
+# Matrix products are used on maps of at most LARGEST_MAP elements, if the batch has FEWEST_IMAGES
+# and IMAGES_PER_ELEMENT of T: building T costs the same for any batch size. Measured at 512
+# channels, K = 9, on two cores: float32 with 8x8 maps on Zen 3; bfloat16 on Xeons with AMX, where a
+# step of ConvMixer 16 took 162 ms by products and 190 by convs (32 images), 117 and 99 (16 images).
 LARGEST_MAP = {torch.float32: 64, torch.bfloat16: 256}
 IMAGES_PER_ELEMENT = {torch.float32: 1 / 128, torch.bfloat16: 1 / 900}
 FEWEST_IMAGES = 16
@@ -47,15 +47,15 @@ FEWEST_IMAGES = 16
 
 # What runs
 
-def fusing_pays(x: Tensor, results: int, kernel_size: int) -> bool:
-    """Whether a fused block is faster than its parts: a conv that makes so many results of x.
+def fusing_pays(x: Tensor, outputs: int, kernel_size: int) -> bool:
+    """Whether a fused block whose conv has so many output elements is faster than its parts.
 
-    It gains by the backward pass of its depthwise conv: PyTorch's own is fast for 3x3 kernels
-    alone. Without a gradient the parts are as fast. Where PyTorch's 16-bit conv is slow, the fused
-    block, in float32, is always faster.
+    The gain is in the backward pass of the depthwise conv: PyTorch's own is fast only for 3x3
+    kernels. Without gradients the parts are as fast. Where PyTorch's 16-bit conv is slow, the fused
+    block, which computes in float32, is always faster.
     """
     if (torch.is_grad_enabled() and kernel_size >= 5
-            and results * kernel_size ** 2 >= FEWEST_MULTIPLICATIONS):
+            and outputs * kernel_size ** 2 >= FEWEST_MULTIPLICATIONS):
         return True
     autocast = x.dtype != torch.float64 and torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
@@ -92,7 +92,8 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
 
 
 def to_block_layout(x, *tensors):
-    """T, or None for convs, and the tensors of a block of input x in its dtype and layout."""
+    """T (None: use convs), and the tensors in the dtype and layout of a block with input x. The
+    first two are weight and x."""
     dtype, channel_major = dtype_and_layout(x.dtype, len(x), *x.shape[2:])
     if not channel_major:
         dtype = stats_dtype(x)
@@ -104,19 +105,19 @@ def to_block_layout(x, *tensors):
 def toeplitz(weight, H, W):
     """T (C, HW, HW): row (i, j) holds the weights that output (i, j) gives to each input."""
     K = weight.shape[-1]
-    # one weight for each distance between two positions: (C, 2H - 1, 2W - 1)
-    distances = F.pad(weight[:, 0], 2 * (W - 1 - K // 2,) + 2 * (H - 1 - K // 2,))
-    by_column = distances.new_empty(len(distances), W, 2 * H - 1, W)
+    # one weight for each offset between two positions: (C, 2H - 1, 2W - 1)
+    by_offset = F.pad(weight[:, 0], 2 * (W - 1 - K // 2,) + 2 * (H - 1 - K // 2,))
+    by_column = by_offset.new_empty(len(by_offset), W, 2 * H - 1, W)
     for j in range(W):
-        by_column[:, j] = distances[:, :, W - 1 - j:2 * W - 1 - j]
-    T = distances.new_empty(len(distances), H, W, H, W)
+        by_column[:, j] = by_offset[:, :, W - 1 - j:2 * W - 1 - j]
+    T = by_offset.new_empty(len(by_offset), H, W, H, W)
     for i in range(H):
         T[:, i] = by_column[:, :, H - 1 - i:2 * H - 1 - i]
     return T.view(-1, H * W, H * W)
 
 
 def conv(x, weight, bias, T):
-    """The depthwise conv of contiguous tensors, or by products with T of channel-major ones."""
+    """The depthwise conv: of contiguous tensors if T is None, else of channel-major ones by T."""
     if T is None:
         return reference.conv(x, weight, bias)
     x, T = x.transpose(0, 1), T.transpose(1, 2)                 # (C, N, H, W)
@@ -166,16 +167,16 @@ def dense_gelu_bn(x, weight, bias, gamma, beta, mean, var, *, eps):
     """
     x, weight, bias = reference.as_conv_inputs(x, weight, bias, gamma, beta, mean, var)
     (N, _, H, W), P = x.shape, weight.shape[-1]
-    # Many channels of patches, and a pointwise conv: in bfloat16, the weight gradient of a patch
-    # embedding (32 images, P = 24, two cores with AMX) then takes 2 ms, and 85 ms by oneDNN's conv.
-    # In float32 it takes 11 ms either way.
+    # A pointwise conv over patches: in bfloat16, the weight gradient of a patch embedding (32
+    # images, P = 24, two cores with AMX) then takes 2 ms, and with oneDNN's conv 85 ms. In float32
+    # it takes 11 ms either way.
     if P > 1 and dtype_and_layout(x.dtype, N, H // P, W // P) == (torch.bfloat16, True):
         x, weight = patches(x, P), weight.reshape(len(weight), -1, 1, 1)
     return _DenseGELUBN.apply(x, weight, bias, gamma, beta, mean, var, eps)
 
 
 def patches(x, P):
-    """(N, C, H, W) -> (N, CPP, h, w)"""
+    """(N, C, H, W) -> (N, CPP, h, w), without the pixels beyond the last whole patch."""
     N, C, H, W = x.shape
     h, w = H // P, W // P
     x = x[:, :, :h * P, :w * P].reshape(N, C, h, P, w, P)
@@ -204,7 +205,7 @@ class _DenseGELUBN(torch.autograd.Function):
 def _dense_backward(dy: Tensor, x: Tensor, weight: Tensor, gamma: Tensor | None, z: Tensor,
                     mean: Tensor, var: Tensor, eps: float, batch_stats: bool, needs_dx: bool,
                     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dx, empty unless needed, dweight, dbias, dgamma, dbeta. An operator can be batched."""
+    """dx, empty unless needed, dweight, dbias, dgamma, dbeta. As an operator, vmap can batch it."""
     with torch.autocast("cpu", enabled=False):
         dy = with_layout(dy.to(z.dtype), is_channel_major(z))
         dz, *others = gelu_bn_backward(dy, z, gamma, mean, var, eps, batch_stats)
@@ -267,7 +268,7 @@ def weight_gradient(dz, x):
 # Layouts, and what follows a conv in both halves
 
 def with_layout(t, channel_major):
-    """An activation, channel-major or contiguous; everything else contiguous."""
+    """A copy of t, contiguous; of an activation, channel-major if that is asked for."""
     if channel_major and t.ndim == 4 and t.shape[1] != 1:
         return t.transpose(0, 1).contiguous().transpose(0, 1)
     return t.contiguous()

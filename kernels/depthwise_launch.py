@@ -13,7 +13,7 @@ LARGEST_KERNEL = 11
 # Triton 3.8 compiles these for sm_80, sm_90 and sm_100 with the few spilled bytes that
 # tests/kernels/test_compile.py allows: `pytest -m campaign` tries all maps, kernel sizes, dtypes.
 LARGEST_TILE = 64               # BLOCK_OUT
-SMALL_TILE = 32                 # where a larger one, if not the whole map, takes too many registers
+SMALL_TILE = 32                 # the limit where a larger tile, unless a whole map, would spill
 LARGEST_MATRIX = 512 * 32       # elements of T
 FLOAT32_ELEMENTS = 2048         # of a block of windows or tiles in float32
 SMALLEST_BLOCK = 16             # of tl.dot
@@ -64,9 +64,9 @@ def choose_tiling(H, W, K, dtype, backward,
         return None
     _, rows, block_in, block_out = min(candidates)
 
-    # The first line that applies gives the tiles of a block, the warps of a program and at most how
-    # many registers a thread has: such that nothing spills, at best with two programs on an SM. 255
-    # is no limit, but without one ptxas may take 128 and spill.
+    # The first line that applies gives BLOCK_M, num_warps and maxnreg: nothing spills and, if
+    # possible, two programs fit on an SM. 255 is the hardware's limit; without it, ptxas may choose
+    # 128 and spill.
     matrix, whole, long = block_in * block_out, rows == H, block_in > 256
     small = block_in <= 128 and matrix <= 4096           # T and dz_window^T x leave registers free
     aligned = rows * W % 8 == 0 and K // 2 * W % 8 == 0  # loads of 16 bytes
@@ -92,7 +92,7 @@ def choose_tiling(H, W, K, dtype, backward,
     if float32:
         block_in = min(block_in, FLOAT32_ELEMENTS // float32_m)
 
-    # at most the shared memory: T, windows in two layouts, tiles
+    # smaller blocks until T, windows in two layouts and tiles fit into shared memory
     while block_m > SMALLEST_BLOCK and limits.shared_bytes < dtype.itemsize * (
             block_in * block_out + block_m * (2 * block_in + block_out)):
         block_m //= 2
@@ -134,7 +134,7 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, programs=Non
     """
     x = x.contiguous()
     y = torch.empty_like(x)
-    _, samples, grid, common = _common(x, weight, bias, gamma, eps, residual, False, programs)
+    _, samples, grid, common = _arguments(x, weight, bias, gamma, eps, residual, False, programs)
     S, C = grid[::-1]
     with torch.cuda.device_of(x):
         if mean is None:
@@ -153,7 +153,7 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, 
     """As reference.backward; the last four in float32. `programs` as in `forward`."""
     x, dy = x.contiguous(), dy.contiguous()
     dx = torch.empty_like(x)
-    P, _, grid, common = _common(x, weight, bias, gamma, eps, residual, True, programs)
+    P, _, grid, common = _arguments(x, weight, bias, gamma, eps, residual, True, programs)
     S, C = grid[::-1]
 
     # room for z, for dz^T x, and for the partial sums of each program
@@ -180,7 +180,7 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, 
     return dx, dw.sum(0), db.sum(0), dgamma, dbeta
 
 
-def _common(x, weight, bias, gamma, eps, residual, backward, programs):
+def _arguments(x, weight, bias, gamma, eps, residual, backward, programs):
     """The tiling, samples per program, the grid (C, programs), and arguments of each kernel."""
     N, C, H, W = x.shape
     tiling, options = choose_tiling(H, W, weight.shape[-1], x.dtype, backward, limits_of(x.device))
@@ -192,7 +192,7 @@ def _common(x, weight, bias, gamma, eps, residual, backward, programs):
 
 
 def merge_moments(mean, var, samples, N):
-    """Means and variances of slices of `samples`, the last one of the rest of N: (S, C) -> (C,).
+    """Merge means and variances of slices of `samples`, the last maybe shorter: (S, C) -> (C,).
 
     Chan, Golub & LeVeque 1983, eq. 2.1.
     """

@@ -1,7 +1,8 @@
 """The block as one differentiable PyTorch operator, and the choice of what runs it.
 
-Two custom ops, forward and backward, have registered shapes (fake), gradients and FLOPs. They are
-opaque to torch.compile and save one activation, x. The first CUDA tensor imports Triton.
+Two custom ops, forward and backward, with fake implementations and FLOP formulas, tied together by
+an autograd.Function. They are opaque to torch.compile and save one activation, x. The first CUDA
+tensor imports Triton.
 """
 import functools
 import importlib.util
@@ -50,13 +51,13 @@ def depthwise_gelu_bn(
 
 # What runs
 
-def runs_whole(x: Tensor, results: int, kernel_size: int) -> bool:
-    """Whether a block that makes so many results of x runs as one operation, not as its parts.
+def runs_whole(x: Tensor, outputs: int, kernel_size: int) -> bool:
+    """Whether a block with so many output elements runs as one operation, not as its parts.
 
-    On a CPU it does where that is faster: asked first, because a whole evaluation may take a
-    millisecond. Exporters look into the parts.
+    On a CPU, only where that is faster. Exporters and tracers always get the parts. The cheap check
+    comes first, because a whole evaluation may take a millisecond.
     """
-    if x.device.type == "cpu" and not depthwise_cpu.fusing_pays(x, results, kernel_size):
+    if x.device.type == "cpu" and not depthwise_cpu.fusing_pays(x, outputs, kernel_size):
         return False
     return not (torch.compiler.is_exporting() or torch.jit.is_tracing() or x.numel() == 0)
 
@@ -129,8 +130,8 @@ def _(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
 
 
 class _DepthwiseGELUBN(torch.autograd.Function):
-    """The operators with their gradients. Forward-mode derivatives, and torch.func, are errors of
-    PyTorch; registered as a formula of the operator, they would be 0 in silence.
+    """An autograd.Function, which raises for forward-mode derivatives and torch.func: with
+    register_autograd, PyTorch would silently return 0 for them.
     """
     @staticmethod
     def forward(ctx, x, weight, bias, gamma, beta, mean, var, eps, residual):

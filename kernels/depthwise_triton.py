@@ -1,4 +1,4 @@
-"""The block in Triton: one launch forward, one launch backward, convs as tensor-core products.
+"""The block in Triton: one or two launches per pass, convs as tensor-core products.
 
 Every step is elementwise within a channel, except the conv, whose window also stays within one
 channel. So one program owns a channel, and does the whole block while it stays in L2. If a pass
@@ -21,7 +21,7 @@ takes two launches, program (c, s) owns slice s of S of the samples of channel c
 The conv is a product with a Toeplitz matrix T, the same for all tiles of a channel:
 
     z[m, o] = sum_i x[m, i] T[i, o]
-    T[i, o] = weight[dy, dx], the tap from input i of the window to output o of the tile
+    T[i, o] = weight[ky, kx], the tap from input i of the window to output o of the tile
 
 where m counts tiles. The input's gradient is the same product with the kernel flipped in both
 directions. The weight's gradient needs the same windows of dz: dz_window^T x is (window, tile), and
@@ -57,10 +57,10 @@ def _toeplitz(w_ptr, first, FLIPPED: tl.constexpr, P: tl.constexpr):
     """Rows first.. of one channel's T, (BLOCK_IN, BLOCK_OUT); FLIPPED: of the flipped kernel."""
     i = first + tl.arange(0, P.BLOCK_IN)[:, None]
     o = tl.arange(0, P.BLOCK_OUT)[None, :]
-    dy = i // P.W - o // P.W + (P.K // 2 - P.HALO)
-    dx = i % P.W - o % P.W + P.K // 2
-    tap = P.K * P.K - 1 - (dy * P.K + dx) if FLIPPED else dy * P.K + dx
-    inside = (dy >= 0) & (dy < P.K) & (dx >= 0) & (dx < P.K)
+    ky = i // P.W - o // P.W + (P.K // 2 - P.HALO)
+    kx = i % P.W - o % P.W + P.K // 2
+    tap = P.K * P.K - 1 - (ky * P.K + kx) if FLIPPED else ky * P.K + kx
+    inside = (ky >= 0) & (ky < P.K) & (kx >= 0) & (kx < P.K)
     inside = inside & (i < (P.ROWS + 2 * P.HALO) * P.W) & (o < P.ROWS * P.W)
     return tl.load(w_ptr + tap, mask=inside, other=0.0)
 
@@ -80,14 +80,14 @@ def _block_origin(block, start, P: tl.constexpr):
 
 @triton.jit
 def _tile_offsets(block, start, end, first, last, COUNT: tl.constexpr, stride_n, P: tl.constexpr):
-    """Where elements first.. < last of each tile of a block are, counted from the tile's own first.
+    """Offsets of elements first .. last - 1 of each tile of a block; 0 is the tile's own first.
 
     Returns the block's offset in its channel, a scalar, so that only scalars change from block to
     block; the elements' offsets from there, (BLOCK_M, COUNT); and which elements exist.
     """
     n, t = _block_origin(block, start, P)
     m, i = tl.arange(0, P.BLOCK_M)[:, None], tl.arange(0, COUNT)[None, :]
-    at = m % P.BLOCK_T * (P.ROWS * P.W) + i
+    at = m % P.BLOCK_T * (P.ROWS * P.W) + i  # of an element in its map, but for the block's shift
     shift = t * (P.ROWS * P.W) + first
     exists = (m // P.BLOCK_T < end - n) & (at >= -shift) & (at < P.H * P.W - shift)
     exists = exists & (i < last - first)
@@ -135,7 +135,7 @@ def _conv(x_ptr, w_ptr, toeplitz, block, start, end, stride_n, FLIPPED: tl.const
 def _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P: tl.constexpr):
     """conv + bias, rounded to x's dtype as plain PyTorch does, in float32.
 
-    So forward and backward see the same z, and the sums that BatchNorm's backward subtracts vanish.
+    So both passes see the same z, whose moments BatchNorm's backward subtracts.
     """
     z = _conv(x_ptr, w_ptr, toeplitz, block, start, end, stride_n, False, P) + bias
     return z.to(x_ptr.dtype.element_ty).to(tl.float32)
@@ -166,6 +166,7 @@ def _gelu(z):
 
 @triton.jit
 def _gelu_slope(z):
+    """GELU'(z) = Phi(z) + z phi(z)."""
     density = tl.exp2(-0.7213475204444817 * z * z - 1.3257480647361593)  # exp(-z^2/2) / sqrt(2 pi)
     return _normal_cdf(z) + z * density
 
@@ -218,6 +219,7 @@ def forward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, y_ptr, mean_ptr, va
                    MOMENTS: tl.constexpr, P: tl.constexpr):
     """y and the statistics it takes, in one launch, or in two.
 
+    x, y (N, C, H, W); w (C, K, K); b, gamma, beta (C,).
     MOMENTS: store each slice's mean and variance, (S, C), and stop if y_ptr is None. If it is given
     (then S = 1), y first holds GELU's output and is then normalised in place. Not MOMENTS, as in
     evaluation and in the second of two launches: read them, (C,).
@@ -242,7 +244,7 @@ def forward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, y_ptr, mean_ptr, va
     scale = _parameter(gamma_ptr, c, 1.0) / tl.sqrt(var + eps)
     shift = _parameter(beta_ptr, c, 0.0)
 
-    # y, of x or of g in its place
+    # y, recomputed from x, or normalised in place from g
     if not MOMENTS:
         toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
         for block in range(0, _num_blocks(start, end, P)):
@@ -274,7 +276,7 @@ def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, P
     """dgamma = sum(dy * xhat), dbeta = sum(dy) over samples start..end; z = conv + bias to z_ptr.
 
     The loop adds four neighbours, and the rest is added at the end. With sums of whole rows in the
-    loop, LLVM dies of a segmentation fault if a map has an odd number of elements (Triton 3.9).
+    loop, LLVM crashes if a map has an odd number of elements (Triton 3.8 and 3.9).
     """
     toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
     dgamma = tl.full([P.BLOCK_M * P.BLOCK_OUT // 4], 0.0, tl.float32)
@@ -328,7 +330,7 @@ def _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rs
             tl.store(z_ptr + at, dz, mask=exists)
         tl.debug_barrier()  # other threads of this program wrote dz
 
-    # for dw: products of dz windows with x; and dx, where the first windows are whole
+    # for dw: products of dz windows with x; and dx, if BLOCK_IN holds a whole window
     toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
     flipped = _toeplitz(w_ptr, 0, True, P).to(x_ptr.dtype.element_ty)
     for row in range(0, WINDOW, P.BLOCK_IN):
@@ -352,7 +354,7 @@ def _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rs
         i, o = tl.arange(0, P.BLOCK_IN)[:, None], tl.arange(0, P.BLOCK_OUT)[None, :]
         tl.store(products_ptr + (row + i) * P.BLOCK_OUT + o, products)
 
-    # dx from windows that are longer
+    # dx, if a window is longer than BLOCK_IN
     if WINDOW > P.BLOCK_IN:
         for block in range(0, _num_blocks(start, end, P)):
             base, tile, exists = _tile(block, start, end, stride_n, P)
@@ -367,11 +369,11 @@ def _store_dw(dw_ptr, products_ptr, P: tl.constexpr):
     o = tl.arange(0, P.BLOCK_OUT)[None, :]
     for tap in range(0, P.K * P.K, 32):
         taps = tap + tl.arange(0, 32)
-        dy = o // P.W + taps[:, None] // P.K - (P.K // 2 - P.HALO)
-        dx = o % P.W + taps[:, None] % P.K - P.K // 2
+        y = o // P.W + taps[:, None] // P.K - (P.K // 2 - P.HALO)  # of dz in the window
+        x = o % P.W + taps[:, None] % P.K - P.K // 2
         exists = (taps < P.K * P.K)[:, None] & (o < P.ROWS * P.W)
-        exists = exists & (dy >= 0) & (dy < P.ROWS + 2 * P.HALO) & (dx >= 0) & (dx < P.W)
-        diagonals = tl.load(products_ptr + (dy * P.W + dx) * P.BLOCK_OUT + o, mask=exists,
+        exists = exists & (y >= 0) & (y < P.ROWS + 2 * P.HALO) & (x >= 0) & (x < P.W)
+        diagonals = tl.load(products_ptr + (y * P.W + x) * P.BLOCK_OUT + o, mask=exists,
                             other=0.0)  # (32, BLOCK_OUT)
         tl.store(dw_ptr + P.K * P.K - 1 - taps, tl.sum(diagonals, 1), mask=taps < P.K * P.K)
 
@@ -383,6 +385,7 @@ def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, d
                     RESIDUAL: tl.constexpr, SUMS: tl.constexpr, P: tl.constexpr):
     """All five gradients in one launch, or in two.
 
+    x, dy, dx (N, C, H, W); b, gamma, mean, var (C,); products (S, C, window, BLOCK_OUT) is room.
     SUMS: compute dgamma and dbeta of each slice, (S, C), and stop if dx_ptr is None. Otherwise read
     their totals, (C,). Then dx, and of each slice dw, (S, C, K * K), and db, (S, C). z is a buffer
     of the shape of x, None if a tile is a whole map. inverse_count is 1 / (N * H * W), or 0 if the

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import nn
 
-from .depthwise_cpu import FEWEST_RESULTS, dense_gelu_bn
+from .depthwise_cpu import FEWEST_OUTPUTS, dense_gelu_bn
 from .depthwise_op import depthwise_gelu_bn, runs_whole
 from .reference import update_running_stats
 
@@ -36,7 +36,7 @@ class DepthwiseGELUBN(nn.Sequential):
                 return run(depthwise_gelu_bn, x, conv, bn, residual=residual)
             if not torch.compiler.is_compiling():
                 warnings.warn("DepthwiseGELUBN calls its parts one by one: one of them has a hook "
-                              f"or was exchanged: {list(self)}", stacklevel=2)
+                              f"or was replaced: {list(self)}", stacklevel=2)
         y = super().forward(x)
         return y + x if residual else y
 
@@ -69,8 +69,8 @@ class FusedSequential(nn.Sequential):
         parts = list(self)
         while parts:
             part, *rest = parts
-            if kind_of(parts[:3]) == "dense" and (
-                    x.numel() * len(part.weight) / part.weight[0].numel() >= FEWEST_RESULTS):
+            if kind_of(parts[:3]) == "dense" and (  # and enough output elements
+                    x.numel() * len(part.weight) / part.weight[0].numel() >= FEWEST_OUTPUTS):
                 _, bn, *parts = rest
                 x = run(dense_gelu_bn, x, part, bn)
             else:
@@ -114,8 +114,8 @@ def kind_of(unit: list[nn.Module]) -> str | None:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Also a forward that was replaced on the instance, as accelerate and fairscale do."""
-    # Nothing public tells it, and hooks of a part whose tensors are used would not run.
+    """Whether it has hooks, or a forward replaced on the instance, as by accelerate, fairscale."""
+    # No public API tells, and a fused block would not run the hooks of its parts.
     return bool(module._forward_hooks or module._forward_pre_hooks
                 or module._backward_hooks or module._backward_pre_hooks
                 or "forward" in vars(module))
@@ -128,7 +128,7 @@ def _is_unit(module):
 
 def _is_residual(module):
     """Whether it holds one unit, and its forward is written `return self.fn(x) + x`, as timm's, the
-    authors' and ours. Then it cannot do anything else, at random for example."""
+    authors' and ours. So it does nothing else, such as stochastic depth."""
     children = list(module.named_children())
     if len(children) != 1 or not _is_unit(children[0][1]) or has_hooks(module):
         return False
@@ -174,7 +174,7 @@ def fuse(model: nn.Module) -> int:
 
 
 def unfuse(model: nn.Module) -> int:
-    """Undo `fuse`; return the number of blocks. Parts exchanged since then stay exchanged."""
+    """Undo `fuse`; return the number of blocks. Parts replaced since then stay."""
     fused = [module for module in model.modules() if "before_fuse" in vars(module)]
     count = sum(isinstance(module, DepthwiseGELUBN) for module in fused)
     for module in fused:

@@ -44,7 +44,7 @@ def small_maps_are_fused():
     """On the maps of these tests the parts are faster, and the fused block would never run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(depthwise_cpu, "fusing_pays", lambda *args: True)
-        patch.setattr(kernels_module, "FEWEST_RESULTS", 0)
+        patch.setattr(kernels_module, "FEWEST_OUTPUTS", 0)
         yield patch
 
 

@@ -115,7 +115,7 @@ def test_several_rows_go_on_after_a_failure_and_resume(train, pictures, tmp_path
                  "--out", out, "--cache", tmp_path / "cache"]
     first = train.start(*arguments).wait()
     assert first.returncode == 1
-    assert "ConvMixer 16 failed with exit code 2; going on" in first.stderr
+    assert "ConvMixer 16 failed with exit code 2; continuing" in first.stderr
     table = " ".join((out / "table.md").read_text().split())  # the columns are aligned
     assert "convmixer-p16: failed (exit code 2)" in table and "| ConvMixer 24 | 2," in table
 
@@ -160,7 +160,7 @@ def test_several_seeds_of_one_model_resume_and_are_reported_again(train, picture
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--batch-size", "37"], "--batch-size 37: there are 36 training images"),
+    (["--batch-size", "37"], "--batch-size 37: must be at least 1 (ranks) and at most 36 (train"),
     (["--device", "cuda:7"], "--device cuda:7: no such device"),
     (["--resume", "nowhere.pt"], "nowhere.pt is not a readable checkpoint")])
 def test_what_only_the_machine_or_the_data_can_tell(train, pictures, tmp_path, arguments, message):
@@ -193,8 +193,8 @@ def test_fine_tuning_starts_from_another_run(train, pictures, tmp_path):
     arguments = [*common, "--out", tmp_path / "second", "--init-from", start]
     result = train(*arguments)
     assert result.returncode == 0, result.stderr
-    assert "start.pt: 23 of 23 tensors taken (stem.0.weight, " in result.stdout
-    assert "left fresh: none" in result.stdout
+    assert "start.pt: loaded 23 of 23 tensors (stem.0.weight, " in result.stdout
+    assert "newly initialised: none" in result.stdout
 
     os.remove(start)
     longer = train(*arguments[:-2], "--steps", 3, "--init-from", start)

@@ -92,7 +92,7 @@ def measure_block(shape: Shape, dtypes: Sequence[torch.dtype | None], repeats: i
 
 def block_steps(model: nn.Module, shape: Shape, amp: torch.dtype | None, device: torch.device,
                 channels_last: bool) -> tuple[dict[str, Callable], float]:
-    """What is timed of a block on x (N, C, side, side), and the bytes it saves for a sample."""
+    """{mode: the step to time} of a block on x (N, C, side, side); bytes it saves per sample."""
     N, C, side, _ = shape
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x, dy = (torch.randn(N, C, side, side, device=device, dtype=amp or torch.float32)

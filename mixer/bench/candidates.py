@@ -48,7 +48,7 @@ def peer_model(row: Row, image_size: int) -> nn.Module:
 
 
 def block_candidates(C: int, K: int, device: torch.device) -> dict[str, nn.Module]:
-    """One block with residual, C channels, K x K kernel."""
+    """{candidate: the block with residual, C channels, K x K kernel}."""
     eager, nhwc, compiled = (Residual(depthwise_unit(C, K)).to(device) for _ in range(3))
     compiled.compile()
     return {"eager": eager, "eager NHWC": nhwc.to(memory_format=torch.channels_last),

@@ -34,8 +34,8 @@ def measure_data(path: Path | str, image_size: int, batch_size: int, device: tor
     # the images that are not damaged
     array, faults, _ = decode_all()
     indices = np.setdiff1d(np.arange(len(images)), list(faults))
-    place = device if fits_on(device, array.nbytes) else "cpu"
-    subset = Subset(torch.from_numpy(array).to(place), torch.tensor(images.labels).to(place),
+    held = device if fits_on(device, array.nbytes) else "cpu"
+    subset = Subset(torch.from_numpy(array).to(held), torch.tensor(images.labels).to(held),
                     indices)
 
     def next_batch():

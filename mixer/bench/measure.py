@@ -1,7 +1,7 @@
 """What a model takes: parameters, FLOPs, bytes saved for backward, memory, time.
 
 Each model is measured in fresh processes, so that none inherits another's allocator, caches or
-cuDNN choices. A measurement is a row: a dict, whose keys end in their unit.
+cuDNN choices. A measurement is a row: a dict; most keys name their unit (p20, p80: ms).
 """
 import itertools
 import sys
@@ -86,7 +86,7 @@ def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, l
 
 def measure_in_turn(groups: list[tuple[Workload, dict[tuple, MakeModel]]],
                     repeats: int) -> list[dict]:
-    """A row for each model of each group: {(title, image size, candidate): how to make it}.
+    """A row per model. A group: a workload and {(title, image size, candidate): how to make it}.
 
     `faster` and `memory_ratio` compare it to the first one of its title and image size. A model
     that fails is not measured again, and its row says why.
@@ -96,7 +96,7 @@ def measure_in_turn(groups: list[tuple[Workload, dict[tuple, MakeModel]]],
     for workload, models in groups:
         for key, make in models.items():
             announce("memory:", *key)
-            taken, failed = attempt(count_model, make, workload)
+            taken, failed = attempt(measure_memory, make, workload)
             rows[key] = {"row": key[0], "candidate": key[2], "image_size": workload.image_size,
                          "batch_size": workload.batch_size, **(taken or {"failed": failed})}
 
@@ -159,7 +159,7 @@ def model_steps(model: nn.Module, workload: Workload) -> dict[str, Callable]:
     return {"training": training, "inference": inference}
 
 
-def count_model(make: MakeModel, workload: Workload) -> dict:
+def measure_memory(make: MakeModel, workload: Workload) -> dict:
     """Parameters; per image, the FLOPs of a forward pass and the bytes that autograd saves; MiB.
 
     Peaks over three training steps of the first model of a process. training_mib: on CUDA of

@@ -9,8 +9,8 @@ import torch
 
 def race(candidates: dict[str, Callable[[], object]], rounds: int, device: torch.device,
          count: int = 1) -> dict[str, dict[str, float]]:
-    """{name: its row}: the median ms of a call, p20, p80, and how many times faster than the first
-    candidate, by the median over the rounds of the ratio.
+    """{name: its row}: the median ms of a call, p20, p80; faster: how many times faster than the
+    first candidate, the median of the ratios in each round.
     """
     samples = take_in_turn(candidates, rounds, device, count)
     first = next(iter(samples.values()))
@@ -41,12 +41,12 @@ def take_in_turn(candidates: dict, rounds: int, device: torch.device,
 
 
 def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
-    """Median and 20th and 80th percentile."""
+    """Median, 20th and 80th percentile, all in ms."""
     ordered = sorted(milliseconds)
     return {"ms": statistics.median(ordered), "p20": ordered[int(0.2 * len(ordered))],
             "p80": ordered[int(0.8 * len(ordered))]}
 
 
 def median_ratio(first: Sequence[float], times: Sequence[float]) -> float:
-    """How many times `times` are less than `first`, by the median over the rounds."""
+    """How many times faster `times` are than `first`: the median of the ratios in each round."""
     return statistics.median(a / b for a, b in zip(first, times, strict=True))

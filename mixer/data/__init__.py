@@ -1,1 +1,1 @@
-"""From a path to uint8 batches: find and decode images, pack them once, augment whole batches."""
+"""From a path to uint8 batches: find images, decode them once, augment whole batches."""

@@ -18,7 +18,7 @@ def augmentations(config, epoch: int, count: int) -> np.ndarray:
     """The NUMBERS (count,) of samples 0 .. count - 1, drawn as train.py's `config` says.
 
     Item i is a function of (seed, epoch, i). Horizontal flip with p = 0.5; with p = 0.5 a rotation,
-    uniform in +-MAX_ANGLE, otherwise 0. Another transform draws from
+    uniform in +-MAX_ANGLE, otherwise 0. A new transform must draw from
     default_rng([config.seed, epoch, 2]): one more column here would change the flips and angles of
     every seed.
     """
@@ -73,8 +73,8 @@ def _flip(images, flip):
 def _rotate(images, angle, out):
     """Rotate the images that have an angle, into `out`. channels_last is fastest on two cores.
 
-    Each position is two roundings and one sum of its own image's numbers. A matrix product would
-    round as its size decides, which is the number of images.
+    Coordinates are computed elementwise, so an image's do not depend on the batch. How a matrix
+    product rounds depends on its size.
     """
     rotated = np.flatnonzero(angle)
     if not len(rotated):
@@ -84,8 +84,8 @@ def _rotate(images, angle, out):
     theta = torch.tensor([(math.cos(a), -math.sin(a), math.sin(a), math.cos(a))
                           for a in angle[rotated]]).T[..., None]         # (4, B, 1)
     theta = to_device(theta, images.device)
-    places = torch.linspace(-1, 1, images.shape[1], device=images.device)
-    along_x, along_y = theta[[0, 2]] * places, theta[[1, 3]] * places    # (2, B, S)
+    coordinates = torch.linspace(-1, 1, images.shape[1], device=images.device)
+    along_x, along_y = theta[[0, 2]] * coordinates, theta[[1, 3]] * coordinates  # (2, B, S)
     grid = along_x[:, :, None] + along_y[..., None]                      # (2, B, S, S)
 
     # sample there

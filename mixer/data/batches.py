@@ -44,8 +44,8 @@ def training_batch(step: int, count: int, config) -> tuple[np.ndarray, np.ndarra
     batch may reach into the next epoch, so none is short, and every image comes once per epoch.
     """
     samples, numbers, first = [], [], step * config.batch_size
-    epochs, places = np.divmod(np.arange(first, first + config.batch_size), count)
+    epochs, positions = np.divmod(np.arange(first, first + config.batch_size), count)
     for epoch in np.unique(epochs).tolist():
-        samples.append(order(config.seed, epoch, count)[places[epochs == epoch]])
+        samples.append(order(config.seed, epoch, count)[positions[epochs == epoch]])
         numbers.append(augmentations(config, epoch, count)[samples[-1]])
     return np.concatenate(samples), np.concatenate(numbers)

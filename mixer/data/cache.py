@@ -22,9 +22,9 @@ def decode_to_cache(images: ImageSet, size: int, cache: Path | str | None = None
 
     Returns a uint8 array (N, size, size, 3), {index: fault} of the damaged images, which are zero
     in the array, and a digest of each file's bytes, None where it cannot be read. The array is
-    memory-mapped from a file in the folder `cache`, or the user's own, which is made again when the
-    source, the size or DECODING changes. A second process waits until the first has made it. Raises
-    OSError where the file cannot be written.
+    memory-mapped from a file in the folder `cache`, or the user's cache folder; it is rebuilt when
+    the source, the size or DECODING changes. A second process waits until the first has made it.
+    Raises InputError or OSError if the file cannot be written.
     """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = writable_folder(cache or Path(home, "vit-convmixer"), "--cache")
@@ -46,7 +46,7 @@ def _read_cache(path, shape, key):
         with open(path, "rb") as file:
             file.seek(math.prod(shape))
             found, faults, digests = json.loads(file.read())
-        array = np.memmap(path, np.uint8, "c", shape=shape)  # nobody can change the file
+        array = np.memmap(path, np.uint8, "c", shape=shape)  # copy-on-write: the file stays
         faults = {int(index): fault for index, fault in faults.items()}
     except Exception:  # on damaged bytes, json and numpy raise nearly every exception type
         return None
@@ -54,11 +54,12 @@ def _read_cache(path, shape, key):
 
 
 def _decode_all(images, shape, key, path):
-    """Write the pixels, in threads, and behind them a json of key, faults and digests."""
-    row, digests = math.prod(shape[1:]), [None] * len(images)
+    """Write the pixels, in threads, and after them a json of key, faults and digests."""
+    image_bytes, digests = math.prod(shape[1:]), [None] * len(images)
 
     def decode(index):
-        """The fault of an image, or None. Written, not mapped: a full disk is then an error."""
+        """Decode one image into the file; return its fault or None. (A full disk would kill a
+        process that writes to a memory map.)"""
         try:
             data = images.read(index)
             digests[index] = hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -66,10 +67,10 @@ def _decode_all(images, shape, key, path):
         except ValueError as e:
             return str(e)
         done, pixels = 0, memoryview(pixels).cast("B")
-        while done < row:  # a disk that fills up takes a part; the rest then says why it does not
-            done += os.pwrite(file.fileno(), pixels[done:], index * row + done)
+        while done < image_bytes:  # a full disk takes a part; the next call raises its error
+            done += os.pwrite(file.fileno(), pixels[done:], index * image_bytes + done)
 
-    # all of them; an error ends it, without the images that wait
+    # decode in threads; an error cancels the images that are still queued
     pool = ThreadPoolExecutor(cores())
     with open(path, "wb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's: an image decodes or it does not
@@ -79,7 +80,7 @@ def _decode_all(images, shape, key, path):
         finally:
             pool.shutdown(cancel_futures=True)
 
-        # what is known of them, behind the pixels
+        # append what is known of them
         faults = {index: fault for index, fault in enumerate(faults) if fault}
         file.seek(math.prod(shape))
         file.write(json.dumps([key, faults, digests]).encode())

@@ -13,13 +13,13 @@ def decode(data: bytes, size: int) -> np.ndarray:
     """bytes of one image file -> uint8 array (size, size, 3): upright RGB, resized to a square.
 
     Bilinear and antialiased. Applies the EXIF rotation, puts transparency on white, scales 16-bit
-    grey to 8 bits, takes the first frame of an animation. Raises ValueError with the fault, as
-    Pillow does for pictures of more than 179 megapixels.
+    grey to 8 bits, takes the first frame of an animation. Raises ValueError with the fault, also
+    for pictures over Pillow's limit (179 megapixels).
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()  # all of it: `verify` does not notice a truncated file
-            with contextlib.suppress(Exception):  # of damaged tags, after the picture was turned
+            with contextlib.suppress(Exception):  # damaged tags raise after the image is turned
                 ImageOps.exif_transpose(image, in_place=True)
             image = _on_white(image, is_bmp=data.startswith(b"BM"))
             return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))

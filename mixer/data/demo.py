@@ -1,4 +1,4 @@
-"""Drawn cats and dogs, for a machine without data.
+"""Synthetic cats and dogs, for a machine without data.
 
 The two classes differ only in shape: `scene` draws everything else without knowing the class.
 In an animal's coordinates the head has a radius of about 1 around (0, 0), and y points down.
@@ -151,9 +151,9 @@ def render(index: int, size: int) -> np.ndarray:
 
 
 def drawn_images(count: int = 4400) -> ImageSet:
-    """`count` drawn pictures, half cats and half dogs. The file of a picture holds its number."""
+    """`count` synthetic images, half cats and half dogs. The file of a picture holds its number."""
     names, path = [f"{CLASSES[index % 2]}.{index}" for index in range(count)], Path(__file__)
-    return ImageSet(path, "drawn pictures", CLASSES, files=names, names=names,
+    return ImageSet(path, "synthetic images", CLASSES, files=names, names=names,
                     labels=[index % 2 for index in range(count)], splits=[""] * count,
                     stamps=[(0, path.stat().st_mtime_ns)] * count,
                     read_file=lambda name: name.split(".")[1].encode(),

@@ -16,8 +16,8 @@ from .sources import base_name, open_source
 
 MAX_BYTES = 64 * 2**20  # a larger file counts as damaged
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")  # in which labels may be
-ADVICE = ("give a folder with a folder of images for each class, or one with such folders in "
-          "train, val and test, or name all images as cat.0.jpg or as Maine_Coon_1.jpg")
+ADVICE = ("give a folder with one subfolder per class, or with train, val and test folders of such "
+          "subfolders, or name all images like cat.0.jpg or like Maine_Coon_1.jpg")
 
 
 @dataclass
@@ -40,8 +40,8 @@ class ImageSet:
         return len(self.files)
 
     @property
-    def run_key(self) -> str:
-        """Of names, splits and sizes: equal for a copy, and for a folder and a zip of it."""
+    def key(self) -> str:
+        """A digest of names, splits and sizes: equal for a copy, and for a folder and its zip."""
         return digest([self.names, self.splits, [size for size, _ in self.stamps]])
 
     def read(self, index: int) -> bytes:
@@ -72,8 +72,8 @@ def find_images(path: Path | str) -> ImageSet:
         layout, images = label_pictures(pictures, files, read, left_out)
     except InputError as e:
         tables = sorted(os.path.basename(name) for name in files if name.lower().endswith(TABLES))
-        hint = f"; labels may be in {listed(tables, 3)}: train.py reads none" if tables else ""
-        raise InputError(f"--data: the classes in {path} are not sure: {e}; {ADVICE}{hint}") from e
+        hint = f"; labels in {listed(tables, 3)} are not read" if tables else ""
+        raise InputError(f"--data: the classes in {path} are ambiguous: {e}; {ADVICE}{hint}") from e
 
     kind = "folder" if os.path.isdir(path) else "zip"
     classes = sorted({image.label for image in images})
@@ -87,7 +87,7 @@ def find_images(path: Path | str) -> ImageSet:
 
 def find_unlabelled(paths: Iterable[str]) -> ImageSet:
     """All images of these files, folders and zips, once each, in this order. A test1.zip inside a
-    zip is read in place. Classes are none and labels 0. Raises InputError where there is no image.
+    zip is read in place. `classes` is empty, labels are 0. Raises InputError if there is no image.
     """
     found, left_out = {}, Counter()  # {name: (stamp, how to read it)}
     for path in map(Path, dict.fromkeys(paths)):
@@ -101,7 +101,7 @@ def find_unlabelled(paths: Iterable[str]) -> ImageSet:
         found |= {f"{path}/{picture.name}": (files[picture.name],
                                              functools.partial(read, picture.name))
                   for picture in pictures if picture.readable}
-    # one path, so one place in the cache of decoded images: what was predicted before is replaced
+    # a constant path: each call replaces what the one before left in the cache
     names, stamps = list(found), [stamp for stamp, _ in found.values()]
     return ImageSet(Path(os.sep, "predictions"), "images", [], names, names, [0] * len(names),
                     [""] * len(names), stamps, read_file=lambda name: found[name][1](),

@@ -22,14 +22,14 @@ MASK = re.compile(r"(.+)[_-](mask|seg|segmentation|gt|label)(_?\d+)?", re.IGNORE
 ROLE = re.compile(  # in folders' names
     r"(?<![a-z])(?:(?P<train>train|training|trainval)|(?P<val>val|valid|validation|dev)|"
     r"(?P<test>tests?|testing|pred|prediction))(?:set|data)?(?![a-z])")
-NO_CLASS = re.compile(  # folders that are parts of a data set
+NOT_CLASS_FOLDERS = re.compile(  # folders that are parts of a data set
     r"images?|imgs?|gt|unlabell?ed|"
     r"(.+[\W_])?(masks|segmentations?|labels|annotations|ground_?truth)|"
     r"(k?fold|cv|part|subset|split|chunk|shard|batch)s?[\W_]*\d+", re.IGNORECASE)
 IN_NAMES = "class in the file name"
 KAGGLE = re.compile(r"(cat|dog)\.\d+\.\w+", re.IGNORECASE)  # cat.0.jpg
 OXFORD = re.compile(r"([^\W\d_]+(?:_[^\W\d_]+)*)_\d+\.\w+")  # Maine_Coon_1.jpg
-NO_NAME = set(  # words of names that say where a picture comes from, not what it shows
+NOT_CLASS_WORDS = set(  # of file names: they say where a picture comes from, not what it shows
     "img image dsc dscf dscn dcim pxl mvi vid video clip p pic picture photo frame scan screenshot "
     "cam camera patient subject slice mask seg gt label labelled labeled unlabelled unlabeled fold "
     "part crop aug copy".split())
@@ -40,16 +40,16 @@ class Picture:
     """A picture, or an empty folder, and what its path says."""
 
     name: str               # with slashes; a folder's ends with one
-    parts: tuple[str, ...]  # below the folders that contain everything, then below splits
+    parts: tuple[str, ...]  # of the path; find_splits drops common and split folders
     readable: bool          # not in another format, and no folder
     split: str = ""         # "train" or "val" where both have a folder, or "test"
     label: str = ""         # the class
 
 
 def sort_files(path: Path | str, files: Files) -> tuple[list[Picture], Counter]:
-    """The pictures and empty folders; {kind: files} of what is left out.
+    """The pictures and empty folders; {kind: number of files left out}.
 
-    Raises InputError, which says what is there instead, where there is no image.
+    Raises InputError if there is no image; it says what is there instead.
     """
     pictures, left_out, names = [], Counter(), sorted(files)
     stems = {os.path.splitext(name)[0] for name in names}
@@ -71,7 +71,7 @@ def sort_files(path: Path | str, files: Files) -> tuple[list[Picture], Counter]:
     # what is there instead of images
     if not any(picture.readable for picture in pictures):
         zips = [printable(name) for name in names if name.lower().endswith(".zip")]
-        hint = (f"for the zip in it, give its own path (unpacked): {zips[0]}" if zips else
+        hint = (f"it contains {zips[0]}: give that zip itself (unpacked)" if zips else
                 left_out_note(left_out) or f"it contains {len(names):,} other files")
         raise InputError(f"--data: no images in {path} (looked for {' '.join(EXTENSIONS)}); {hint}")
     return pictures, left_out
@@ -85,9 +85,10 @@ def left_out_note(counts: Counter) -> str:
 
 def label_pictures(pictures: list[Picture], files: Files, read: Callable[[str], bytes],
                    left_out: Counter) -> tuple[str, list[Picture]]:
-    """Give them splits and labels. Returns how, in words, and the images for training and
-    validation, in order; counts the others. Raises InputError with the reason where it is not sure.
+    """Set splits and classes. Returns the layout in words, and the training and validation images,
+    sorted; counts the others. Raises InputError with the reason if the classes are ambiguous.
     """
+    # the classes by folders or names, without test images
     find_splits(pictures)
     labelled = [picture for picture in pictures if picture.split != "test"]
     layout = find_classes(labelled)
@@ -95,8 +96,8 @@ def label_pictures(pictures: list[Picture], files: Files, read: Callable[[str], 
     left_out["test images"] = sum(picture.readable for picture in pictures) - len(images)
     filled = {(image.split, image.label) for image in images}
     if empty := [p.name for p in labelled if (p.split, p.label) not in filled]:
-        raise InputError(f"no image of a class can be read, only {listed(empty, 3)}: convert "
-                         "or remove it")
+        raise InputError(f"a class has no readable image, only {listed(empty, 3)}: convert or "
+                         "remove it")
 
     # the official split of Oxford-IIIT Pet
     if layout == IN_NAMES and (splits := listed_splits(files, read)):
@@ -115,10 +116,10 @@ def role(name: str) -> str | None:
 
 
 def find_splits(pictures: list[Picture]) -> None:
-    """Shorten the parts to those below the folders that contain everything, and below splits.
+    """Set each picture's split, and cut its parts down to those below common and split folders.
 
-    Each folder must say train, val or test, train once and val at most once. Without val, the split
-    stays "" for train, of which `split` holds out some.
+    There are splits only if every top folder says train, val or test, train once and val at most
+    once. Without val, train keeps "": `split` in split.py then holds out some of it.
     """
     depth, tops = len(os.path.commonprefix([p.parts[:-1] for p in pictures])), defaultdict(list)
     for picture in pictures:
@@ -137,7 +138,8 @@ def find_splits(pictures: list[Picture]) -> None:
 
 
 def find_classes(pictures: list[Picture]) -> str:
-    """Set the labels, from folders or names. Returns how, in words."""
+    """Set the labels, from folders or names. Returns the layout in words."""
+    # no folders: from names
     depths = {len(picture.parts) for picture in pictures}
     middle, *more = {"/".join(picture.parts[1:-1]) for picture in pictures}
     if depths == {1}:
@@ -147,12 +149,14 @@ def find_classes(pictures: list[Picture]) -> str:
     # all at one depth, below class folders
     if len(depths) > 1 or more or not re.fullmatch("(?i)(images?|imgs?)?", middle):
         ordered = sorted(pictures, key=lambda picture: (len(picture.parts), picture.name))
-        raise InputError(f"there are {ordered[0].name} and {ordered[-1].name}")
+        raise InputError("images lie at different depths, or in different subfolders: "
+                         f"{ordered[0].name} and {ordered[-1].name}")
     for picture in pictures:
         picture.label = picture.parts[0]
     names = sorted({picture.label for picture in pictures})
-    if all(map(role, names)) or any(map(NO_CLASS.fullmatch, names)):
+    if all(map(role, names)) or any(map(NOT_CLASS_FOLDERS.fullmatch, names)):
         raise InputError(f"{listed(names)} may be parts of the data set")
+    # a folder of cats and dogs is not one class
     animals = {(picture.label, match[1].lower()) for picture in pictures
                if (match := KAGGLE.fullmatch(picture.parts[-1]))}
     if len(animals) > len(dict(animals)):
@@ -162,7 +166,7 @@ def find_classes(pictures: list[Picture]) -> str:
 
 
 def find_classes_in_names(pictures: list[Picture]) -> None:
-    """Set the labels from names: all as cat.0.jpg, or all as Maine_Coon_1.jpg."""
+    """Set the labels from names: all like cat.0.jpg, or all like Maine_Coon_1.jpg."""
     names = [picture.parts[0] for picture in pictures]
     form = max((KAGGLE, OXFORD), key=lambda form: sum(map(bool, map(form.fullmatch, names))))
     if unknown := [name for name in names if not form.fullmatch(name)]:
@@ -172,7 +176,7 @@ def find_classes_in_names(pictures: list[Picture]) -> None:
         label = form.fullmatch(name)[1]
         picture.label = label.lower() if form is KAGGLE else label
     if unknown := [name for name in sorted({picture.label for picture in pictures})
-                   if role(name) or NO_NAME & set(name.lower().split("_"))]:
+                   if role(name) or NOT_CLASS_WORDS & set(name.lower().split("_"))]:
         raise InputError(f"names say a split or a source, not a class: {listed(unknown, 3)}")
 
 
@@ -190,8 +194,8 @@ def listed_splits(files: Files, read: Callable[[str], bytes]) -> dict[str, str]:
 
 
 def check_classes(images: list[Picture]) -> None:
-    """Raise InputError if there are fewer than two classes, if one has two spellings, or if train
-    and val have other ones."""
+    """Raise InputError if there are fewer than two classes, if one has two spellings, or if those
+    of train and val differ."""
     train, val = ({image.label for image in images if image.split == split}
                   for split in ("train", "val"))
     if train != val:

@@ -22,15 +22,15 @@ def load_data(config, images: ImageSet, out: Path, device: torch.device,
     # the images that decode, divided
     print(describe(images), flush=True)
     array, faults, digests = decode_to_cache(images, config.image_size, config.cache)
-    report = out / "bad_images.csv" if world.rank == 0 else None
-    if report:
-        report.unlink(missing_ok=True)
-    indices = drop_damaged(images, faults, config.bad_images, report)
+    path = out / "bad_images.csv"
+    if world.rank == 0:
+        path.unlink(missing_ok=True)
+    indices = drop_damaged(images, faults, config.bad_images, path, world.rank)
     train, val = split(images, indices, digests, config.val_fraction, config.seed)
     print(f"{len(train):,} training and {len(val):,} validation images", flush=True)
     if not world.size <= config.batch_size <= len(train):
-        raise InputError(f"--batch-size {config.batch_size}: there are {len(train):,} training "
-                         f"images and {world.size} processes, each of which needs one of a batch")
+        raise InputError(f"--batch-size {config.batch_size}: must be at least {world.size} (ranks) "
+                         f"and at most {len(train):,} (training images)")
 
     # on the device if they fit
     tensor, labels = torch.from_numpy(array), torch.tensor(images.labels)
@@ -42,28 +42,28 @@ def load_data(config, images: ImageSet, out: Path, device: torch.device,
               "train": [images.names[i] for i in train], "val": [images.names[i] for i in val]}
     contents = digest(digests)
     if world.broadcast(key := digest([splits, contents])) != key:
-        raise InputError(f"--data: rank {world.rank} finds other images in {images.path} "
-                         "than rank 0")
+        raise InputError(f"--data: the images in {images.path} on rank {world.rank} differ from "
+                         "those on rank 0")
     return Subset(tensor, labels, train), Subset(tensor, labels, val), splits, contents
 
 
 def drop_damaged(images: ImageSet, faults: dict[int, str], policy: str,
-                 report: Path | str | None) -> np.ndarray:
-    """Indices of the images that decode, int64. Writes the others to the csv file `report`, if any.
+                 path: Path | str, rank: int = 0) -> np.ndarray:
+    """Indices of the images that decode, int64. Rank 0 writes the others to the csv file `path`.
 
     policy "report": raises InputError if any image is damaged; "skip": prints which are skipped.
     """
     if not faults:
         return np.arange(len(images))
-    if report:
-        write_csv(report, [{"image": images.files[index], "fault": fault}
-                           for index, fault in faults.items()])
+    if rank == 0:
+        write_csv(path, [{"image": images.files[index], "fault": fault}
+                         for index, fault in faults.items()])
     count = f"{len(faults):,} of {len(images):,} images"
     details = listed((f"{images.files[index]} ({fault})" for index, fault in faults.items()), 8)
     if policy == "report":
-        raise InputError(f"--data: {count} do not decode: {details}. All are listed in {report}; "
+        raise InputError(f"--data: {count} do not decode: {details}. All are listed in {path}; "
                          "repair or remove them, or skip them with --bad-images skip")
-    print(f"skipped {count} that do not decode: {details}; all are listed in {report}", flush=True)
+    print(f"skipped {count} that do not decode: {details}; all are listed in {path}", flush=True)
     return np.setdiff1d(np.arange(len(images)), list(faults))
 
 
@@ -74,15 +74,15 @@ def split(images: ImageSet, indices: np.ndarray, digests: list[str | None], val_
     If the data set comes with train and val folders, they are used. Otherwise a hash of (seed,
     name) picks round(val_fraction * n), at least one, of the n images of each class. So the split
     depends on names and seed only, and adding images moves few of the others. Images with equal
-    `digests` are never on both sides: those that the hash picks move together, and of a val folder
-    the copies are left out of training. Raises InputError for a class without training images.
+    `digests` are never on both sides: the hash picks them as one group, and copies of images in a
+    val folder are left out of training. Raises InputError for a class without training images.
     """
-    # images that are equal: one group, in the order of its first name
+    # groups of equal images, in the order of their first names
     groups = defaultdict(list)
     for index in indices:
         groups[digests[index]].append(index)
     if copies := sum(len(group) for group in groups.values() if len(group) > 1):
-        print(f"{copies:,} images are byte-identical to another, and stay together", flush=True)
+        print(f"{copies:,} images are byte-identical to another, and stay on one side", flush=True)
 
     # validation, and training without its copies
     if "val" in images.splits:
@@ -92,7 +92,7 @@ def split(images: ImageSet, indices: np.ndarray, digests: list[str | None], val_
     in_val = {digests[index] for index in val}
     train = [index for index in indices if digests[index] not in in_val]
     if left_out := len(indices) - len(train) - len(val):
-        print(f"{left_out:,} training images left out, which are validation images, too")
+        print(f"left out {left_out:,} training images that are also validation images")
     if lost := set(images.labels) - {images.labels[index] for index in train}:
         raise InputError("--data: no training image is left of class "
                          f"{listed(images.classes[label] for label in sorted(lost))}")
@@ -121,11 +121,11 @@ def _held_out(images, groups, val_fraction, seed):
             if len(chosen) + len(group) <= count:
                 chosen += group
         if not chosen:
-            print(f"class {printable(name)} has too few different images for validation")
+            print(f"class {printable(name)} has too few distinct images for validation")
         val += chosen
     return val
 
 
 def fits_on(device: torch.device, size: int) -> bool:
-    """Whether to keep `size` bytes of images on a GPU: in half of its free memory."""
+    """Whether `size` bytes of images take less than half of a GPU's free memory."""
     return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2

@@ -38,7 +38,7 @@ class ConvMixer(nn.Module):
         super().__init__()
         self.check(image_size=image_size, patch=patch, kernel_size=kernel_size, act=act)
         self.patch = patch
-        self.silent_options = {"act": act}
+        self.options_not_in_weights = {"act": act}
         act = ACTIVATIONS[act]
         self.stem = nn.Sequential(nn.Conv2d(3, dim, patch, patch), act(), nn.BatchNorm2d(dim))
         self.blocks = nn.Sequential(*(

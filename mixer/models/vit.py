@@ -1,7 +1,7 @@
 """Vision Transformer: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021.
 
-Unlike the paper, and like the experiment that we reproduce: qkv has no bias, class and position
-tokens are drawn from N(0, 1), there is no dropout. Names are timm's, so its weights load unchanged.
+Unlike the paper, and like the experiment that we reproduce: qkv has no bias, class token and
+position embedding start from N(0, 1), no dropout. Names are timm's, so its weights load unchanged.
 """
 import torch
 from torch import nn
@@ -105,7 +105,7 @@ class ViT(nn.Module):
         super().__init__()
         self.check(image_size=image_size, patch=patch, dim=dim, heads=heads)
         self.image_size = image_size
-        self.silent_options = {"heads": heads, "norm_eps": norm_eps}  # no shape of a weight tells
+        self.options_not_in_weights = {"heads": heads, "norm_eps": norm_eps}
         self.patch_embed = patch_embed(patch, dim)
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.randn(1, (image_size // patch) ** 2 + 1, dim))
@@ -135,7 +135,8 @@ class ViT(nn.Module):
 # On a CPU, two operations are faster in another form.
 
 class PatchConv(nn.Conv2d):
-    """A conv whose stride is its kernel, (B, C, H, W) -> (B, D, h, w); on a CPU, as one product.
+    """A conv whose stride is its kernel, (B, C, H, W) -> (B, D, h, w); on a CPU, as one matrix
+    product.
 
     oneDNN's weight gradient of such a conv takes 85 ms in bf16 with AMX (32 images, P = 24), and
     this one 2.

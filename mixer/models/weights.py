@@ -1,4 +1,4 @@
-"""Read checkpoints without executing anything; load their weights, also other programs'."""
+"""Read checkpoints without executing anything; load their weights, and those of other programs."""
 import argparse
 import math
 import os
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..runtime.errors import InputError, first_line, listed, printable
 
-# files that are taken for checkpoints, by their first bytes
+# first bytes of files that are mistaken for checkpoints
 OTHER_FILES = {b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the file",
                b"\x89hdf": "an HDF5 file; only PyTorch's and safetensors' files are read",
                b"<html": "a web page", b"<!doctype": "a web page"}
@@ -59,7 +59,7 @@ def load_checkpoint(path: Path | str) -> dict:
         with torch.serialization.safe_globals([argparse.Namespace]):
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # hostile bytes raise nearly every exception type
-        reason = first_line(e.__context__ or e)  # the context is without advice to unpickle it all
+        reason = first_line(e.__context__ or e)  # the context lacks torch's advice to unpickle
         raise InputError(f"{printable(path)} is not a readable checkpoint: "
                          f"{printable(reason)}") from e
     if not isinstance(contents, dict):
@@ -73,9 +73,9 @@ def load_weights(model: nn.Module, source: Mapping | Path | str) -> nn.Module:
 
     source: a file, or its contents. Accepts the weights of timm and torchvision and the plain
     nn.Sequential of ConvMixer's authors, also under `state_dict`, `model` or `model_state_dict`,
-    and behind `module.`, `_orig_mod.` or `model.`. Positions are resampled to the image size.
-    Raises ValueError with the names and shapes that do not fit, and if the checkpoint says that it
-    had another activation, eps or number of heads.
+    and with the prefixes `module.`, `_orig_mod.` or `model.`. Positions are resampled to the image
+    size. Raises ValueError with the names and shapes that do not fit, and if the checkpoint says
+    that it had another activation, eps or number of heads.
     """
     model.load_state_dict(match_weights(model, source)[0], strict=False)
     return model
@@ -83,11 +83,11 @@ def load_weights(model: nn.Module, source: Mapping | Path | str) -> nn.Module:
 
 def match_weights(model: nn.Module, source: Mapping | Path | str,
                   classes: list[str] | None = None) -> tuple[dict, list[str]]:
-    """The weights in `source` for `model`, which stays as it is: {name: tensor} by its names and in
-    its shapes, and the names that are left fresh.
+    """{name: tensor}, the weights in `source` in the names and shapes of `model`; and the names of
+    those that keep their initial values. `model` does not change.
 
-    classes: those of the model; a head of another size or of other classes, or none, is then left
-    fresh. Raises as load_weights.
+    classes: those of the model. A head of another size or of other classes, or none, then keeps its
+    initial values. Raises as load_weights.
     """
     if isinstance(source, (str, os.PathLike)):
         source = load_checkpoint(source)
@@ -103,14 +103,14 @@ def match_weights(model: nn.Module, source: Mapping | Path | str,
     if name in own and name in state and own[name].shape[1] != state[name].shape[1]:
         state[name] = resample_positions(state[name], math.isqrt(own[name].shape[1] - 1))
 
-    # the head stays fresh if it may
+    # skip a head of another size or of other classes, where that is allowed
     head = list(own)[-2:]
     if classes is None or (stated.get("classes", classes) == classes and all(
             name in state and state[name].shape == own[name].shape for name in head)):
         head = []
     state = {name: tensor for name, tensor in state.items() if name not in head}
 
-    # refuse what does not fit, or would compute something else; old torchvisions have no counters
+    # names and shapes that do not fit; old files of torchvision lack counters
     both = own.keys() & state.keys()
     missing = {name for name in own.keys() - state.keys() - set(head)
                if not name.endswith("num_batches_tracked")}
@@ -121,7 +121,8 @@ def match_weights(model: nn.Module, source: Mapping | Path | str,
         ("not of floating-point numbers", [
             name for name in both
             if own[name].is_floating_point() and not state[name].is_floating_point()])) if names]
-    silent, options = getattr(model, "silent_options", {}), stated.get("options", {})
+    # options that would compute something else
+    silent, options = getattr(model, "options_not_in_weights", {}), stated.get("options", {})
     problems += [f"they were trained with {name} {options[name]!r}, and this model has {value!r}"
                  for name, value in silent.items() if options.get(name, value) != value]
     if problems:
@@ -142,8 +143,8 @@ def _state_dict(source):
     state = {re.sub(r"\b(module|_orig_mod|model)\.", "", name): tensor
              for name, tensor in tensors.items()}
     if len(state) < len(tensors):
-        raise InputError("these are the weights of several models: without module. and model. some "
-                         f"names are equal ({listed(tensors, 3)})")
+        raise InputError("these are the weights of several models: without the prefixes module. "
+                         f"and model. some names are equal ({listed(tensors, 3)})")
     return state
 
 

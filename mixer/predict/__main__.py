@@ -1,4 +1,4 @@
-"""What a trained model answers for images, and how good that is.
+"""Predictions of a trained model for images, and their evaluation.
 
 python -m mixer.predict RUN IMAGES...
 python -m mixer.predict RUN test1.zip --submission submission.csv
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     labels = torch.tensor(labels_for(images, classes) if config.evaluate else images.labels)
     ids, dog = kaggle_ids(images.files, classes) if config.submission else (None, None)
 
-    # where and how
+    # the device and the output folder
     device, amp = pick_device(config.device), identity["amp"]
     amp = pick_amp("auto" if amp == "fp16" and device.type != "cuda" else amp, device)
     title = row_name(**identity)
@@ -87,8 +87,8 @@ def main(argv: list[str]) -> None:
 
     # the images that decode
     array, faults, _ = decode_to_cache(images, model.image_size, config.cache)
-    place = f" of {printable(images.path)}" if config.evaluate else ""
-    print("; ".join(filter(None, [f"{len(chosen):,} images{place}", images.note])), flush=True)
+    origin = f" of {printable(images.path)}" if config.evaluate else ""
+    print("; ".join(filter(None, [f"{len(chosen):,} images{origin}", images.note])), flush=True)
     faults = {index: faults[index] for index in chosen.tolist() if index in faults}
     good = np.intersect1d(chosen, drop_damaged(images, faults, "skip", out / "bad_images.csv"))
     if len(good) == 0:
@@ -96,11 +96,11 @@ def main(argv: list[str]) -> None:
     subset = Subset(torch.from_numpy(array), labels, good)
     files, truths = [images.files[i] for i in good], labels[good] if config.evaluate else None
 
-    # the answers
+    # predict, and write the results
     batch_size = config.batch_size or identity["batch_size"]
     logits = predict(model.to(device), subset, batch_size, device, amp)
     probabilities = logits.double().softmax(1)
-    write_answers(out / "predictions.csv", files, probabilities, classes, truths)
+    write_predictions(out / "predictions.csv", files, probabilities, classes, truths)
     if config.submission:
         write_submission(config.submission, [ids[i] for i in good], probabilities[:, dog])
     if config.evaluate:
@@ -116,8 +116,8 @@ def main(argv: list[str]) -> None:
 def read_config(argv: list[str]) -> Config:
     """argv -> Config, checked. Raises InputError."""
     config = Config(**parse(Config, argv, __doc__, words="paths"))
-    places = len(config.paths) - 1
-    if places < (0 if config.split else 1) or config.evaluate and places > 1:
+    count = len(config.paths) - 1
+    if count < (0 if config.split else 1) or config.evaluate and count > 1:
         raise InputError("name a run's folder or a checkpoint, and then images, folders or zips; "
                          "with --evaluate one folder or zip of labelled images, or --split val")
     return config
@@ -125,28 +125,27 @@ def read_config(argv: list[str]) -> Config:
 
 def select_images(config: Config, folder: Path, identity: dict) -> tuple[ImageSet, np.ndarray]:
     """The images, and the indices of those to predict. Raises InputError, naming the path."""
-    places = config.paths[1:]
+    paths = config.paths[1:]
     if config.split:  # exactly those of the run
         names = set(json.loads((folder / "split.json").read_text())[config.split])
-        data = places[0] if places else json.loads((folder / "config.json").read_text())["data"]
+        data = paths[0] if paths else json.loads((folder / "config.json").read_text())["data"]
         images = find_images(data) if data else drawn_images()
-        if images.run_key != identity["images"] or not names:
-            raise InputError(f"--split: {images.path} does not hold the {config.split} images of "
-                             "the run; name their place behind it")
+        if images.key != identity["images"] or not names:
+            raise InputError(f"--split: {images.path} does not hold the run's {config.split} "
+                             "images; if they were moved, name their path after the run's")
         return images, np.flatnonzero([name in names for name in images.names])
     if not config.evaluate:
-        images = find_unlabelled(places)
+        images = find_unlabelled(paths)
     else:  # of a data set with splits, one split
-        test = Path(places[0], "test")
-        images = find_images(test if test.is_dir() else places[0])
+        test = Path(paths[0], "test")
+        images = find_images(test if test.is_dir() else paths[0])
         if any(images.splits) or "test images" in images.note:
-            raise InputError(f"{places[0]} has splits; which one? Give the folder of one, as test "
-                             "(unpacked)")
+            raise InputError(f"{paths[0]} has splits: give the folder of one, e.g. test (unpacked)")
     return images, np.arange(len(images))
 
 
 def labels_for(images: ImageSet, classes: list[str]) -> list[int]:
-    """The labels of images in the order of the model's classes; case does not matter, as in Cat.
+    """The labels of images in the order of the model's classes, ignoring case.
 
     Raises InputError for a class that the model does not know.
     """
@@ -158,27 +157,27 @@ def labels_for(images: ImageSet, classes: list[str]) -> list[int]:
 
 
 def kaggle_ids(files: list[str], classes: list[str]) -> tuple[list[int], int]:
-    """(The ids of files named 1.jpg, 2.jpg, ..., the label of dogs). Raises InputError if not."""
+    """(ids of files named 1.jpg, 2.jpg, ...; the label of dogs). Raises InputError otherwise."""
     animals = [name.casefold().removesuffix("s") for name in classes]
     if sorted(animals) != ["cat", "dog"]:
         raise InputError(f"--submission is for cats and dogs; the model knows {listed(classes)}")
     ids = [re.fullmatch(r"(\d{1,9})\.\w+", Path(file).name) for file in files]
     if other := [file for file, found in zip(files, ids, strict=True) if not found]:
-        raise InputError(f"--submission: the id is the file's name, as in 1.jpg: {listed(other)}")
+        raise InputError(f"--submission needs files named by id, e.g. 1.jpg, not {listed(other)}")
     return [int(found[1]) for found in ids], animals.index("dog")
 
 
-def write_answers(path: Path, files: list[str], probabilities: torch.Tensor, classes: list[str],
-                  truths: torch.Tensor | None) -> None:
+def write_predictions(path: Path, files: list[str], probabilities: torch.Tensor,
+                      classes: list[str], truths: torch.Tensor | None) -> None:
     """predictions.csv: file, truth if it is known, class, probability of each class."""
     rows = []
     for i, (file, values) in enumerate(zip(files, probabilities.tolist(), strict=True)):
-        answer = classes[values.index(max(values))]
+        name = classes[values.index(max(values))]
         truth = {} if truths is None else {"truth": classes[truths[i]]}
-        rows.append({"file": file, **truth, "class": answer, **{
-            f"p_{name}": f"{p:.6g}" for name, p in zip(classes, values, strict=True)}})
+        rows.append({"file": file, **truth, "class": name, **{
+            f"p_{other}": f"{p:.6g}" for other, p in zip(classes, values, strict=True)}})
         if truths is None and len(files) <= 20:
-            print(printable(f"{file}: {answer} {max(values):.3f}"))
+            print(printable(f"{file}: {name} {max(values):.3f}"))
     write_csv(path, rows)
 
 
@@ -187,7 +186,7 @@ def write_submission(path: str, ids: list[int], dog: torch.Tensor) -> None:
     writable_folder(Path(path).parent, "--submission")
     rows = sorted(zip(ids, dog.clamp(SMALLEST, 1 - SMALLEST).tolist(), strict=True))
     write_csv(path, [{"id": number, "label": p} for number, p in rows])
-    print(f"{len(rows):,} answers are in {printable(path)}; label is the probability of a dog")
+    print(f"{len(rows):,} predictions are in {printable(path)}; label: the probability of a dog")
 
 
 def write_evaluation(path: Path, logits: torch.Tensor, truths: torch.Tensor, batch_size: int,

@@ -22,7 +22,7 @@ class Config:
     """What to report."""
 
     folders: list[str] = option((), "folders of finished runs")
-    out: str | None = option(None, "of several folders: where table.md is written")
+    out: str | None = option(None, "with several folders: the folder for table.md")
 
 
 def main(argv: list[str]) -> None:
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     if not folders or not all(list(folder.glob("*/summary.json")) for folder in folders):
         raise InputError("name a folder that holds finished runs: python -m mixer.report FOLDER")
     if (len(folders) > 1) != (config.out is not None):
-        raise InputError("several folders need --out, and a single one writes into itself")
+        raise InputError("several folders need --out; with one folder, leave it out")
     if config.out:
         print(write_studies(folders, writable_folder(config.out, "--out")))
     else:

@@ -29,19 +29,20 @@ MEANS = ["parameters", "train_acc", "images_per_s", f"seconds_per_{EPOCH_IMAGES}
 FACTS = ("data", "image_size", "batch_size", "steps", "dtype", "seed", "device", "torch", "python",
          "date")  # of summary.json and environment.json
 NOTES = """\
-n: number of seeds; values are their means. ±: half-width of the 95 % confidence interval, the
-larger of Student's (variance between seeds, pooled over rows) and the binomial one for {val:,}
-validation images per seed. Minutes and seconds are derived from a run's median images/s. They
-include data loading, exclude validation and saving, and ignore disturbances of fewer than half of
-the log rows. Memory: {memory}."""
+n: number of seeds; values are their means. {interval}Minutes and seconds are derived from a run's
+median images/s. They include data loading, exclude validation and saving, and ignore disturbances
+of fewer than half of the log rows. Memory: {memory}."""
+INTERVAL = """\
+±: half-width of the 95 % confidence interval, the larger of Student's (variance between seeds,
+pooled over rows) and the binomial one for {:,} validation images per seed. """
 PUBLISHED = " Published: one RTX 2080, 25,000 images, batch 250, fp16, 5000 steps; nvidia-smi."
 COST = """\
 Each cell is the last validation within the budget, averaged over seeds ("-": none yet). Budgets:
 the images and FLOPs of the run with the fewest, the seconds of the slowest run, and a tenth of
 them. *: the best, or its interval overlaps the best one's. Note that a run stopped in mid-schedule
 does worse than one scheduled to end there. Frontier: final accuracy against the rows that cost no
-more. yes: better than all of them, intervals apart. no: worse than one of them, intervals apart.
-tie: neither."""
+more. yes: better than all of them, with intervals that do not overlap. no: worse than one of them,
+likewise. tie: neither."""
 REPRODUCTION = [("row", "{row}"), ("n", "{seeds}"), ("last step", "{step:,}"), ("acc", "{acc:.3f}"),
                 ("published", "{published_acc:.3f}"), ("difference", "{difference:+.3f}"),
                 ("inside", "{acc_inside} of {points}"), ("loss", "{loss:.3f}"),
@@ -82,7 +83,7 @@ def comparison_text(runs: dict[str, list[Run]], points: Sequence[dict],
 
 
 def main_table(runs: dict[str, list[Run]]) -> str:
-    """Ours, beside what was published about equal images; of several seeds the means."""
+    """Ours, means over the seeds, beside what was published for the same images."""
     curves = published_curves() if on_published_images(runs) else {}
     intervals = {key: _intervals(runs, key) for key in ("val_acc", "best_val_acc")}
     lines = []
@@ -103,9 +104,10 @@ def notes(runs: dict[str, list[Run]]) -> str:
              for key in FACTS}
     memory = ("peak of allocated tensors" if any(run.environment["cuda"] for run in finished) else
               "peak resident size of the process, with Python, libraries and mapped images")
+    val = _least_val_images(runs)
     return "\n".join(map(paragraph, [
         "; ".join(f"{key} {' or '.join(map(str, values))}" for key, values in facts.items()),
-        NOTES.format(val=_least_val_images(runs), memory=memory)
+        NOTES.format(interval=INTERVAL.format(val) if val else "", memory=memory)
         + PUBLISHED * (on_published_images(runs) and not TITLES.keys().isdisjoint(runs))]))
 
 
@@ -139,7 +141,7 @@ def accuracy_at(run: Run, cost: str, budget: float) -> float | None:
 
 
 def reproduction_text(points: Sequence[dict]) -> str:
-    """At how many of the published points our training curves are where the original's are."""
+    """How many of the published points our training curves match."""
     def inside(points):
         return {"points": len(points), **{
             key: sum(point[key] for point in points) for key in ("acc_inside", "loss_inside")}}

@@ -4,7 +4,7 @@ from .intervals import wilson
 
 
 def evaluation(confusion: list[list[int]], loss: float, classes: list[str]) -> dict:
-    """evaluation.json: what counts [true][predicted] and the mean loss say.
+    """The contents of evaluation.json, from counts [true][predicted] and the mean loss.
 
     A class without images has a recall of None.
     """

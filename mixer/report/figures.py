@@ -1,4 +1,4 @@
-"""Logs and measurements -> figures. Here alone matplotlib is imported."""
+"""Logs and measurements -> figures. The only file that imports Matplotlib."""
 import functools
 import os
 import statistics
@@ -19,7 +19,7 @@ FIGURES = {"loss": ("step", "step", "train_loss", "training cross-entropy"),
 
 
 def drawing(draw: Callable) -> Callable:
-    """A function of a path that draws the same on every machine, whatever Matplotlib's settings.
+    """Make a drawing function ignore Matplotlib's settings, so that it draws alike everywhere.
 
     If it fails, one line says so: no picture is worth a run.
     """
@@ -107,7 +107,7 @@ def _style(name):
 
 def new_figure(width: float, height: float, panels: int, rows: int = 1, title: str = "",
                **shared) -> tuple:
-    """A figure of so many inches with panels side by side, in rows; and the panels, row by row."""
+    """A figure of width x height inches with `rows` rows of `panels` panels; and these in order."""
     # imported here, because it takes half a second
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

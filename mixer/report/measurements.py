@@ -39,7 +39,7 @@ TABLES = {
 
 def measured_text(result: dict) -> str:
     """Everything that bench.py measured; `result` as in bench.json or kernels.json."""
-    # on what
+    # the machine and the settings
     env, config = result["environment"], result["config"]
     if config["kernels_table"]:  # it has its own sizes
         config = {"amp": config["amp"], "repeats": config["repeats"]}
@@ -64,7 +64,7 @@ def measured_text(result: dict) -> str:
 
 
 def model_lines(rows: list[dict]) -> list[dict]:
-    """Of several image sizes, the lines of a row stand together, and say the size."""
+    """With several image sizes, put the lines of a row together and name the size in each."""
     titles = [row["row"] for row in rows]
     if len({row.get("image_size") for row in rows}) == 1:  # old peers have none
         return rows

@@ -50,21 +50,21 @@ def draw_grid(path: Path, title: str, rows: list[list[tuple]], side: float = 1.7
 @drawing
 def draw_mistakes(path: Path, title: str, subset: Subset, files: Sequence[str],
                   probabilities: torch.Tensor, classes: list[str]) -> None:
-    """The mistakes of the highest probability, then the right answers of the lowest."""
-    highest, answers = probabilities.max(1)
+    """The mistakes of the highest probability, then the right predictions of the lowest."""
+    highest, predicted = probabilities.max(1)
     truths = subset.labels.cpu()[subset.indices]
     order = highest.argsort(descending=True, stable=True)
-    wrong = (answers != truths)[order]
+    wrong = (predicted != truths)[order]
     mistakes, unsure = order[wrong][:MOST_CONFIDENT], order[~wrong].flip(0)[:LEAST_SURE]
 
     def captioned(i):
-        file, answer, truth = map(shortened, (files[i], classes[answers[i]], classes[truths[i]]))
+        file, name, truth = map(shortened, (files[i], classes[predicted[i]], classes[truths[i]]))
         image = subset.images[subset.indices[i]]
-        return image, f"{file}\n{answer} {highest[i]:.3f}\ntruth: {truth}"
+        return image, f"{file}\n{name} {highest[i]:.3f}\ntruth: {truth}"
     rows = [[captioned(i) for i in group[start:start + COLUMNS]]
             for group in (mistakes, unsure) for start in range(0, len(group), COLUMNS)]
     draw_grid(path, f"{title}: the {len(mistakes)} most confident of {wrong.sum():,} mistakes in "
-              f"{len(files):,} images, then the {len(unsure)} least sure right answers", rows)
+              f"{len(files):,} images, then the {len(unsure)} least sure right ones", rows)
 
 
 def shortened(name: str) -> str:

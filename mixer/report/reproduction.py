@@ -3,11 +3,11 @@ import math
 import statistics
 
 from ..experiments import EPOCH_IMAGES, ORIGINAL_CLASSES, ORIGINAL_OPTIONS, published_curves
-from .runs import PLACES, Run
+from .runs import RUN_OPTIONS, Run
 
 POINT_IMAGES = 25_000  # a published point is a mean over 100 steps of 250 images
-# options that change nothing that was published; what patch and depth may be, the row says
-FREE = PLACES | {"arch", "patch", "depth", "val_fraction", "amp", "steps", "epochs", "sync_bn",
+# options that change nothing that was published; the row fixes patch and depth
+FREE = RUN_OPTIONS | {"arch", "patch", "depth", "val_fraction", "amp", "steps", "epochs", "sync_bn",
                  "compile", "kernels"}
 
 
@@ -42,12 +42,13 @@ def compare_curves(runs: dict[str, list[Run]]) -> list[dict]:
             error = 1.96 * math.sqrt(published_acc * (1 - published_acc) / POINT_IMAGES)
             loss_error = error * abs(math.log(published_acc / (1 - published_acc)))
             points.append({"row": name, "step": step, "seeds": len(rows),
-                           **_beside("acc", rows, published_acc, error),
-                           **_beside("loss", rows, published_loss, loss_error)})
+                           **_compare("acc", rows, published_acc, error),
+                           **_compare("loss", rows, published_loss, loss_error)})
     return points
 
 
-def _beside(metric, rows, published, error):
+def _compare(metric, rows, published, error):
+    """One metric of a point: our mean and widened range, what was published, whether inside."""
     ours = [row[f"train_{metric}"] for row in rows]
     low, high = min(ours) - error, max(ours) + error
     return {metric: statistics.fmean(ours), f"{metric}_low": low, f"{metric}_high": high,

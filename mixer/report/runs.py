@@ -7,9 +7,9 @@ from pathlib import Path
 from ..experiments import EPOCH_IMAGES, ORIGINAL_CLASSES, ORIGINAL_OPTIONS, ROWS, seed_folder
 from ..runtime.files import read_csv
 
-# options that say where a run was made, not how; some are of older versions
-PLACES = {"rows", "data", "cache", "bad_images", "workers", "data_on_device", "device", "seed",
-          "seeds", "out", "resume", "require_acc", "debug"}
+# options of a run, not of its recipe; some are of older versions
+RUN_OPTIONS = {"rows", "data", "cache", "bad_images", "workers", "data_on_device", "device", "seed",
+               "seeds", "out", "resume", "require_acc", "debug"}
 
 
 def describe(row: dict) -> str:
@@ -54,9 +54,8 @@ class Run:
 def find_runs(out: Path) -> dict[str, list[Run]]:
     """{row name: its runs by seed} of the finished runs in the folders of `out`, in ROWS' order.
 
-    Folders with other names than train.py gives are passed over. The seconds are images over the
-    median images/s of the run's lines: a pause, or another job beside some of the lines, does not
-    count.
+    Folders with other names than train.py gives are skipped. The seconds are images over the median
+    images/s of the log rows: a pause, or another job during some of the rows, does not count.
     """
     found = {row.name: {} for row in ROWS}
     for path in sorted(out.glob("*/summary.json")):
@@ -65,7 +64,7 @@ def find_runs(out: Path) -> dict[str, list[Run]]:
         if folder.name not in (name, seed_folder(name, seed)):
             continue
         log = [row for row in read_csv(folder / "log.csv") if row["step"] <= summary["steps"]]
-        for row in log:  # an old log has other seconds, with what disturbed the run
+        for row in log:  # older logs hold measured seconds, with all disturbances
             row["images"] = row["step"] * summary["batch_size"]
             row["seconds"] = row["images"] / summary["images_per_s"]
         summary |= {cost: log[-1][cost] for cost in ("images", "seconds", "flops")}

@@ -1,15 +1,15 @@
-"""Several folders of runs side by side, as of several learning rates: each row at its best."""
+"""Several folders of runs side by side, e.g. several learning rates: each row at its best."""
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..runtime.files import write_text
 from .comparison import TITLES, cost_text, main_table, notes
-from .runs import PLACES, Run, find_runs
+from .runs import RUN_OPTIONS, Run, find_runs
 from .tables import paragraph
 
 CHOSEN = """\
-(chosen): the value of the highest best validation accuracy with seed 0. Below, each row is at its
-chosen value; where there are other seeds, which had no part in the choice, they stand for it."""
+(chosen): the value with the highest best validation accuracy at seed 0. Below, each row is at its
+chosen value; if it has other seeds, which had no part in the choice, only those count."""
 
 
 def write_studies(folders: Sequence[Path], out: Path) -> str:
@@ -45,7 +45,7 @@ def find_variants(folders: Sequence[Path]) -> dict[str, dict[str, dict[int, Run]
     def value(run, option):
         return run.config.get(option) or None  # an option that is off, or not known yet
     options = dict.fromkeys(option for runs in found.values() for run in runs
-                            for option in run.config if option not in PLACES)
+                            for option in run.config if option not in RUN_OPTIONS)
     differ = [option for option in options
               if any(len({value(run, option) for run in runs}) > 1 for runs in found.values())]
     variants = {name: {} for name in found}

@@ -1,1 +1,1 @@
-"""What keeps a command alive: devices, processes, signals, files, errors. Knows no model."""
+"""Infrastructure of the commands: devices, processes, signals, files, errors. No model."""

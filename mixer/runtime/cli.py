@@ -17,7 +17,9 @@ from .errors import Diverged, InputError, Interrupted, message
 
 def option(default, help: str, *, choices=None, least=-math.inf, above=-math.inf,
            below=math.inf):
-    """A dataclass field with its help, its choices, or the limits of its number."""
+    """A dataclass field with its help, its choices, or the limits of its number: least <= number,
+    above < number < below.
+    """
     return dataclasses.field(default=default, metadata=dict(help=help, choices=choices,
                                                             limits=(least, above, below)))
 
@@ -25,7 +27,7 @@ def option(default, help: str, *, choices=None, least=-math.inf, above=-math.inf
 def parse(config_class: type, argv: list[str], description: str, words: str | None = None) -> dict:
     """argv -> {option: value} for the flags in it. Raises InputError if one is wrong.
 
-    words: the field that takes the words without a flag, as a list of str.
+    words: the field that takes the positional arguments, as a list of str.
     """
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
                                      argument_default=argparse.SUPPRESS,
@@ -48,7 +50,7 @@ def parse(config_class: type, argv: list[str], description: str, words: str | No
             help += f" [{field.default}]"
         parser.add_argument(name, help=help.replace("%", "%%"), **how)
 
-    # read them
+    # the values; a close flag for an unknown one
     options, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         flags = [flag(field.name) for field in dataclasses.fields(config_class)]
@@ -59,10 +61,10 @@ def parse(config_class: type, argv: list[str], description: str, words: str | No
 
 
 def _value(kind, least=-math.inf, above=-math.inf, below=math.inf):
-    """An argparse type: a word that is not empty, or a number within its limits."""
+    """An argparse type: a string that is not empty, or a number within its limits."""
     def read(text):
         value = kind(text)
-        if text == "":  # a variable that the shell does not know
+        if text == "":  # as of an unset shell variable
             raise argparse.ArgumentTypeError("is empty")
         if kind in (int, float) and not (least <= value < below and above < value):
             start = f"({above}" if above > least else f"[{least}"
@@ -96,7 +98,7 @@ def flag(name: str) -> str:
 def run(main: Callable[[list[str]], object], argv: list[str]) -> typing.NoReturn:
     """Run `main(argv)` and exit. An error becomes one line on stderr; --debug adds the traceback.
 
-    In a run of several ranks, only rank 0 prints to stdout, and only rank 0 reports what all have.
+    Of several ranks, only rank 0 prints to stdout, and reports a divergence or a signal.
     """
     rank, size = rank_and_size()
     if rank:
@@ -108,14 +110,14 @@ def run(main: Callable[[list[str]], object], argv: list[str]) -> typing.NoReturn
         if "--debug" in argv:
             traceback.print_exc()
 
-        # one line, from rank 0 if all ranks have it
+        # one line; of a divergence or a signal from rank 0 only
         e = Interrupted(signal.SIGINT) if isinstance(e, KeyboardInterrupt) else e
         if rank == 0 or not isinstance(e, (Diverged, Interrupted)):
             prefix = f"error (rank {rank}): " if rank else "error: "
             prefix = "" if isinstance(e, Interrupted) else prefix
             print(prefix + message(e), file=sys.stderr)
         sys.exit(getattr(e, "exit_code", 1))
-    if size > 1:  # threads of gloo sometimes abort a process that ends in Python's way
+    if size > 1:  # gloo's threads sometimes abort the process during Python's normal exit
         sys.stdout.flush()
         os._exit(0)
     sys.exit(0)

@@ -32,9 +32,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def has_native_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices itself: AVX-512, AMX, or ARM's BF16."""
+    """Whether this CPU multiplies bfloat16 matrices natively: AVX-512, AMX, or ARM's BF16."""
     capabilities = torch.cpu.get_capabilities()
-    avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # ATEN_CPU_CAPABILITY can say less
+    avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # ATEN_CPU_CAPABILITY lowers it
     return any(capabilities.get(name) and (avx512 or name == "bf16")
                for name in ("avx512_bf16", "amx_bf16", "bf16"))
 

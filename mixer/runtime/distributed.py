@@ -1,7 +1,7 @@
 """One run in several ranks (processes), as torchrun starts them.
 
 Every rank has all images, trains on its slice of each batch, and makes the same decisions at the
-same step. Rank 0 prints and writes files. Beside gradients, the ranks exchange a few numbers, over
+same step. Rank 0 prints and writes files. Besides gradients, the ranks exchange a few numbers, over
 gloo, on the CPU.
 """
 import contextlib
@@ -56,13 +56,13 @@ class World:
 def process_group(device: torch.device, name: str) -> Iterator[World]:
     """Inside, the ranks that torchrun started are one World. Without torchrun, a World of one.
 
-    name: of this group; one torchrun may start several runs, one after another (--arch all).
+    name: unique to this run; one torchrun may start several, one after another (--arch all).
     """
     rank, size = rank_and_size()
     if size == 1:
         yield World()
         return
-    print(f"waiting for all {size} processes that WORLD_SIZE says torchrun has started", flush=True)
+    print(f"waiting for all {size} ranks (WORLD_SIZE) to join", flush=True)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # the default of NCCL and Triton
     store, rank, size = next(dist.rendezvous("env://"))

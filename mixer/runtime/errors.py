@@ -22,7 +22,7 @@ class Diverged(RuntimeError):
 
 
 class Interrupted(Exception):
-    """Stopped by a signal, with everything saved."""
+    """Stopped by a signal."""
 
     def __init__(self, signum: int, message: str = ""):
         super().__init__(f"stopped by {signal.Signals(signum).name}{message}")

@@ -83,7 +83,7 @@ def locked(path: Path | str, when_busy: Callable[[], object]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def claimed_folder(out: Path, resume: str | None, rank: int) -> Iterator[None]:
-    """Inside, rank 0 holds the folder of a run, which it makes, checks and locks."""
+    """Rank 0 creates, checks and locks the folder of a run. Raises InputError if it is taken."""
     def busy():
         raise InputError(f"--out: another process is training in {out}")
     if rank:
@@ -91,6 +91,6 @@ def claimed_folder(out: Path, resume: str | None, rank: int) -> Iterator[None]:
         return
     with locked(writable_folder(out, "--out") / ".lock", busy):
         if (out / "config.json").exists() and resume != "auto":
-            raise InputError(f"--out: {out} holds another run; add --resume auto to go on with it, "
+            raise InputError(f"--out: {out} holds another run; add --resume auto to continue it, "
                              "or choose another --out")
         yield

@@ -50,7 +50,7 @@ class Stop:
 
 
 def error_line(e: BaseException) -> str:
-    """An exception for a table. Every kind of exhausted memory reads the same."""
+    """An exception for a table. All out-of-memory errors read alike."""
     kind = "out of memory" if out_of_memory(e) else type(e).__name__
     return f"{kind}: {first_line(e)}"
 
@@ -58,10 +58,10 @@ def error_line(e: BaseException) -> str:
 def attempt(f: Callable, *args) -> tuple[object, str | None]:
     """(f(*args), None) from a fresh process, or (None, the error there, in one line)."""
     receiver, sender = SPAWN.Pipe(duplex=False)
-    process = SPAWN.Process(target=_answer, args=(sender, f, args))
+    process = SPAWN.Process(target=_send_result, args=(sender, f, args))
     try:
         process.start()
-    except OSError as e:  # the system has no process left
+    except OSError as e:  # the system cannot start another process
         return None, error_line(e)
     sender.close()  # so that the pipe ends with the process
     try:
@@ -69,11 +69,11 @@ def attempt(f: Callable, *args) -> tuple[object, str | None]:
     except EOFError:
         return None, "its process was killed (out of memory?)"
     finally:
-        process.kill()  # at Ctrl-C; else it has answered
+        process.kill()  # at Ctrl-C; else it has sent its result
         process.join()
 
 
-def _answer(sender, f, args):
+def _send_result(sender, f, args):
     """In the fresh process. Many exceptions cannot be sent to another process; text can."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which run, which model; save, load, go on from one, start from one."""
+"""The checkpoints of a run: which run, which model; save, load, resume from, initialise from."""
 import functools
 import io
 from pathlib import Path
@@ -10,20 +10,20 @@ from ..data.augment import to_float
 from ..data.images import decode
 from ..models import MODELS, create_model, load_weights
 from ..models.weights import load_checkpoint, match_weights
-from ..report.runs import PLACES
+from ..report.runs import RUN_OPTIONS
 from ..runtime.distributed import World
 from ..runtime.errors import InputError, listed, printable
 from ..runtime.files import save_atomically
 from .config import Config
 
 # options that change no weight: they may differ between a run and its continuation
-FREE_ON_RESUME = PLACES - {"seed"} | {"log_every", "kernels"}
+FREE_ON_RESUME = RUN_OPTIONS - {"seed"} | {"log_every", "kernels"}
 
 
 def save_checkpoint(path: Path | str, contents: dict) -> None:
     """Write a dict of tensors and plain values atomically. The weights are under `state_dict`.
 
-    torch.save writes to memory first, because it does not say why a disk refuses a file.
+    torch.save writes to memory first, because its own errors do not say why a write failed.
     """
     file = io.BytesIO()
     torch.save(contents, file)
@@ -77,8 +77,8 @@ def init_from_checkpoint(path: Path | str, model: nn.Module, classes: list[str])
     """
     state, fresh = match_weights(model, path, classes)
     model.load_state_dict(state, strict=False)
-    return (f"--init-from {printable(path)}: {len(state)} of {len(model.state_dict())} tensors "
-            f"taken ({listed(state, 3)})\nleft fresh: {listed(fresh) or 'none'}")
+    return (f"--init-from {printable(path)}: loaded {len(state)} of {len(model.state_dict())} "
+            f"tensors ({listed(state, 3)})\nnewly initialised: {listed(fresh) or 'none'}")
 
 
 # which run
@@ -97,7 +97,7 @@ def run_identity(config: Config, images: str, contents: str) -> dict:
 
 def checkpoint_to_resume(resume: str | None, out: Path, identity: dict,
                          world: World) -> dict | None:
-    """The checkpoint that --resume names, or None if the run starts afresh; for all ranks.
+    """The checkpoint that --resume names, or None for a new run; for all ranks.
 
     Only rank 0 reads the file. Raises InputError if it is damaged or belongs to another run.
     """
@@ -106,7 +106,7 @@ def checkpoint_to_resume(resume: str | None, out: Path, identity: dict,
     if world.rank == 0 and path and (resume != "auto" or path.exists()):
         checkpoint = load_checkpoint(path)
 
-        # of this run
+        # it must be of this run
         saved = checkpoint.get("identity")
         if not isinstance(saved, dict) or "optimizer" not in checkpoint:
             raise InputError("--resume: the checkpoint holds only weights, not the state of a run; "
@@ -116,8 +116,8 @@ def checkpoint_to_resume(resume: str | None, out: Path, identity: dict,
             raise InputError("--resume: the checkpoint is of another run: "
                              + ", ".join(differences))
 
-        # with its best
+        # without best.pt, best_step would name a checkpoint that is not there
         if checkpoint["state"]["best"] and not (out / "best.pt").exists():
-            print(f"there is no best.pt in {printable(out)}: the best starts anew")
+            print(f"no best.pt in {printable(out)}: the best validation accuracy starts anew")
             checkpoint["state"]["best"] = None
     return world.broadcast(checkpoint)

@@ -16,8 +16,8 @@ class Config:
     # model
     arch: str = option("vit_cnn", "model; all: each row of the comparison",
                        choices=(*MODELS, "all"))
-    rows: str | None = option(None, "with --arch all: only these, as resnet18,convmixer-p24")
-    patch: int | None = option(None, "patch side, must divide the image; original: 24", least=1)
+    rows: str | None = option(None, "with --arch all: only these, e.g. resnet18,convmixer-p24")
+    patch: int | None = option(None, "patch side in pixels, original: 24", least=1)
     dim: int | None = option(None, "channels per patch; original: 512", least=1)
     depth: int | None = option(None, "blocks; original: 4", least=1)
     heads: int | None = option(None, "attention heads (ViT), must divide dim; original: 8", least=1)
@@ -53,11 +53,11 @@ class Config:
     kernels: str = option("auto", "ConvMixer's depthwise unit; auto: fused; torch: plain PyTorch",
                           choices=("auto", "torch"))
     seed: int = option(0, "seed of initialisation, split, order and augmentation", least=0)
-    seeds: str | None = option(None, "train one run per seed, as 0,1,2; excludes --seed")
+    seeds: str | None = option(None, "train one run per seed, e.g. 0,1,2; excludes --seed")
     # run
     log_every: int = option(100, "steps per row of the log; each row validates and saves", least=1)
     out: str | None = option(None, "folder of the results; default: a new one in runs/")
-    resume: str | None = option(None, "a checkpoint to go on from; auto: last.pt in --out, if any")
+    resume: str | None = option(None, "checkpoint to continue from; auto: last.pt in --out, if any")
     debug: bool = option(False, "print a traceback when something fails")
 
     @property
@@ -78,7 +78,7 @@ DEMO = dict(image_size=96, batch_size=16, steps=450, lr=2e-4, schedule="cosine",
 
 
 def read_config(argv: list[str], description: str) -> tuple[Config, list[tuple]]:
-    """argv -> Config, checked, with the model's defaults; and its `several_runs`, [] if it is one.
+    """argv -> Config, checked, with the model's defaults; and its `several_runs`, [] for one run.
 
     Raises InputError.
     """
@@ -113,8 +113,8 @@ def several_runs(config: Config) -> list[tuple[str, str, list[str]]]:
     """The runs of `--arch all` or `--seeds`, seed by seed: title, folder in --out, command line
     without --out and --resume. Raises InputError.
 
-    A single seed given by --seed changes no folder. The folders of --seeds depend on row and seed
-    alone, so that a later call with more seeds goes on with them.
+    A single seed given by --seed does not change folder names. The folders of --seeds depend only
+    on row and seed, so that a later call with more seeds continues them.
     """
     name = row_name(config.arch, config.patch, config.depth)
     runs = [(name, name, {})]

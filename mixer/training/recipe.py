@@ -44,7 +44,7 @@ def train_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor,
     """One optimizer step on float x (B, 3, H, W) and int64 y (B,); amp is the autocast dtype.
 
     weight multiplies the loss, for ranks that average the gradients of unequal slices of a batch.
-    Returns the mean loss and the number of correct answers, on the device: nothing waits for it.
+    Returns the mean loss and the number of correct predictions, on the device, without waiting.
     """
     with torch.autocast(x.device.type, dtype=amp, enabled=amp is not None):
         logits = model(x)
@@ -55,7 +55,7 @@ def train_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor,
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
     scaler.step(optimizer)
     scaler.update()
-    # on a CPU gradients keep their memory: smaller tensors would split what they leave
+    # keep gradients on a CPU: smaller tensors would split the blocks of memory that they free
     optimizer.zero_grad(set_to_none=x.device.type != "cpu")
     return loss.detach(), (logits.argmax(1) == y).sum()
 
@@ -66,12 +66,12 @@ def evaluate(model: nn.Module, subset: Subset, batch_size: int, device: torch.de
              amp: torch.dtype | None = None) -> tuple[float, float, list[list]]:
     """Mean loss, accuracy and confusion counts [true][predicted] over a Subset, each image once.
 
-    Each rank of `world` takes a slice of each batch; the last one may be empty. Leaves the model in
-    eval mode.
+    Each rank of `world` takes a slice of each batch; that of the last batch may be empty. Leaves
+    the model in eval mode.
     """
     loss = torch.zeros((), dtype=torch.float64, device=device)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-    for logits, y in answers(model, subset, batch_size, device, amp, world):
+    for logits, y in batched_logits(model, subset, batch_size, device, amp, world):
         loss += F.cross_entropy(logits, y, reduction="sum")
         confusion.index_add_(0, y * classes + logits.argmax(1), torch.ones_like(y))
     loss, confusion = world.sum(loss), world.sum(confusion).view(classes, classes).cpu()
@@ -81,16 +81,17 @@ def evaluate(model: nn.Module, subset: Subset, batch_size: int, device: torch.de
 @torch.inference_mode()
 def predict(model: nn.Module, subset: Subset, batch_size: int, device: torch.device,
             amp: torch.dtype | None = None) -> torch.Tensor:
-    """float32 logits (M, classes), on the CPU, in the batches of `evaluate` by one rank.
+    """float32 logits (M, classes), on the CPU, in the same batches as `evaluate` on one rank.
 
     Leaves the model in eval mode.
     """
-    batches = answers(model, subset, batch_size, device, amp, World())
+    batches = batched_logits(model, subset, batch_size, device, amp, World())
     return torch.cat([logits.cpu() for logits, _ in batches])
 
 
-def answers(model: nn.Module, subset: Subset, batch_size: int, device: torch.device,
-            amp: torch.dtype | None, world: World) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batched_logits(model: nn.Module, subset: Subset, batch_size: int, device: torch.device,
+                   amp: torch.dtype | None, world: World
+                   ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """float32 logits (B, classes) and labels (B,) of this rank's slice of each batch."""
     model.eval()
     for start in range(0, len(subset), batch_size):

@@ -9,10 +9,9 @@ from ..runtime.processes import Stop
 
 def train_all(command: list[str], runs: list[tuple[str, str, list[str]]], out: Path,
               rank: int) -> None:
-    """Start `command`, that of train.py, for each of `several_runs`, which go to folders in `out`.
+    """Run `command` (train.py) for each of `several_runs`; their folders are in `out`.
 
-    Raises Interrupted when a signal came, and RuntimeError if a run failed, after the others and
-    the tables.
+    Raises Interrupted when a signal came, and RuntimeError, at the end, if a run failed.
     """
     # the runs, until a signal comes
     done, failed = 0, {}
@@ -24,18 +23,18 @@ def train_all(command: list[str], runs: list[tuple[str, str, list[str]]], out: P
                 break
             if code:
                 failed[folder] = f"failed (exit code {code})"
-                print(f"{title} failed with exit code {code}; going on", file=sys.stderr)
+                print(f"{title} failed with exit code {code}; continuing", file=sys.stderr)
             else:
                 done += 1
 
     # the table, and how it ended
     if rank == 0:
         table = write_comparison(out, failed)
-        print(f"\n{table}\n{done} of {len(runs)} runs done; {printable(out)}/table.md, "
-              "and its figures")
+        print(f"\n{table}\n{done} of {len(runs)} runs done; table and figures are in "
+              f"{printable(out)}")
     if stop.signum:
-        raise Interrupted(stop.signum, f" in {title}; go on with the same command and "
-                                       "--resume auto")
+        raise Interrupted(stop.signum, f" in {title}; continue with the same command "
+                                       "and --resume auto")
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(runs)} runs failed; run again with "
                            "--resume auto")

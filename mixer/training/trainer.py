@@ -29,14 +29,14 @@ SMALLEST_SCALE = 1e-4  # of the fp16 loss; it starts at 65536, and each overflow
 
 @dataclass
 class State:
-    """What last.pt holds of a run, beside model, optimizer and scaler."""
+    """What last.pt holds of a run, besides the model, optimizer and scaler."""
 
     step: int                 # steps taken
     rows: list[dict]          # of log.csv
     best: dict | None         # the first row with the highest validation accuracy
     confusion: list | None    # of the last validation
     loss: torch.Tensor        # summed over this rank's images since the last row, on the device
-    correct: torch.Tensor     # number of these that were answered right
+    correct: torch.Tensor     # number of these that were classified correctly
 
     def last_row_step(self) -> int:
         return self.rows[-1]["step"] if self.rows else 0
@@ -68,7 +68,7 @@ class Trainer:
                            * config.batch_size)
 
     def resume(self, checkpoint: dict) -> None:
-        """Go on from a checkpoint of `save_last`."""
+        """Continue from a checkpoint of `save_last`."""
         self.model.load_state_dict(checkpoint["state_dict"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
@@ -100,7 +100,7 @@ class Trainer:
 
             # a signal ends the run; several ranks agree on it at the end of an interval
             if (ended or self.world.size == 1) and self.world.sum(torch.tensor(stop.signum)):
-                self.stop(stop.signum or signal.SIGTERM)
+                self.save_and_stop(stop.signum or signal.SIGTERM)  # another rank got the signal
             if state.step >= config.steps:
                 return
 
@@ -182,7 +182,7 @@ class Trainer:
 
     def check_finite(self, train_loss: float, val_loss: float | None = None) -> None:
         """Raise Diverged, in all ranks, if a loss, a weight or a moment is not finite, or if the
-        gradients of all steps overflow in fp16."""
+        fp16 loss scale has collapsed."""
         tensors = list(self.model.state_dict().values())
         tensors += [tensor for state in self.optimizer.state.values() for tensor in state.values()]
         finite = torch.stack([tensor.isfinite().all() for tensor in tensors
@@ -193,17 +193,17 @@ class Trainer:
         last = self.out / "last.pt"
         good = f"; the last good checkpoint is {last}" if last.exists() else ""
         raise Diverged(
-            f"diverged after step {self.state.last_row_step()} and by step {self.state.step}, with "
+            f"diverged between steps {self.state.last_row_step()} and {self.state.step}, with "
             f"training loss {train_loss}, validation loss {val_loss}, fp16 loss scale {scale:.1g}: "
             f"try a smaller --lr, a --warmup or --clip-grad 1{good}")
 
-    def stop(self, signum: int) -> None:
-        """Save what no row has saved, and raise Interrupted."""
+    def save_and_stop(self, signum: int) -> None:
+        """Save the steps since the last row, and raise Interrupted."""
         if self.state.step > self.state.last_row_step():
             self.check_finite(self.training_means()[0])
             self.save_last()
         raise Interrupted(signum, f" at step {self.state.step}; "
-                                  f"go on with --out={self.out} --resume auto")
+                                  f"continue with --out={self.out} --resume auto")
 
     def save_last(self) -> None:
         """Write last.pt, then log.csv: a copy of the rows in last.pt."""

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels import fuse
 from mixer.bench import measure, timing
-from mixer.bench.measure import count_model, measure_in_turn, saved_bytes, time_models
+from mixer.bench.measure import measure_in_turn, measure_memory, saved_bytes, time_models
 from mixer.experiments import ROWS
 from mixer.models import create_model, vit
 from mixer.models.flops import forward_flops
@@ -90,7 +90,7 @@ def test_a_slower_model_is_seen_as_slower(memory_grows, monkeypatch):
     monkeypatch.setattr(measure, "attempt", visit)
     fast, slow = measure_in_turn([(WORKLOAD, {
         ("a model", IMAGE_SIZE, seconds): partial(Slowed, seconds) for seconds in (1.0, 3.0)})], 9)
-    assert visits == 2 * [count_model] + 3 * [time_models]
+    assert visits == 2 * [measure_memory] + 3 * [time_models]
     assert fast["parameters"] == 26
     assert fast["gflop_per_image"] == pytest.approx(2 * 12 * 2 / 1e9)
     for row, seconds in ((fast, 1.0), (slow, 3.0)):
@@ -126,7 +126,7 @@ def big(megabytes):
 
 
 def two_sizes():
-    return [count_model(partial(big, megabytes), WORKLOAD)["process_mib"]
+    return [measure_memory(partial(big, megabytes), WORKLOAD)["process_mib"]
             for megabytes in (1, 200)]
 
 

@@ -138,6 +138,9 @@ def test_faults_are_kept_and_either_stop_or_are_left_out(folder, tmp_path, capsy
     for words in ("2 of 12", "cat.3.png (not a JPEG", "bad.csv", "--bad-images skip"):
         assert words in str(e.value)
     assert (tmp_path / "bad.csv").read_text().count("\n") == 3
+    with pytest.raises(InputError, match="listed in .*other.csv"):
+        drop_damaged(images, faults, "report", tmp_path / "other.csv", rank=1)
+    assert not (tmp_path / "other.csv").exists(), "rank 0 writes it"
     good = drop_damaged(images, faults, "skip", tmp_path / "bad.csv")
     assert good.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]
     assert "skipped 2 of 12" in capsys.readouterr().out

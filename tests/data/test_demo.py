@@ -1,4 +1,4 @@
-"""The drawn pictures: functions of their index, and always the same."""
+"""The synthetic images: functions of their index, and always the same."""
 import numpy as np
 
 from mixer.data.demo import render

@@ -40,7 +40,7 @@ def test_roles():
 
 @pytest.mark.parametrize("names, message", [
     # folds, copies, masks
-    *((names, "there are .* and ") for names in (
+    *((names, "images lie at different depths, .*: .* and ") for names in (
         trees("fold_0", "fold_1", "fold_2"), trees("a/fold0", "a/fold1"), trees("val", "test"),
         trees("train", "train_v2"), trees("train", "extra"), trees("train", "val", "valid"),
         trees("train") + ["unlabeled/0.jpg", "unlabeled/1.jpg"], trees("images", "masks"),
@@ -50,7 +50,7 @@ def test_roles():
         ["cat/0.jpg", "dog/0.jpg", *trees("again")])),
     (trees("train/COVID", "train/Normal", "val/COVID", "val/Normal", classes=("images", "masks")),
      "COVID/images/0.jpg and val/Normal/masks/1.jpg"),
-    (trees("cat", "dog", classes=("train", "test")), "in train, val and test"),
+    (trees("cat", "dog", classes=("train", "test")), "or with train, val and test folders of such"),
     (["a/cat.0.jpg", "a/dog.0.jpg", "b/cat.1.jpg", "b/dog.1.jpg"], "a, b hold cats and dogs"),
     *((names, "may be parts of the data set") for names in (
         ["images/0.jpg", "masks/0.jpg"], ["cat/0.jpg", "dog/0.jpg", "masks/0.jpg"],
@@ -58,7 +58,7 @@ def test_roles():
         ["fold_0/0.jpg", "fold_1/0.jpg"],
         ["cats_train/0.jpg", "dogs_train/0.jpg", "cats_test/0.jpg", "dogs_test/0.jpg"])),
     # images beside class folders, or none in one
-    (["a/1.jpg", "b/1.jpg", "cat.0.jpg"], "there are cat.0.jpg and b/1.jpg"),
+    (["a/1.jpg", "b/1.jpg", "cat.0.jpg"], "subfolders: cat.0.jpg and b/1.jpg"),
     (["cat/0.jpg", "dog/0.jpg", "bird/0.tif", "bird/1.TIFF"], "only bird/0.tif, bird/1.TIFF"),
     (["cat.0.jpg", "dog.0.avif"], "only dog.0.avif"),
     (trees("train") + ["val/cat/0.jpg", "val/dog/0.psd"], "only val/dog/0.psd"),
@@ -84,19 +84,19 @@ def test_roles():
     (["patient_left_1.jpg", "patient_right_1.jpg"], "not a class: patient_left, patient_right"),
     (["Labelled_1.jpg", "pug_1.jpg"], "not a class: Labelled"),
     (["images/Train_0.jpg", "images/Test_0.jpg", "train.csv", "test.parquet", "a.json"],
-     "not a class: Test, Train.* labels may be in a.json, test.parquet, train.csv"),
+     "not a class: Test, Train.* labels in a.json, test.parquet, train.csv are not read"),
 ])
 def test_what_cannot_be_labelled_is_refused(tmp_path, names, message):
     for path in folder_and_zip(tmp_path, names):
         with pytest.raises(InputError, match=message) as e:
             find_images(path)
-        assert f"the classes in {path} are not sure" in str(e.value)
+        assert f"the classes in {path} are ambiguous" in str(e.value)
 
 
 @pytest.mark.parametrize("names, message", [
-    (["cat/0.jpg", "dog/0.jpg", "bird/.DS_Store", "bird/Thumbs.db"], "can be read, only bird/"),
+    (["cat/0.jpg", "dog/0.jpg", "bird/.DS_Store", "bird/Thumbs.db"], "readable image, only bird/"),
     (["cat/0.jpg", "dog/"], "only dog/"),
-    (trees("train") + ["val/"], "there are val/ and train/dog/1.jpg"),
+    (trees("train") + ["val/"], "subfolders: val/ and train/dog/1.jpg"),
 ])
 def test_an_empty_folder_is_no_class(tmp_path, names, message):
     folder, _ = folder_and_zip(tmp_path, names)

@@ -170,7 +170,7 @@ def test_hostile_zips(train, tmp_path, pictures):
                 z.writestr(name, bytes(200_000_000) if "99" in name else member)
     write(["../../escaped/cat.1.png", "/up/dog.1.png", "cat.2.png", "C:\\dog.2.png", "dog.3.png"])
     result = train(*RUN, "--data", path, "--out", out)
-    assert result.returncode == 2 and "x.zip are not sure: there are" in result.stderr
+    assert result.returncode == 2 and "x.zip are ambiguous: images lie" in result.stderr
     names = [f"/up/{kind}.{i}.png" for kind in ("cat", "dog") for i in range(9)]
     write([*names, "/up/dog.99.png", ".cat.3.png"])
     result = train(*RUN, "--data", path, "--out", out, "--bad-images", "skip")

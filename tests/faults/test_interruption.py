@@ -135,7 +135,7 @@ def test_arch_all_stopped_and_resumed(train, pictures, tmp_path):
     assert "stopped by SIGTERM in ConvMixer 16" not in result.stderr, "it went on"
     row, command = result.stderr.splitlines()
     assert row.startswith("stopped by SIGTERM at step ")
-    assert command.startswith("stopped by SIGTERM in ConvMixer 24; go on with the same command")
+    assert command.startswith("stopped by SIGTERM in ConvMixer 24; continue with the same command")
     assert (tmp_path / "all" / "table.md").exists()
     process.wait_for_its_children()
     process = train.start(*arguments).wait_for("\nresumed at step")

@@ -55,7 +55,7 @@ def test_a_loss_that_explodes(run, out):
     before = {name: (out / name).read_bytes() for name in ("last.pt", "best.pt")}
     (out / "summary.json").unlink()
     result = run("--resume", "auto", plants=[Explode(step=4)])
-    assert_error(result, 3, "after step 20 and by step 30, with training loss nan",
+    assert_error(result, 3, "between steps 20 and 30, with training loss nan",
                  f"the last good checkpoint is {out / 'last.pt'}")
     assert {name: (out / name).read_bytes() for name in before} == before
     assert not (out / "summary.json").exists()
@@ -69,7 +69,7 @@ def test_a_signal_after_an_explosion_saves_nothing(run, out, explosion, sigterm)
     assert run("--steps", 20).returncode == 0
     plants = [Plant(TRAIN_STEP, signal.SIGTERM, sigterm - 20, after=True),
               Explode(explosion - 20)]
-    assert_error(run("--resume", "auto", plants=plants), 3, "after step 20 and by step")
+    assert_error(run("--resume", "auto", plants=plants), 3, "between steps 20 and")
     assert is_finite(out / "last.pt")
     assert load_checkpoint(out / "last.pt")["state"]["step"] == 20
 
@@ -77,7 +77,7 @@ def test_a_signal_after_an_explosion_saves_nothing(run, out, explosion, sigterm)
 def test_an_explosion_in_the_last_step_is_no_success(run, tmp_path):
     for more in ([], ["--val-fraction", 0, "--out", tmp_path / "other"]):
         result = run(*more, plants=[Explode(step=40)])
-        assert_error(result, 3, "by step 40")
+        assert_error(result, 3, "and 40, with")
         assert "final" not in result.stdout
 
 

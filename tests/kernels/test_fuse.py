@@ -123,7 +123,7 @@ def test_only_a_plain_residual_is_taken_in(wrapper):
 
 def test_names_and_modules_are_given_back():
     """Parts with names of their own; a unit in three places, one of them in a residual; a part
-    exchanged while fused."""
+    replaced while fused."""
     parts = OrderedDict(zip(("conv", "act", "bn"), depthwise_unit(8, 5), strict=True))
     named = nn.Sequential(parts)
     model = nn.Sequential(named, OwnResidual(depthwise_unit(8, 5)), named, OwnResidual(named))
@@ -177,7 +177,7 @@ class Negated(nn.Module):
         return -weight
 
 
-def exchanged(part, model, name):
+def replaced(part, model, name):
     """Another layer in its place, of the same type or not."""
     other = (nn.ReLU() if type(part) is nn.GELU else nn.InstanceNorm2d(16)
              if type(part) is nn.BatchNorm2d else nn.Conv2d(
@@ -203,7 +203,7 @@ CHANGES = {
         lambda module, gradients: tuple(2 * g for g in gradients)),
     "parametrized": lambda part, *_: nn.utils.parametrize.register_parametrization(
         part, "weight", Negated()),
-    "exchanged": exchanged, "forward replaced": forward_replaced}
+    "replaced": replaced, "forward replaced": forward_replaced}
 PARTS = [f"{unit}.{i}" for unit, start in (("stem", 0), ("blocks.1.0.fn", 0), ("blocks.1", 1))
          for i in range(start, start + 3)]
 
@@ -213,7 +213,7 @@ PARTS = [f"{unit}.{i}" for unit, start in (("stem", 0), ("blocks.1.0.fn", 0), ("
 def test_what_happens_to_a_part_after_fuse_counts(change):
     """Of a patch embedding, a depthwise and a pointwise unit: as without `fuse`."""
     skipped = {"parametrized": ("stem.1", "blocks.1.2", "blocks.1.0.fn.1", "blocks.1.0.fn"),
-               "backward hook": ("stem.0",), "exchanged": ("blocks.1.0.fn",)}
+               "backward hook": ("stem.0",), "replaced": ("blocks.1.0.fn",)}
     for name in {*PARTS, "blocks.1.0.fn"}.difference(skipped.get(change, ())):
         results = []
         for state in ("unchanged", "plain", "fused"):

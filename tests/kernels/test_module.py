@@ -124,7 +124,7 @@ def test_the_parts_run_where_they_are_faster(monkeypatch, dtype, kernel_size, N,
     """On a CPU: without a gradient, for 3x3 kernels, and for a few images, but not where PyTorch's
     conv of 16 bits is slow. The same model, in one call or another."""
     monkeypatch.setattr(depthwise_cpu, "fusing_pays", fusing_pays)
-    monkeypatch.setattr(kernels_module, "FEWEST_RESULTS", 100_000)
+    monkeypatch.setattr(kernels_module, "FEWEST_OUTPUTS", 100_000)
     monkeypatch.setattr(depthwise_cpu, "AVX512", avx512)
     ran = []
     for name in ("depthwise_gelu_bn", "dense_gelu_bn"):

@@ -130,7 +130,7 @@ def test_the_split_of_a_run_gives_the_numbers_of_the_run(predict, a_run, picture
     assert result.stdout.splitlines()[4:-1] == again.stdout.splitlines()[4:-1], again
     next(copy.iterdir()).unlink()
     fewer = predict(a_run / name, *place, "--split", "val", "--out", tmp_path / "none")
-    assert fewer.returncode == 2 and "does not hold the val images of the run" in fewer.stderr
+    assert fewer.returncode == 2 and "does not hold the run's val images" in fewer.stderr
 
 
 @pytest.mark.parametrize("splits", [("train", "test"), ("train", "val")])
@@ -145,7 +145,7 @@ def test_of_a_place_with_splits_test_is_evaluated_alone(predict, a_run, pictures
     if "test" in splits:
         assert result.returncode == 0 and f"20 images of {data / 'test'}" in result.stdout, result
         result = predict(a_run, f"{data}.zip", "--evaluate", "--out", tmp_path / "new")
-    assert result.returncode == 2 and "has splits; which one?" in result.stderr
+    assert result.returncode == 2 and "has splits: give the folder of one" in result.stderr
 
 
 def test_damaged_images_are_named_get_no_row_and_fail_the_command(predict, a_run, pictures,
@@ -170,7 +170,7 @@ def test_damaged_images_are_named_get_no_row_and_fail_the_command(predict, a_run
     (("{tmp}", "{pictures}"), "is not a readable checkpoint: [Errno 2]"),
     (("{run}", "{tmp}/absent"), "absent does not exist"),
     (("{run}", "{run}/log.csv"), "no image decodes"),
-    (("{run}", "{pictures}", "--submission", "{tmp}/s.csv"), "the id is the file's name"),
+    (("{run}", "{pictures}", "--submission", "{tmp}/s.csv"), "needs files named by id"),
 ])
 def test_a_wrong_argument_is_named(predict, a_run, pictures, tmp_path, arguments, message):
     places = {"run": a_run, "pictures": pictures, "tmp": tmp_path / "empty"}

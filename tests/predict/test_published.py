@@ -27,9 +27,9 @@ def test_it_is_small_and_loads():
 
 
 def test_it_answers_as_in_float32():
-    """On drawn pictures, whose probabilities were kept before the weights were rounded to 11 bits:
-    each of some ten layers adds 1e-3 of its result at most, and a probability changes by a quarter
-    of its logit."""
+    """On synthetic images, whose probabilities were kept before the weights were rounded to 11
+    bits: each of some ten layers adds 1e-3 of its result at most, and a probability changes by a
+    quarter of its logit."""
     with open(FOLDER / "float32.csv", newline="") as f:
         kept = torch.tensor([float(row["p_dog"]) for row in csv.DictReader(f)])
     x = to_float(torch.stack([torch.from_numpy(render(i, 192)) for i in range(len(kept))]))

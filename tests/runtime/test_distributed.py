@@ -136,7 +136,7 @@ def test_stopped_and_resumed_in_two_ranks_is_the_same_run(ranks, pictures, tmp_p
         plants = {rank: [Plant(moment, signal.SIGTERM, call)]}
         first, second = results = ranks(2, *arguments, "--out", out, plants=plants)
         assert exit_codes(results) == [143, 143], results
-        assert first.stderr.startswith(f"stopped by SIGTERM at step {step}; go on with")
+        assert first.stderr.startswith(f"stopped by SIGTERM at step {step}; continue with")
         assert first.stderr.count("\n") == 1 and second.stderr == ""
         assert exit_codes(ranks(2, *arguments, "--out", out)) == [0, 0]
         assert_same_run(tmp_path / "whole", out)
@@ -170,7 +170,7 @@ def test_each_rank_needs_an_image_of_a_batch(ranks, pictures, tmp_path):
     results = ranks(3, *TINY, "--steps", 1, "--data", pictures, "--batch-size", 2,
                     "--out", tmp_path / "run")
     assert exit_codes(results) == [2] * 3
-    assert "36 training images and 3 processes, each of which needs one" in results[0].stderr
+    assert "must be at least 3 (ranks) and at most 36 (training images)" in results[0].stderr
 
 
 def test_ranks_that_see_other_images_are_refused(ranks, pictures, tmp_path):
@@ -179,7 +179,7 @@ def test_ranks_that_see_other_images_are_refused(ranks, pictures, tmp_path):
     (other / "cat.1.png").unlink()
     first, second = ranks(2, *TINY, "--steps", 1, "--out", tmp_path / "run",
                           own={0: ["--data", pictures], 1: ["--data", other]})
-    assert second.returncode == 2 and "rank 1 finds other images" in second.stderr
+    assert second.returncode == 2 and "on rank 1 differ from those on rank 0" in second.stderr
     assert first.returncode == 1
 
 

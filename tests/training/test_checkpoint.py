@@ -74,12 +74,12 @@ def test_a_checkpoint_without_a_description_says_how_to_load_it(tmp_path):
 
 def test_a_new_run_starts_from_a_checkpoint(tmp_path):
     trained = run(tmp_path, "convmixer")
-    for classes, head in ((["cat", "dog"], "left fresh: none"),
-                          (["a", "b", "c"], "left fresh: head.weight, head.bias")):
+    for classes, head in ((["cat", "dog"], "newly initialised: none"),
+                          (["a", "b", "c"], "newly initialised: head.weight, head.bias")):
         model = create_model("convmixer", num_classes=len(classes), **OPTIONS["convmixer"])
         report = init_from_checkpoint(tmp_path / "best.pt", model, classes)
         assert "best.pt" in report and head in report
-        assert f"{21 if len(classes) == 3 else 23} of 23 tensors taken (stem.0.weight, " in report
+        assert f"{21 if len(classes) == 3 else 23} of 23 tensors (stem.0.weight, " in report
         assert torch.equal(model.stem[0].weight, trained.stem[0].weight)
         assert torch.equal(model.stem[2].running_mean, trained.stem[2].running_mean)
         assert (len(classes) == 2) == (model.head.weight.shape == trained.head.weight.shape
@@ -123,7 +123,7 @@ def test_the_best_starts_anew_without_its_file(tmp_path, capsys):
     same = checkpoint_to_resume(last, tmp_path, identity(), World())
     assert same["state"]["best"] == best and "anew" not in capsys.readouterr().out
     other = checkpoint_to_resume(last, tmp_path / "new", identity(), World())
-    assert other["state"]["best"] is None and "the best starts anew" in capsys.readouterr().out
+    assert other["state"]["best"] is None and "accuracy starts anew" in capsys.readouterr().out
 
 
 def test_every_option_is_free_on_resume_or_part_of_the_run():

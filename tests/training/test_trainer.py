@@ -86,7 +86,7 @@ def test_resume_equals_the_uninterrupted_run(tmp_path, amp, after_step):
     cut.mkdir()
     trainer(whole, amp=amp).fit()
     after_step(4, lambda model: signal.raise_signal(signal.SIGUSR1))
-    with pytest.raises(Interrupted, match="stopped by SIGUSR1 at step 4; go on with --out=") as e:
+    with pytest.raises(Interrupted, match="SIGUSR1 at step 4; continue with --out=") as e:
         trainer(cut, amp=amp).fit()
     assert e.value.exit_code == 128 + signal.SIGUSR1
     again = trainer(cut, amp=amp)
@@ -99,7 +99,7 @@ def test_resume_equals_the_uninterrupted_run(tmp_path, amp, after_step):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path, after_step):
     after_step(5, lambda model: model.head.weight.data.fill_(math.nan))
-    with pytest.raises(Diverged, match="after step 3 and by step 6, with training loss nan, "):
+    with pytest.raises(Diverged, match="between steps 3 and 6, with training loss nan, "):
         trainer(tmp_path).fit()
     for name in ("last.pt", "best.pt"):
         saved = load_checkpoint(tmp_path / name)["state_dict"]
@@ -110,7 +110,7 @@ def test_a_loss_scale_that_collapses(tmp_path):
     run = trainer(tmp_path)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2e-4, backoff_factor=0.5)
     run.model.head.weight.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(Diverged, match="after step 0 and by step 3, .* fp16 loss scale 2e-05: try"):
+    with pytest.raises(Diverged, match="between steps 0 and 3, .* fp16 loss scale 2e-05: try"):
         run.fit()
     assert not (tmp_path / "last.pt").exists()
 
