@@ -22,9 +22,10 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)  # fused: no wait for the GradScaler
 
 
-def applied_steps(optimizer: torch.optim.Optimizer) -> int:
-    """The steps that were applied: a GradScaler skips those whose gradients overflow."""
-    return next((int(state["step"]) for state in optimizer.state.values()), 0)
+def skipped_steps(optimizer: torch.optim.Optimizer, steps: int) -> int:
+    """How many of `steps` a GradScaler skipped, by Adam's own count; 0 if an optimizer has none."""
+    state = next(iter(optimizer.state.values()), {"step": 0})
+    return steps - int(state.get("step", steps))
 
 
 def learning_rate(step: int, config: Config) -> float:

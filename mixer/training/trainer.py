@@ -22,7 +22,7 @@ from ..runtime.files import write_csv
 from ..runtime.processes import Stop
 from .checkpoint import save_checkpoint
 from .config import Config
-from .recipe import applied_steps, evaluate, learning_rate, make_optimizer, train_step
+from .recipe import evaluate, learning_rate, make_optimizer, skipped_steps, train_step
 
 SMALLEST_SCALE = 1e-4  # of the fp16 loss; it starts at 65536, and each overflow halves it
 
@@ -172,7 +172,7 @@ class Trainer:
                 "lr": learning_rate(step - 1, config),
                 "images_per_s": (step - self.first_step) * config.batch_size / seconds,
                 "data_wait": self.waited / seconds, "memory_mib": memory,
-                "skipped": step - applied_steps(self.optimizer), "flops": self.step_flops * step}
+                "skipped": skipped_steps(self.optimizer, step), "flops": self.step_flops * step}
 
     def training_means(self) -> tuple[float, float]:
         """Loss and accuracy since the last row: means over the images of all ranks."""

@@ -11,7 +11,7 @@ from mixer.models.weights import load_checkpoint
 from mixer.runtime.errors import Diverged, Interrupted
 from mixer.training import trainer as trainer_module
 from mixer.training.config import Config
-from mixer.training.recipe import applied_steps, make_optimizer, train_step
+from mixer.training.recipe import make_optimizer, skipped_steps, train_step
 from tests.helpers.networks import tiny_convmixer
 from tests.helpers.runs import assert_same_run
 from tests.helpers.training import SMALL, trainer
@@ -121,12 +121,15 @@ def test_training_loss_and_accuracy_are_means_over_images(tmp_path):
     assert run.training_means() == (24 / (2 * SMALL.batch_size), 4 / (2 * SMALL.batch_size))
 
 
-def test_a_step_the_scaler_skips_is_counted():
+@pytest.mark.parametrize("make, skipped", [
+    (lambda model: make_optimizer(model, Config(lr=1e-3)), 1),
+    (lambda model: torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9), 0)])  # counts no steps
+def test_a_step_the_scaler_skips_is_counted(make, skipped):
     model, scaler = tiny_convmixer(), torch.amp.GradScaler("cpu")
-    optimizer = make_optimizer(model, Config(lr=1e-3))
+    optimizer = make(model)
     x, y = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 0, 1])
     for step in range(3):
         before = model.head.weight.detach().clone()
         train_step(model, x * (math.inf if step == 1 else 1), y, optimizer, scaler)
         assert torch.equal(before, model.head.weight) == (step == 1)
-    assert applied_steps(optimizer) == 2
+    assert skipped_steps(optimizer, 3) == skipped
