@@ -1,4 +1,4 @@
-from mixer.experiments import ROWS, published_curves, row_name
+from mixer.experiments import ROWS, published_curves
 
 
 def test_the_nine_rows_and_their_published_curves():
@@ -12,9 +12,3 @@ def test_the_nine_rows_and_their_published_curves():
     final = {name: round(100 * points[-1][2], 1) for name, points in curves.items()}
     assert (final["vit_linear-p24"], final["vit_cnn-p24"]) == (92.8, 91.9)
     assert (final["vit_linear-p16"], final["vit_cnn-p16"]) == (90.1, 90.7)
-
-
-def test_row_names():
-    assert row_name("convmixer", 16, 8) == "convmixer-p16-d8"
-    assert row_name("convmixer", 16, 4) == row_name("convmixer", 16) == "convmixer-p16"
-    assert row_name("resnet18") == "resnet18"

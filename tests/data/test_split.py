@@ -34,8 +34,8 @@ def test_split_is_stratified_and_depends_on_names_and_seed_only():
 
 
 def test_split_of_tiny_classes():
-    assert len(Names(["cat.0", "cat.1", "dog.0", "dog.1"]).split(0.01)[1]) == 2
-    assert len(Names(["cat.0", "cat.1", "dog.0", "dog.1"]).split(0.99)[0]) == 2
+    four = Names(["cat.0", "cat.1", "dog.0", "dog.1"])
+    assert len(four.split(0.01)[1]) == len(four.split(0.99)[0]) == 2
     assert Names(["cat.0", "cat.1", "dog.0"]).split()[1] < {"cat.0", "cat.1"}
     assert len(Names(["cat.0", "dog.0"]).split(0)[0]) == 2
 

@@ -99,12 +99,10 @@ def test_one_activation_is_saved_instead_of_three(residual):
             f()
         return sum(t.nbytes for t in saved.values() if t.nbytes >= activation)
 
-    def fused():
-        depthwise_gelu_bn(x, weight, bias, gamma, beta, residual=residual)
-
-    def plain():
-        reference.forward(x, weight, bias, gamma, beta, None, None, 1e-5, residual)
-    assert saved_bytes(fused) == activation and saved_bytes(plain) == 3 * activation
+    assert activation == saved_bytes(
+        lambda: depthwise_gelu_bn(x, weight, bias, gamma, beta, residual=residual))
+    assert 3 * activation == saved_bytes(
+        lambda: reference.forward(x, weight, bias, gamma, beta, None, None, 1e-5, residual))
 
 
 def test_flops_are_those_of_the_convs():

@@ -33,8 +33,7 @@ def test_students_t():
 
 
 def test_intervals_that_overlap_the_best_one_share_its_place():
-    intervals = {"a": Interval(0.80, 0.02), "b": Interval(0.77, 0.011),
-                 "c": Interval(0.77, 0.009)}
+    intervals = {"a": Interval(0.80, 0.02), "b": Interval(0.77, 0.011), "c": Interval(0.77, 0.009)}
     assert best_of(intervals) == {"a", "b"} and best_of({}) == set()
 
 

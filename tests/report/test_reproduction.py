@@ -5,7 +5,8 @@ import pytest
 
 from mixer.experiments import published_curves
 from mixer.report.reproduction import compare_curves, is_original
-from mixer.report.runs import find_runs
+from mixer.report.runs import Run, find_runs
+from mixer.training.config import read_config
 from tests.helpers.finished import finished_run
 
 NAME = "convmixer-p24"
@@ -56,6 +57,13 @@ def test_other_recipes_are_not_compared(tmp_path, change):
     finished_run(tmp_path, NAME, **change)
     (run,), = find_runs(tmp_path).values()
     assert not is_original(run) and judged(tmp_path) == []
+
+
+def test_train_pys_defaults_are_the_originals():
+    """A new option must be off by default, or stand in ORIGINAL_OPTIONS."""
+    config, _ = read_config(["--data", "x", "--arch", "convmixer"], "")
+    summary = {"classes": ["cat", "dog"], "data": "25,000 images"}
+    assert is_original(Run(summary, vars(config), {}, []))
 
 
 def test_seed_dtype_and_number_of_steps_are_free(tmp_path):
