@@ -97,7 +97,7 @@ def train_one(config, name, out, device, amp, world):
         fused = fuse(model) if config.kernels == "auto" else 0
     print("kernels:", f"{fused} depthwise units fused" if fused else "plain PyTorch")
 
-    # where it starts
+    # the step that it starts at
     step = checkpoint["state"]["step"] if checkpoint else 0
     if step >= config.steps and world.broadcast((out / "summary.json").exists()):
         print(f"{name} is trained already, to step {step:,}: nothing to do")
@@ -105,7 +105,7 @@ def train_one(config, name, out, device, amp, world):
     if checkpoint:
         print(f"resumed at step {step:,}")
 
-    # what is known of the run
+    # write what is known of the run
     parameters = sum(p.numel() for p in model.parameters())
     if world.rank == 0:
         (out / "summary.json").unlink(missing_ok=True)  # of a shorter run

@@ -1,8 +1,7 @@
 """The block as one differentiable PyTorch operator, and the choice of what runs it.
 
-Two custom ops, forward and backward, with fake implementations and FLOP formulas, tied together by
-an autograd.Function. They are opaque to torch.compile and save one activation, x. The first CUDA
-tensor imports Triton.
+Two custom ops, forward and backward, with fake implementations and FLOP formulas. They are opaque
+to torch.compile and save one activation, x. The first CUDA tensor imports Triton.
 """
 import functools
 import importlib.util
@@ -130,9 +129,7 @@ def _(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
 
 
 class _DepthwiseGELUBN(torch.autograd.Function):
-    """An autograd.Function, which raises for forward-mode derivatives and torch.func: with
-    register_autograd, PyTorch would silently return 0 for them.
-    """
+    """Raises for forward-mode derivatives and torch.func; register_autograd would return 0."""
     @staticmethod
     def forward(ctx, x, weight, bias, gamma, beta, mean, var, eps, residual):
         ctx.batch_stats, ctx.eps, ctx.residual = mean is None, eps, residual

@@ -58,8 +58,7 @@ def _decode_all(images, shape, key, path):
     image_bytes, digests = math.prod(shape[1:]), [None] * len(images)
 
     def decode(index):
-        """Decode one image into the file; return its fault or None. (A full disk would kill a
-        process that writes to a memory map.)"""
+        """Decode an image into the file, not a map, so that a full disk is an error; its fault."""
         try:
             data = images.read(index)
             digests[index] = hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -49,7 +49,7 @@ class SqueezeExcite(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """conv 3x3, BN, SiLU: (B, C_in, H, W) -> (B, C, H / stride, W / stride)."""
+    """conv 3x3, BN, SiLU: (B, C_in, H, W) -> (B, C, H / stride, W / stride); no expansion."""
 
     def __init__(self, in_channels, channels, stride, expansion):
         super().__init__()
@@ -103,14 +103,8 @@ class MBConv(nn.Module):
 
 
 # (block, repeats, stride of the first, expansion, channels); every kernel is 3x3
-STAGES = [
-    (ConvBlock, 1, 1, 1, 16),
-    (FusedMBConv, 2, 2, 4, 32),
-    (FusedMBConv, 2, 2, 4, 48),
-    (MBConv, 3, 2, 4, 96),
-    (MBConv, 5, 1, 6, 112),
-    (MBConv, 8, 2, 6, 192),
-]
+STAGES = [(ConvBlock, 1, 1, 1, 16), (FusedMBConv, 2, 2, 4, 32), (FusedMBConv, 2, 2, 4, 48),
+          (MBConv, 3, 2, 4, 96), (MBConv, 5, 1, 6, 112), (MBConv, 8, 2, 6, 192)]
 
 
 class EfficientNetV2B0(nn.Module):

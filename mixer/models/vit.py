@@ -135,8 +135,7 @@ class ViT(nn.Module):
 # On a CPU, two operations are faster in another form.
 
 class PatchConv(nn.Conv2d):
-    """A conv whose stride is its kernel, (B, C, H, W) -> (B, D, h, w); on a CPU, as one matrix
-    product.
+    """A conv whose stride is its kernel, (B, C, H, W) -> (B, D, h, w); on a CPU one matrix product.
 
     oneDNN's weight gradient of such a conv takes 85 ms in bf16 with AMX (32 images, P = 24), and
     this one 2.

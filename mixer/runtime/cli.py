@@ -15,11 +15,8 @@ from .distributed import rank_and_size
 from .errors import Diverged, InputError, Interrupted, message
 
 
-def option(default, help: str, *, choices=None, least=-math.inf, above=-math.inf,
-           below=math.inf):
-    """A dataclass field with its help, its choices, or the limits of its number: least <= number,
-    above < number < below.
-    """
+def option(default, help: str, *, choices=None, least=-math.inf, above=-math.inf, below=math.inf):
+    """A dataclass field with its help, its choices, or limits: least <= n, above < n < below."""
     return dataclasses.field(default=default, metadata=dict(help=help, choices=choices,
                                                             limits=(least, above, below)))
 

@@ -78,10 +78,10 @@ def _send_result(sender, f, args):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        answer = f(*args), None
+        result = f(*args), None
     except Exception as e:
-        answer = None, error_line(e)
-    sender.send(answer)
+        result = None, error_line(e)
+    sender.send(result)
 
 
 def _end_with_parent():

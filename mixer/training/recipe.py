@@ -72,7 +72,7 @@ def evaluate(model: nn.Module, subset: Subset, batch_size: int, device: torch.de
     """
     loss = torch.zeros((), dtype=torch.float64, device=device)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-    for logits, y in batched_logits(model, subset, batch_size, device, amp, world):
+    for logits, y in logits_of(model, subset, batch_size, device, amp, world):
         loss += F.cross_entropy(logits, y, reduction="sum")
         confusion.index_add_(0, y * classes + logits.argmax(1), torch.ones_like(y))
     loss, confusion = world.sum(loss), world.sum(confusion).view(classes, classes).cpu()
@@ -86,13 +86,12 @@ def predict(model: nn.Module, subset: Subset, batch_size: int, device: torch.dev
 
     Leaves the model in eval mode.
     """
-    batches = batched_logits(model, subset, batch_size, device, amp, World())
+    batches = logits_of(model, subset, batch_size, device, amp, World())
     return torch.cat([logits.cpu() for logits, _ in batches])
 
 
-def batched_logits(model: nn.Module, subset: Subset, batch_size: int, device: torch.device,
-                   amp: torch.dtype | None, world: World
-                   ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def logits_of(model: nn.Module, subset: Subset, batch_size: int, device: torch.device,
+              amp: torch.dtype | None, world: World) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """float32 logits (B, classes) and labels (B,) of this rank's slice of each batch."""
     model.eval()
     for start in range(0, len(subset), batch_size):
