@@ -73,7 +73,7 @@ def train_one(config, name, out, device, amp, world):
 
     # the images
     images = drawn_images() if config.data is None else find_images(config.data)
-    if config.val_fraction is None:
+    if config.val_fraction is None:  # not given
         config = replace(config, val_fraction=0.1)
     elif "val" in images.splits:
         raise InputError(f"--val-fraction: {images.path} comes with a validation set; leave it out")

@@ -34,7 +34,7 @@ NATIVE_BF16 = any(torch.cpu.get_capabilities().get(name) and (AVX512 or name == 
 # In training, on two cores with AMX, it was 0.94 times as fast with 3.7 million multiplications
 # (5x5 kernels), 1.02 times with 6.5 million. A small dense unit took a fifth more time.
 FEWEST_MULTIPLICATIONS = 5_500_000
-FEWEST_OUTPUTS = 500_000  # of a dense unit
+FEWEST_OUTPUTS = 500_000  # output elements of a dense unit
 
 # Matrix products are used on maps of at most LARGEST_MAP elements, if the batch has FEWEST_IMAGES
 # and IMAGES_PER_ELEMENT of T: building T costs the same for any batch size. Measured at 512
@@ -106,7 +106,8 @@ def toeplitz(weight, H, W):
     """T (C, HW, HW): row (i, j) holds the weights that output (i, j) gives to each input."""
     K = weight.shape[-1]
     # one weight for each offset between two positions: (C, 2H - 1, 2W - 1)
-    by_offset = F.pad(weight[:, 0], 2 * (W - 1 - K // 2,) + 2 * (H - 1 - K // 2,))
+    left, top = W - 1 - K // 2, H - 1 - K // 2  # negative: crops
+    by_offset = F.pad(weight[:, 0], (left, left, top, top))
     by_column = by_offset.new_empty(len(by_offset), W, 2 * H - 1, W)
     for j in range(W):
         by_column[:, j] = by_offset[:, :, W - 1 - j:2 * W - 1 - j]

@@ -15,11 +15,11 @@ LARGEST_KERNEL = 11
 LARGEST_TILE = 64               # BLOCK_OUT
 SMALL_TILE = 32                 # the limit where a larger tile, unless a whole map, would spill
 LARGEST_MATRIX = 512 * 32       # elements of T
-FLOAT32_ELEMENTS = 2048         # of a block of windows or tiles in float32
-SMALLEST_BLOCK = 16             # of tl.dot
+FLOAT32_ELEMENTS = 2048         # largest float32 block of windows or tiles
+SMALLEST_BLOCK = 16             # tl.dot takes no smaller one
 
 # Estimates: no GPU has been measured yet.
-LOAD_COST = 32                  # of a window, in columns of its product
+LOAD_COST = 32                  # loading a window costs as much as 32 columns of its product
 BYTES_PER_PROGRAM = 96 * 2**10  # x and y of 2 programs on each of 132 SMs stay within a 50 MB L2
 FEWEST_PROGRAMS = 128           # fewer would leave most of a large GPU idle
 LARGEST_PADDING = 1 / 8         # largest fraction of padding tiles in a block
@@ -49,8 +49,10 @@ def choose_tiling(H, W, K, dtype, backward,
     wgmma, tcgen05 = generation == 9, generation in (10, 11)  # instructions of tensor cores
     mma = not (wgmma or tcgen05)
 
-    # the rows of a tile: fewer where T in registers, or padding to a power of two, need room
-    small_tiles = float32 or W <= SMALL_TILE and (odd or backward and (mma or W & (W - 1) != 0))
+    # the rows of a tile: fewer where registers are scarce, because elements are loaded one by one
+    # or, in the backward pass, T is in registers or rows are padded to a power of two
+    scarce = odd or (backward and (mma or W & (W - 1) != 0))
+    small_tiles = float32 or (scarce and W <= SMALL_TILE)
     candidates = []
     for rows in range(1, H + 1):
         window = H * W if rows == H else (rows + K - 1) * W
@@ -157,7 +159,7 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, 
     S, C = grid[::-1]
 
     # room for z, for dz^T x, and for the partial sums of each program
-    z = None if P.TILES == 1 and P.BLOCK_IN >= P.H * P.W else torch.empty_like(x)
+    z = None if P.TILES == 1 else torch.empty_like(x)
     window = triton.cdiv((P.ROWS + 2 * P.HALO) * P.W, P.BLOCK_IN) * P.BLOCK_IN
     products = x.new_empty(S, C, window, P.BLOCK_OUT, dtype=torch.float32)
     dw = x.new_empty(S, *weight.shape, dtype=torch.float32)

@@ -28,6 +28,12 @@ directions. The weight's gradient needs the same windows of dz: dz_window^T x is
 its diagonals add up to the K * K taps of the flipped kernel. A tile that is the whole map needs no
 halo. T spreads a NaN or an infinity over its tile, where a conv spreads it over its window.
 
+Read forward_kernel, _moments, _conv, _toeplitz; then backward_kernel, _sums, _gradients.
+
+               one launch    two: the first    two: the second
+    forward    MOMENTS, y    MOMENTS, no y     not MOMENTS, as in evaluation
+    backward   SUMS, dx      SUMS, no dx       not SUMS
+
 Activations have any stride_n and stride_c. Products are in the dtype of x, sums and statistics in
 float32. Without atomics, the same input gives the same bits.
 """
@@ -49,7 +55,7 @@ class Tiling(NamedTuple):
     BLOCK_T: int
     BLOCK_IN: int    # elements of a window at a time
     BLOCK_OUT: int   # elements of a tile, padded
-    PRECISION: str   # of float32 products
+    PRECISION: str   # float32 products: tf32 or tf32x3
 
 
 @triton.jit
@@ -87,7 +93,7 @@ def _tile_offsets(block, start, end, first, last, COUNT: tl.constexpr, stride_n,
     """
     n, t = _block_origin(block, start, P)
     m, i = tl.arange(0, P.BLOCK_M)[:, None], tl.arange(0, COUNT)[None, :]
-    at = m % P.BLOCK_T * (P.ROWS * P.W) + i  # of an element in its map, but for the block's shift
+    at = m % P.BLOCK_T * (P.ROWS * P.W) + i  # at + shift: position in the map
     shift = t * (P.ROWS * P.W) + first
     exists = (m // P.BLOCK_T < end - n) & (at >= -shift) & (at < P.H * P.W - shift)
     exists = exists & (i < last - first)
@@ -197,7 +203,7 @@ def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, P: tl.constexpr):
         if g_ptr is not None:
             tl.store(g_ptr + base + tile, g, mask=exists)
         # how many elements each tile has, their mean and centred squares
-        remaining = P.H * P.W - (t + m % P.BLOCK_T) * (P.ROWS * P.W)  # of the map, with this tile
+        remaining = P.H * P.W - (t + m % P.BLOCK_T) * (P.ROWS * P.W)  # elements from this tile on
         remaining = tl.where(m // P.BLOCK_T < end - n, tl.maximum(remaining, 0), 0)
         tile_count = tl.minimum(remaining, P.ROWS * P.W).to(tl.float32)
         tile_mean = tl.sum(tl.where(exists, g, 0.0), 1) / tl.maximum(tile_count, 1.0)
@@ -333,7 +339,7 @@ def _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rs
     # for dw: products of dz windows with x; and dx, if BLOCK_IN holds a whole window
     toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
     flipped = _toeplitz(w_ptr, 0, True, P).to(x_ptr.dtype.element_ty)
-    for row in range(0, WINDOW, P.BLOCK_IN):
+    for first in range(0, WINDOW, P.BLOCK_IN):
         products = tl.full([P.BLOCK_IN, P.BLOCK_OUT], 0.0, tl.float32)
         for block in range(0, _num_blocks(start, end, P)):
             base, tile, exists = _tile(block, start, end, stride_n, P)
@@ -345,14 +351,14 @@ def _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rs
                 db += _group_sums(32, dz, P)
                 dz = dz.to(x_ptr.dtype.element_ty)
             else:
-                dz = _window(z_ptr, block, start, end, row, stride_n, P)
+                dz = _window(z_ptr, block, start, end, first, stride_n, P)
             x = tl.load(x_ptr + base + tile, mask=exists, other=0.0)
             products = tl.dot(tl.trans(dz), x, products, input_precision=P.PRECISION)
             if WINDOW <= P.BLOCK_IN:
                 dx = tl.dot(dz, flipped, input_precision=P.PRECISION)
                 _store_dx(dx, dy_ptr, dx_ptr, base + tile, exists, RESIDUAL)
         i, o = tl.arange(0, P.BLOCK_IN)[:, None], tl.arange(0, P.BLOCK_OUT)[None, :]
-        tl.store(products_ptr + (row + i) * P.BLOCK_OUT + o, products)
+        tl.store(products_ptr + (first + i) * P.BLOCK_OUT + o, products)
 
     # dx, if a window is longer than BLOCK_IN
     if WINDOW > P.BLOCK_IN:
@@ -369,11 +375,11 @@ def _store_dw(dw_ptr, products_ptr, P: tl.constexpr):
     o = tl.arange(0, P.BLOCK_OUT)[None, :]
     for tap in range(0, P.K * P.K, 32):
         taps = tap + tl.arange(0, 32)
-        y = o // P.W + taps[:, None] // P.K - (P.K // 2 - P.HALO)  # of dz in the window
-        x = o % P.W + taps[:, None] % P.K - P.K // 2
+        row = o // P.W + taps[:, None] // P.K - (P.K // 2 - P.HALO)  # of the window of dz
+        column = o % P.W + taps[:, None] % P.K - P.K // 2
         exists = (taps < P.K * P.K)[:, None] & (o < P.ROWS * P.W)
-        exists = exists & (y >= 0) & (y < P.ROWS + 2 * P.HALO) & (x >= 0) & (x < P.W)
-        diagonals = tl.load(products_ptr + (y * P.W + x) * P.BLOCK_OUT + o, mask=exists,
+        exists = exists & (row >= 0) & (row < P.ROWS + 2 * P.HALO) & (column >= 0) & (column < P.W)
+        diagonals = tl.load(products_ptr + (row * P.W + column) * P.BLOCK_OUT + o, mask=exists,
                             other=0.0)  # (32, BLOCK_OUT)
         tl.store(dw_ptr + P.K * P.K - 1 - taps, tl.sum(diagonals, 1), mask=taps < P.K * P.K)
 

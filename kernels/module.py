@@ -64,13 +64,13 @@ class FusedSequential(nn.Sequential):
     """
     def forward(self, x):
         if (x.device.type != "cpu" or torch.compiler.is_compiling()
-                or not runs_whole(x, math.inf, self.kernel_size)):
+                or not runs_whole(x, math.inf, self.kernel_size)):  # inf: each unit is asked below
             return super().forward(x)
         parts = list(self)
         while parts:
             part, *rest = parts
-            if kind_of(parts[:3]) == "dense" and (  # and enough output elements
-                    x.numel() * len(part.weight) / part.weight[0].numel() >= FEWEST_OUTPUTS):
+            dense = kind_of(parts[:3]) == "dense"
+            if dense and x.numel() * len(part.weight) / part.weight[0].numel() >= FEWEST_OUTPUTS:
                 _, bn, *parts = rest
                 x = run(dense_gelu_bn, x, part, bn)
             else:
@@ -136,7 +136,7 @@ def _is_residual(module):
     written = (r"def forward\(self, x(: [\w.]+)?\)( -> [\w.]+)?:\s+return "
                rf"(self\.{fn}\(x\) \+ x|x \+ self\.{fn}\(x\))\s*")
     try:
-        source = inspect.getsource(type(module).forward.__code__)  # of this one, not one it wraps
+        source = inspect.getsource(type(module).forward.__code__)  # not what it wraps
     except (AttributeError, OSError):  # compiled, or typed into an interpreter
         return False
     return bool(re.fullmatch(written, source.lstrip()))

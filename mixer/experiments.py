@@ -59,6 +59,7 @@ ROWS = [
     Row("MLP-Mixer 16", "mlp_mixer", options={"patch": 16}),
 ]
 BY_NAME = {row.name: row for row in ROWS}
+assert len(BY_NAME) == len(ROWS), "two rows have one name"
 
 
 def published_curves() -> dict[str, list[tuple[int, float, float]]]:

@@ -9,24 +9,25 @@ from torch.nn import functional as F
 MAX_ANGLE = 15.0  # degrees
 CPU_GROUP = 16    # images augmented at a time: 250 take 40 ms, and at once 70 ms
 
-# the random numbers of one image; a batch of them is one array
-NUMBERS = np.dtype([("flip", bool), ("angle", float)])  # radians
+# what is done to one image; a batch of them is one array
+AUGMENTATION = np.dtype([("flip", bool), ("angle", float)])  # radians
 
 
 @functools.lru_cache(maxsize=2)
 def augmentations(config, epoch: int, count: int) -> np.ndarray:
-    """The NUMBERS (count,) of samples 0 .. count - 1, drawn as train.py's `config` says.
+    """The AUGMENTATION (count,) of samples 0 .. count - 1, drawn as train.py's `config` says.
 
     Item i is a function of (seed, epoch, i). Horizontal flip with p = 0.5; with p = 0.5 a rotation,
     uniform in +-MAX_ANGLE, otherwise 0. A new transform must draw from
     default_rng([config.seed, epoch, 2]): one more column here would change the flips and angles of
     every seed.
     """
-    numbers = np.empty(count, NUMBERS)
+    augmentation = np.empty(count, AUGMENTATION)
     flip, rotate, angle = np.random.default_rng([config.seed, epoch, 1]).random((count, 3)).T
     angle = (2 * angle - 1) * math.radians(MAX_ANGLE)
-    numbers["flip"], numbers["angle"] = flip < 0.5, np.where(rotate < 0.5, angle, 0.0)
-    return numbers
+    augmentation["flip"] = flip < 0.5
+    augmentation["angle"] = np.where(rotate < 0.5, angle, 0.0)
+    return augmentation
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -43,8 +44,8 @@ def to_float(images: torch.Tensor, out: torch.Tensor | None = None) -> torch.Ten
     return out.copy_(images.permute(0, 3, 1, 2)).div_(255)
 
 
-def augment(images: torch.Tensor, numbers: np.ndarray) -> torch.Tensor:
-    """uint8 (B, S, S, 3) and their NUMBERS (B,) -> float (B, 3, S, S) in [0, 1].
+def augment(images: torch.Tensor, augmentation: np.ndarray) -> torch.Tensor:
+    """uint8 (B, S, S, 3) and their AUGMENTATION (B,) -> float (B, 3, S, S) in [0, 1].
 
     Rotation about the centre, bilinear, the border mirrored about the outermost pixels (OpenCV's
     reflect-101). On a CPU, a few images at a time: they stay in its cache.
@@ -54,9 +55,9 @@ def augment(images: torch.Tensor, numbers: np.ndarray) -> torch.Tensor:
     size = CPU_GROUP if images.device.type == "cpu" else max(B, 1)
     for first in range(0, B, size):
         group = slice(first, first + size)
-        flipped = _flip(images[group], numbers["flip"][group])
+        flipped = _flip(images[group], augmentation["flip"][group])
         to_float(flipped, out=x[group])
-        _rotate(flipped, numbers["angle"][group], out=x[group])
+        _rotate(flipped, augmentation["angle"][group], out=x[group])
     return x
 
 

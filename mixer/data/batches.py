@@ -43,9 +43,9 @@ def training_batch(step: int, count: int, config) -> tuple[np.ndarray, np.ndarra
     config: train.py's. The batches cut the epochs' orders of `count` samples, one after another. A
     batch may reach into the next epoch, so none is short, and every image comes once per epoch.
     """
-    samples, numbers, first = [], [], step * config.batch_size
+    samples, augmentation, first = [], [], step * config.batch_size
     epochs, positions = np.divmod(np.arange(first, first + config.batch_size), count)
     for epoch in np.unique(epochs).tolist():
         samples.append(order(config.seed, epoch, count)[positions[epochs == epoch]])
-        numbers.append(augmentations(config, epoch, count)[samples[-1]])
-    return np.concatenate(samples), np.concatenate(numbers)
+        augmentation.append(augmentations(config, epoch, count)[samples[-1]])
+    return np.concatenate(samples), np.concatenate(augmentation)

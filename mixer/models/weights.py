@@ -104,7 +104,7 @@ def match_weights(model: nn.Module, source: Mapping | Path | str,
         state[name] = resample_positions(state[name], math.isqrt(own[name].shape[1] - 1))
 
     # skip a head of another size or of other classes, where that is allowed
-    head = list(own)[-2:]
+    head = list(own)[-2:]  # every model defines it last: weight and bias
     if classes is None or (stated.get("classes", classes) == classes and all(
             name in state and state[name].shape == own[name].shape for name in head)):
         head = []
@@ -139,7 +139,7 @@ def _state_dict(source):
         if isinstance(source.get(key), Mapping):
             source = source[key]
     tensors = {str(name): value.detach() for name, value in source.items()
-               if isinstance(value, torch.Tensor) and name != "n_averaged"}  # of AveragedModel
+               if isinstance(value, torch.Tensor) and name != "n_averaged"}  # AveragedModel's
     state = {re.sub(r"\b(module|_orig_mod|model)\.", "", name): tensor
              for name, tensor in tensors.items()}
     if len(state) < len(tensors):

@@ -111,6 +111,7 @@ def checkpoint_to_resume(resume: str | None, out: Path, identity: dict,
         if not isinstance(saved, dict) or "optimizer" not in checkpoint:
             raise InputError("--resume: the checkpoint holds only weights, not the state of a run; "
                              "use last.pt of the run's folder")
+        saved = vars(Config()) | saved  # an option that is newer than the checkpoint
         if differences := [f"{key} was {saved.get(key)!r} and is {value!r}"
                            for key, value in identity.items() if saved.get(key) != value]:
             raise InputError("--resume: the checkpoint is of another run: "

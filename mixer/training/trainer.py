@@ -32,9 +32,9 @@ class State:
     """What last.pt holds of a run, besides the model, optimizer and scaler."""
 
     step: int                 # steps taken
-    rows: list[dict]          # of log.csv
+    rows: list[dict]          # those of log.csv
     best: dict | None         # the first row with the highest validation accuracy
-    confusion: list | None    # of the last validation
+    confusion: list | None    # counts [true][predicted] of the last validation
     loss: torch.Tensor        # summed over this rank's images since the last row, on the device
     correct: torch.Tensor     # number of these that were classified correctly
 
@@ -73,7 +73,7 @@ class Trainer:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
         sums = {name: checkpoint["state"][name].to(self.device) * (self.world.rank == 0)
-                for name in ("loss", "correct")}  # the saved ones are of all ranks
+                for name in ("loss", "correct")}  # saved by one process, or 0
         self.state = State(**{**checkpoint["state"], **sums})
 
     def fit(self) -> State:
@@ -95,12 +95,15 @@ class Trainer:
         while True:
             # every --log-every steps: validate, save, log
             due = state.step % config.log_every == 0 or state.step >= config.steps
-            if ended := due and state.step > state.last_row_step():
+            ended = due and state.step > state.last_row_step()  # not again after a resume
+            if ended:
                 self.end_interval()
 
             # a signal ends the run; several ranks agree on it at the end of an interval
-            if (ended or self.world.size == 1) and self.world.sum(torch.tensor(stop.signum)):
-                self.save_and_stop(stop.signum or signal.SIGTERM)  # another rank got the signal
+            if ended or self.world.size == 1:
+                stopped = self.world.sum(torch.tensor(stop.signum))  # of any rank
+                if stopped:
+                    self.save_and_stop(stop.signum or signal.SIGTERM)
             if state.step >= config.steps:
                 return
 
@@ -121,10 +124,10 @@ class Trainer:
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """This rank's slice of batch `step` (from 0): x (B, 3, H, W) in [0, 1] and y (B,)."""
         start = time.perf_counter()
-        samples, numbers = map(self.world.batch_slice, training_batch(
+        samples, augmentation = map(self.world.batch_slice, training_batch(
             step, len(self.train_set), self.config))
         images, y = self.train_set.batch(samples, self.device)
-        x = augment(images, numbers)
+        x = augment(images, augmentation)
         self.waited += time.perf_counter() - start
         return x, y
 

@@ -13,8 +13,8 @@ def images(count, side=24, seed=0):
     return torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=generator)
 
 
-def numbers(flips, angles):
-    return np.array(list(zip(flips, angles, strict=True)), module.NUMBERS)
+def augmentation(flips, angles):
+    return np.array(list(zip(flips, angles, strict=True)), module.AUGMENTATION)
 
 
 def rotated(image, angle):
@@ -40,7 +40,7 @@ def rotated(image, angle):
 def test_rotation_equals_its_definition():
     batch = images(3)
     angle = [0.2, 0.0, -math.radians(module.MAX_ANGLE)]
-    out = augment(batch, numbers([False] * 3, angle))
+    out = augment(batch, augmentation([False] * 3, angle))
     for got, image, a in zip(out, batch, angle, strict=True):
         # coordinates in fp32: an error of some 1e-6 pixels, times a contrast of at most 1 per pixel
         assert (got.double() - rotated(image, a)).abs().max() < 1e-5
@@ -50,7 +50,7 @@ def test_rotation_equals_its_definition():
 
 def test_flip_mirrors_left_and_right():
     batch = images(4)
-    out = augment(batch, numbers([True, False, True, False], [0] * 4))
+    out = augment(batch, augmentation([True, False, True, False], [0] * 4))
     expected = to_float(batch)
     expected[[0, 2]] = expected[[0, 2]].flip(3)
     assert torch.equal(out, expected)
@@ -73,7 +73,7 @@ def test_a_sample_is_augmented_alike_in_any_batch():
         assert torch.equal(augment(batch[i:i + 1], drawn[i:i + 1])[0], whole[i])
 
 
-def test_numbers_are_keyed_by_seed_epoch_and_sample():
+def test_they_are_keyed_by_seed_epoch_and_sample():
     drawn = augmentations(Config(seed=5), 2, 1000)
     assert (augmentations(Config(seed=5), 2, 10) == drawn[:10]).all()
     for seed, epoch in ((5, 3), (6, 2)):
@@ -87,7 +87,7 @@ def test_flips_and_angles_of_old_seeds_stay():
     assert np.degrees(drawn["angle"]).round(3).tolist() == [6.931, -14.332, 0.0, 0.0, 5.771]
 
 
-def test_numbers_follow_the_originals_distribution():
+def test_they_follow_the_originals_distribution():
     drawn = augmentations(Config(seed=0), 0, 100_000)
     flip, angle = drawn["flip"], drawn["angle"]
     turned = angle[angle != 0]

@@ -46,26 +46,18 @@ def test_other_classes_have_one_panel_and_without_validation_no_figure(tmp_path)
     assert is_drawn(tmp_path / "loss.png") and Image.open(tmp_path / "loss.png").width < 1200
 
 
-SETTINGS = """
-from pathlib import Path
-import sys
-from mixer.report.figures import draw_curves
-draw_curves(Path(sys.argv[1]), [{"step": 1, "train_loss": 0.7, "train_acc": 0.5, "val_loss": None,
-                                 "val_acc": None}], "a run")
-"""
-
-
 @pytest.mark.faults
 def test_the_settings_of_a_machine_change_no_figure(tmp_path):
     """A backend that is not installed, TeX for all texts, another size of lines."""
     settings = tmp_path / "matplotlibrc"
     settings.write_text("text.usetex: True\nlines.linewidth: 9\nbackend: module://nowhere\n")
-    pictures = []
+    code, pictures = ("import pathlib, sys; from mixer.report import figures\n"
+                      f"figures.draw_curves(pathlib.Path(sys.argv[1]), {LOG}, 'a run')"), []
     for name, changes in (("plain", {}), ("changed", {"MPLBACKEND": "module://nowhere.inline",
                                                       "MATPLOTLIBRC": str(settings)})):
         path = tmp_path / f"{name}.png"
-        result = subprocess.run([sys.executable, "-c", SETTINGS, path], capture_output=True,
-                                text=True, env={**os.environ, **changes})
+        result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True,
+                                env={**os.environ, **changes})
         assert result.returncode == 0 and path.exists(), result.stderr
         pictures.append(path.read_bytes())
     assert pictures[0] == pictures[1]

@@ -112,6 +112,9 @@ def test_the_checkpoint_to_resume(tmp_path):
     assert same.keys() == load_checkpoint(tmp_path / "last.pt").keys()
     with pytest.raises(InputError, match="is of another run: contents was None and is 'x'"):
         checkpoint_to_resume("auto", tmp_path, identity(contents="x"), World())
+    del same["identity"]["label_smoothing"]  # as if it were a newer option
+    checkpoint.save_checkpoint(tmp_path / "last.pt", same)
+    assert checkpoint_to_resume("auto", tmp_path, identity(label_smoothing=0.0), World())
     assert checkpoint_to_resume(None, tmp_path, identity(), World()) is None
     assert checkpoint_to_resume("auto", tmp_path / "new", identity(), World()) is None
 
