@@ -17,7 +17,7 @@ class Config:
     arch: str = option("vit_cnn", "model; all: each row of the comparison",
                        choices=(*MODELS, "all"))
     rows: str | None = option(None, "with --arch all: only these, e.g. resnet18,convmixer-p24")
-    patch: int | None = option(None, "patch side in pixels, original: 24", least=1)
+    patch: int | None = option(None, "side in pixels, must divide the image; original: 24", least=1)
     dim: int | None = option(None, "channels per patch; original: 512", least=1)
     depth: int | None = option(None, "blocks; original: 4", least=1)
     heads: int | None = option(None, "attention heads (ViT), must divide dim; original: 8", least=1)

@@ -73,7 +73,7 @@ class Trainer:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
         sums = {name: checkpoint["state"][name].to(self.device) * (self.world.rank == 0)
-                for name in ("loss", "correct")}  # saved by one process, or 0
+                for name in ("loss", "correct")}  # of one process; 0 if there were several
         self.state = State(**{**checkpoint["state"], **sums})
 
     def fit(self) -> State:
