@@ -269,7 +269,7 @@ def weight_gradient(dz, x):
 # Layouts, and what follows a conv in both halves
 
 def with_layout(t, channel_major):
-    """A copy of t, contiguous; of an activation, channel-major if that is asked for."""
+    """t, contiguous; an activation channel-major, if that is asked for."""
     if channel_major and t.ndim == 4 and t.shape[1] != 1:
         return t.transpose(0, 1).contiguous().transpose(0, 1)
     return t.contiguous()
