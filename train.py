@@ -108,7 +108,7 @@ def train_one(config, name, out, device, amp, world):
     # write what is known of the run
     parameters = sum(p.numel() for p in model.parameters())
     if world.rank == 0:
-        (out / "summary.json").unlink(missing_ok=True)  # of a shorter run
+        (out / "summary.json").unlink(missing_ok=True)  # a shorter run's
         write_json(out / "split.json", splits)
         write_json(out / "config.json", vars(config))
         if checkpoint:  # kill -9 may have come between last.pt and the log

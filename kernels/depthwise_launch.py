@@ -214,15 +214,16 @@ def why_not_trusted(device: torch.device) -> str | None:
     x, weight, dy = (torch.randn(shape, generator=generator).to(device, torch.float16)
                      for shape in ((70, 4, 8, 8), (4, 1, 9, 9), (70, 4, 8, 8)))
 
-    def run(forward, backward, x, weight, dy):
+    def both_passes(forward, backward, x, weight, dy):
         y, mean, var = forward(x, weight, None, None, None, None, None, 1e-5, True)
         return y, mean, var, *backward(dy, x, weight, None, None, mean, var, 1e-5, True, True)
 
-    expected = run(reference.forward, reference.backward, x.float(), weight.float(), dy.float())
+    expected = both_passes(reference.forward, reference.backward,
+                           *(t.float() for t in (x, weight, dy)))
     for programs in (1, 2):  # one launch each way, and two
         try:
-            results = run(functools.partial(forward, programs=programs),
-                          functools.partial(backward, programs=programs), x, weight, dy)
+            results = both_passes(functools.partial(forward, programs=programs),
+                                  functools.partial(backward, programs=programs), x, weight, dy)
         except Exception as e:  # whatever a compiler or a driver can raise
             reason = "".join(str(e).strip().splitlines()[:1])
             return f"the Triton kernels fail on this GPU: {type(e).__name__}: {reason}"

@@ -375,7 +375,7 @@ def _store_dw(dw_ptr, products_ptr, P: tl.constexpr):
     o = tl.arange(0, P.BLOCK_OUT)[None, :]
     for tap in range(0, P.K * P.K, 32):
         taps = tap + tl.arange(0, 32)
-        row = o // P.W + taps[:, None] // P.K - (P.K // 2 - P.HALO)  # of the window of dz
+        row = o // P.W + taps[:, None] // P.K - (P.K // 2 - P.HALO)  # in the window of dz
         column = o % P.W + taps[:, None] % P.K - P.K // 2
         exists = (taps < P.K * P.K)[:, None] & (o < P.ROWS * P.W)
         exists = exists & (row >= 0) & (row < P.ROWS + 2 * P.HALO) & (column >= 0) & (column < P.W)

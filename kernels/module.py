@@ -33,7 +33,7 @@ class DepthwiseGELUBN(nn.Sequential):
         if runs_whole(x, x.numel(), self.kernel_size):
             if kind_of(self) == "depthwise":
                 conv, _, bn = self
-                return run(depthwise_gelu_bn, x, conv, bn, residual=residual)
+                return run_fused(depthwise_gelu_bn, x, conv, bn, residual=residual)
             if not torch.compiler.is_compiling():
                 warnings.warn("DepthwiseGELUBN calls its parts one by one: one of them has a hook "
                               f"or was replaced: {list(self)}", stacklevel=2)
@@ -72,13 +72,13 @@ class FusedSequential(nn.Sequential):
             dense = kind_of(parts[:3]) == "dense"
             if dense and x.numel() * len(part.weight) / part.weight[0].numel() >= FEWEST_OUTPUTS:
                 _, bn, *parts = rest
-                x = run(dense_gelu_bn, x, part, bn)
+                x = run_fused(dense_gelu_bn, x, part, bn)
             else:
                 x, parts = part(x), rest
         return x
 
 
-def run(operation, x, conv, bn, **options):
+def run_fused(operation, x, conv, bn, **options):
     """The operation with the tensors of its parts; updates the running statistics as bn would."""
     mean = var = None  # those of this batch
     if not bn.training and bn.running_mean is not None:

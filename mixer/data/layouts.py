@@ -14,9 +14,9 @@ from pathlib import Path
 from ..runtime.errors import InputError, listed, printable
 from .sources import EXTENSIONS, Files
 
-UNREAD = tuple("." + ending for ending in (  # of pictures that are counted, never decoded
+UNREAD = tuple("." + ending for ending in (  # formats that are counted, never decoded
     "arw avif cr2 dcm dng exr heic heif jfif jp2 jpe jxl nef pgm ppm psd raw tga tif tiff".split()))
-FIGURES = re.compile(  # of our own commands
+FIGURES = re.compile(  # what our own commands draw
     r"(acc|attention|curves|filters|loss|mistakes|val_acc_flops|val_acc_seconds)\.png")
 MASK = re.compile(r"(.+)[_-](mask|seg|segmentation|gt|label)(_?\d+)?", re.IGNORECASE)
 ROLE = re.compile(  # in folders' names
@@ -29,7 +29,7 @@ NOT_CLASS_FOLDERS = re.compile(  # folders that are parts of a data set
 IN_NAMES = "class in the file name"
 KAGGLE = re.compile(r"(cat|dog)\.\d+\.\w+", re.IGNORECASE)  # cat.0.jpg
 OXFORD = re.compile(r"([^\W\d_]+(?:_[^\W\d_]+)*)_\d+\.\w+")  # Maine_Coon_1.jpg
-NOT_CLASS_WORDS = set(  # of file names: they say where a picture comes from, not what it shows
+NOT_CLASS_WORDS = set(  # in file names they say where a picture comes from, not what it shows
     "img image dsc dscf dscn dcim pxl mvi vid video clip p pic picture photo frame scan screenshot "
     "cam camera patient subject slice mask seg gt label labelled labeled unlabelled unlabeled fold "
     "part crop aug copy".split())
@@ -40,7 +40,7 @@ class Picture:
     """A picture, or an empty folder, and what its path says."""
 
     name: str               # with slashes; a folder's ends with one
-    parts: tuple[str, ...]  # of the path; find_splits drops common and split folders
+    parts: tuple[str, ...]  # the path's; find_splits drops common and split folders
     readable: bool          # not in another format, and no folder
     split: str = ""         # "train" or "val" where both have a folder, or "test"
     label: str = ""         # the class

@@ -99,5 +99,5 @@ def _name(info):
     """The name of a zip's member, as UTF-8 where its bytes are: Macs write it without the flag."""
     try:
         return info.filename if info.flag_bits & 0x800 else info.filename.encode("cp437").decode()
-    except UnicodeError:  # of another code page: unreadable, and distinct
+    except UnicodeError:  # another code page: unreadable, and distinct
         return info.filename

@@ -7,7 +7,7 @@ from torch import nn
 from .patches import check_patches
 from .vit import MLP, ConvPatchEmbed
 
-EPS = 1e-6  # of LayerNorm, in the authors' code and timm's
+EPS = 1e-6  # LayerNorm's, in the authors' code and timm's
 
 
 class MixerBlock(nn.Module):

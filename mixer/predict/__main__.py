@@ -136,7 +136,7 @@ def select_images(config: Config, folder: Path, identity: dict) -> tuple[ImageSe
         return images, np.flatnonzero([name in names for name in images.names])
     if not config.evaluate:
         images = find_unlabelled(paths)
-    else:  # of a data set with splits, one split
+    else:  # a data set with splits: only one of them
         test = Path(paths[0], "test")
         images = find_images(test if test.is_dir() else paths[0])
         if any(images.splits) or "test images" in images.note:

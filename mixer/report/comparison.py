@@ -27,7 +27,7 @@ COLUMNS = [("row", "{row}"), ("parameters", "{parameters:,.0f}"), ("n", "{n}"),
 MEANS = ["parameters", "train_acc", "images_per_s", f"seconds_per_{EPOCH_IMAGES}_images",
          "memory_mib", "seconds"]
 FACTS = ("data", "image_size", "batch_size", "steps", "dtype", "seed", "device", "torch", "python",
-         "date")  # of summary.json and environment.json
+         "date")  # in summary.json and environment.json
 NOTES = """\
 n: number of seeds; values are their means. {interval}Minutes and seconds are derived from a run's
 median images/s. They include data loading, exclude validation and saving, and ignore disturbances

@@ -70,7 +70,7 @@ def draw_comparison(out: Path, runs: dict[str, list[Run]]) -> None:
         panels[0].set(xlabel=x_label, ylabel=y_label, title="ours" if original else None,
                       xscale="linear" if x == "step" else "log")
         for row, points in original.items():
-            steps, *values = zip(*points, strict=True)  # of loss and accuracy
+            steps, *values = zip(*points, strict=True)  # losses, accuracies
             label = {"label": None} if row in measured else {}
             panels[1].plot(steps, values[y == "train_acc"], **_style(row) | label | {"marker": ""})
             panels[1].set(title="published: RTX 2080, 25,000 images, batch 250", xlabel=x_label)

@@ -12,9 +12,9 @@ from ..data.batches import Subset
 from ..runtime.errors import printable
 from .figures import drawing, new_figure, save
 
-COLUMNS = 8                                       # of tiles
+COLUMNS = 8                                       # tiles side by side
 MOST_CONFIDENT, LEAST_SURE, ATTENTION = 16, 8, 6  # images in a picture
-FILTERS = 64                                      # of a layer
+FILTERS = 64                                      # at most, per layer
 NAME_LENGTH = 24                                  # characters of a file name
 
 

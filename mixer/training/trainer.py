@@ -24,7 +24,7 @@ from .checkpoint import save_checkpoint
 from .config import Config
 from .recipe import evaluate, learning_rate, make_optimizer, skipped_steps, train_step
 
-SMALLEST_SCALE = 1e-4  # of the fp16 loss; it starts at 65536, and each overflow halves it
+SMALLEST_SCALE = 1e-4  # the fp16 loss scale starts at 65536, and each overflow halves it
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Trainer:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
         sums = {name: checkpoint["state"][name].to(self.device) * (self.world.rank == 0)
-                for name in ("loss", "correct")}  # of one process; 0 if there were several
+                for name in ("loss", "correct")}  # one process's; 0 if there were several
         self.state = State(**{**checkpoint["state"], **sums})
 
     def fit(self) -> State:
@@ -101,7 +101,7 @@ class Trainer:
 
             # a signal ends the run; several ranks agree on it at the end of an interval
             if ended or self.world.size == 1:
-                stopped = self.world.sum(torch.tensor(stop.signum))  # of any rank
+                stopped = self.world.sum(torch.tensor(stop.signum))  # any rank has a signal
                 if stopped:
                     self.save_and_stop(stop.signum or signal.SIGTERM)
             if state.step >= config.steps:
