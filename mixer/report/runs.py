@@ -12,7 +12,7 @@ RUN_OPTIONS = {"rows", "data", "cache", "bad_images", "workers", "data_on_device
                "seeds", "out", "resume", "require_acc", "debug"}
 
 
-def describe(row: dict) -> str:
+def log_line(row: dict) -> str:
     """One line of the log, for people."""
     validated = row["val_acc"] is not None
     return (f"step {row['step']:>5,}"

@@ -47,15 +47,19 @@ def train_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor,
     weight multiplies the loss, for ranks that average the gradients of unequal slices of a batch.
     Returns the mean loss and the number of correct predictions, on the device, without waiting.
     """
+    # forward; the loss in fp32
     with torch.autocast(x.device.type, dtype=amp, enabled=amp is not None):
         logits = model(x)
         loss = F.cross_entropy(logits.float(), y, label_smoothing=label_smoothing)
+
+    # backward; in fp16 the scaler keeps small gradients from 0, and skips steps that overflow
     scaler.scale(loss if weight == 1 else loss * weight).backward()
     if clip_grad is not None:
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
     scaler.step(optimizer)
     scaler.update()
+
     # keep gradients on a CPU: smaller tensors would split the blocks of memory that they free
     optimizer.zero_grad(set_to_none=x.device.type != "cpu")
     return loss.detach(), (logits.argmax(1) == y).sum()

@@ -1,4 +1,8 @@
-"""The loop around the recipe: step, validate, save, log."""
+"""The loop around the recipe: step, validate, save, log.
+
+A step, in `loop`: `batch` (data/batches.py chooses samples, data/augment.py makes pixels), then
+`train_step` (recipe.py). Every --log-every steps: `end_interval`.
+"""
 import math
 import signal
 import sys
@@ -14,7 +18,7 @@ from tqdm import tqdm
 from ..data.augment import augment
 from ..data.batches import Subset, training_batch
 from ..models.flops import TRAINING_PASSES, forward_flops
-from ..report.runs import describe
+from ..report.runs import log_line
 from ..runtime.device import peak_memory_mib
 from ..runtime.distributed import World
 from ..runtime.errors import Diverged, Interrupted
@@ -151,7 +155,7 @@ class Trainer:
             state.best = row
             self.save("best.pt", {"row": row})
         self.save_last()
-        self.bar.write(describe(row), file=sys.stdout)
+        self.bar.write(log_line(row), file=sys.stdout)
         sys.stdout.flush()
         self.start_clock()
 

@@ -1,5 +1,5 @@
 """A log as a line, and the runs in a folder."""
-from mixer.report.runs import describe, find_runs
+from mixer.report.runs import find_runs, log_line
 from tests.helpers.finished import finished_run
 
 ROW = {"step": 100, "train_loss": 0.6, "train_acc": 0.6, "val_loss": 0.69, "val_acc": 0.5,
@@ -7,10 +7,10 @@ ROW = {"step": 100, "train_loss": 0.6, "train_acc": 0.6, "val_loss": 0.69, "val_
 
 
 def test_a_line_of_the_log():
-    assert "val loss 0.6900 acc 0.500 | 100 images/s | 900 MiB" in describe(ROW)
-    longest = describe({**ROW, "step": 5000, "images_per_s": 1234.0, "memory_mib": 12345.0})
+    assert "val loss 0.6900 acc 0.500 | 100 images/s | 900 MiB" in log_line(ROW)
+    longest = log_line({**ROW, "step": 5000, "images_per_s": 1234.0, "memory_mib": 12345.0})
     assert len(longest) <= 100
-    assert "val" not in describe({**ROW, "val_loss": None, "val_acc": None})
+    assert "val" not in log_line({**ROW, "val_loss": None, "val_acc": None})
 
 
 def test_runs_are_found_by_row_and_seed(tmp_path):
