@@ -128,7 +128,7 @@ def test_the_front_table_is_that_of_the_results():
                      for rate in ("0.0001", "0.001"))
     usual["MLP-Mixer 24"]["minutes"] = ""  # of another CPU
     table = re.findall(r"^\| (.*?) \| `(--arch .*?)` \| (.*?) \|$", FRONT, flags=re.M)
-    assert [title for title, *_ in table] == [row.title for row in ROWS]
+    assert [title for title, *_ in table] == [row.title for row in ROWS if row.title in usual]
     for title, arguments, row in table:
         config, _ = read_config([*arguments.split(), "--data", "x"], "")
         options = {name: getattr(config, name) for name in MODEL_OPTIONS}
@@ -136,7 +136,7 @@ def test_the_front_table_is_that_of_the_results():
         assert row.split(" | ") == [
             f"{sum(p.numel() for p in model.parameters()):,}",
             number(forward_flops(model, config.image_size) / 1e9),
-            *(usual.get(title, {}).get(column) or "–" for column in ("minutes", "val acc", "n")),
+            *(usual[title][column] or "–" for column in ("minutes", "val acc", "n")),
             "{val acc} ({n})".format(**higher[title]) if title in higher else "–"]
 
 
