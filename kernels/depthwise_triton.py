@@ -394,7 +394,7 @@ def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, d
                     RESIDUAL: tl.constexpr, SUMS: tl.constexpr, P: tl.constexpr):
     """All five gradients in one launch, or in two.
 
-    x, dy, dx (N, C, H, W); b, gamma, mean, var (C,); products (S, C, window, BLOCK_OUT) is room.
+    x, dy, dx (N, C, H, W); b, gamma, mean, var (C,); products: a buffer for dz_window^T x.
     SUMS: compute dgamma and dbeta of each slice, (S, C), and stop if dx_ptr is None. Otherwise read
     their totals, (C,). Then dx, and of each slice dw, (S, C, K * K), and db, (S, C). z is a buffer
     of the shape of x, None if a tile is a whole map. inverse_count is 1 / (N * H * W), or 0 if the
