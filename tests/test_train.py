@@ -160,7 +160,8 @@ def test_several_seeds_of_one_model_resume_and_are_reported_again(train, picture
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--batch-size", "37"], "--batch-size 37: must be at least 1 (ranks) and at most 36 (train"),
+    (["--batch-size", "37"],
+     "--batch-size 37: must be at least 1 (ranks) and at most 36 (training images)"),
     (["--device", "cuda:7"], "--device cuda:7: no such device"),
     (["--resume", "nowhere.pt"], "nowhere.pt is not a readable checkpoint")])
 def test_what_only_the_machine_or_the_data_can_tell(train, pictures, tmp_path, arguments, message):

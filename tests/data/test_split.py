@@ -54,7 +54,8 @@ def test_identical_images_stay_on_one_side(capsys):
         sides = {digests[i] for i in train}, {digests[i] for i in val}
         assert not sides[0] & sides[1] and not {0, 1, 200, 201} & set(val)
         assert sum(i < 200 for i in val) == 20 and sum(i >= 200 for i in val) == 4
-    assert "250 images are byte-identical to another, and stay" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "250 images are byte-identical to another, and stay on one side" in said
     # large groups, and a class that is one group
     names = Names(["cat.0", "cat.1", "cat.2", "dog.0", "dog.1", "dog.2"],
                   digests=[0, 0, 2, 3, 3, 5])

@@ -86,7 +86,8 @@ def test_resume_equals_the_uninterrupted_run(tmp_path, amp, after_step):
     cut.mkdir()
     trainer(whole, amp=amp).fit()
     after_step(4, lambda model: signal.raise_signal(signal.SIGUSR1))
-    with pytest.raises(Interrupted, match="SIGUSR1 at step 4; continue with --out=") as e:
+    with pytest.raises(Interrupted,
+                       match="^stopped by SIGUSR1 at step 4; continue with --out=") as e:
         trainer(cut, amp=amp).fit()
     assert e.value.exit_code == 128 + signal.SIGUSR1
     again = trainer(cut, amp=amp)
