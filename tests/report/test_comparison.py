@@ -129,8 +129,8 @@ def test_a_disturbed_line_costs_no_seconds(tmp_path):
 
 
 # side by side
-STUDIES = ("study-a", "study-c-lr1e-3", "kernel-1-lr1e-3", "kernel-1-lr1e-4", "mlp-mixer",
-           "mlp-mixer-lr1e-3")
+STUDIES = ("study-a", "study-c-lr1e-3", "study-c-lr3e-3", "kernel-1-lr1e-3", "kernel-1-lr1e-4",
+           "mlp-mixer", "mlp-mixer-lr1e-3")
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*/table.md")), ids=lambda p: p.parent.name)
