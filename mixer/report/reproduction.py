@@ -8,7 +8,7 @@ from .runs import RUN_OPTIONS, Run
 POINT_IMAGES = 25_000  # a published point is a mean over 100 steps of 250 images
 # options that change nothing that was published; the row fixes patch and depth
 FREE = RUN_OPTIONS | {"arch", "patch", "depth", "val_fraction", "amp", "steps", "epochs", "sync_bn",
-                 "compile", "kernels"}
+                      "compile", "kernels"}
 
 
 def is_original(run: Run) -> bool:

@@ -8,10 +8,10 @@ from mixer.training.config import Config
 
 def test_every_image_comes_once_an_epoch_whatever_the_batch():
     whole = training_batch(0, 10, Config(batch_size=60, seed=4))
-    for epoch, (samples, numbers) in enumerate(zip(*(np.split(part, 6) for part in whole),
-                                                   strict=True)):
+    for epoch, (samples, augmentation) in enumerate(zip(*(np.split(part, 6) for part in whole),
+                                                        strict=True)):
         assert sorted(samples) == list(range(10))
-        assert (numbers == augmentations(Config(seed=4), epoch, 10)[samples]).all()
+        assert (augmentation == augmentations(Config(seed=4), epoch, 10)[samples]).all()
     assert len(set(map(tuple, whole[0].reshape(6, 10).tolist()))) == 6
     for size in (1, 3, 4, 10):
         config = Config(batch_size=size, seed=4)
