@@ -40,8 +40,9 @@ INLINE = re.findall(r"`(python [^`\n]+)`", ALL)
 READERS = {"train.py": lambda words: read_config(words, ""),
            "bench.py": lambda words: bench.Config(**parse(bench.Config, words, "")),
            "-m mixer.predict": read_predict_config}
+COMMAND = rf"(?:python|torchrun.*?) ({'|'.join(map(re.escape, READERS))})(.*)"
 COMMANDS = sorted({(m[1], m[2].split("&&")[0].strip()) for line in SHELL + INLINE
-                   if (m := re.search(rf"(?:python|torchrun.*?) ({'|'.join(READERS)})(.*)", line))})
+                   if (m := re.search(COMMAND, line))})
 
 
 def results(path):

@@ -79,7 +79,7 @@ def test_a_new_run_starts_from_a_checkpoint(tmp_path):
         model = create_model("convmixer", num_classes=len(classes), **OPTIONS["convmixer"])
         report = init_from_checkpoint(tmp_path / "best.pt", model, classes)
         assert "best.pt" in report and head in report
-        assert f"{21 if len(classes) == 3 else 23} of 23 tensors (stem.0.weight, " in report
+        assert f"loaded {21 if len(classes) == 3 else 23} of 23 tensors (stem.0.weight, " in report
         assert torch.equal(model.stem[0].weight, trained.stem[0].weight)
         assert torch.equal(model.stem[2].running_mean, trained.stem[2].running_mean)
         assert (len(classes) == 2) == (model.head.weight.shape == trained.head.weight.shape
