@@ -183,9 +183,6 @@ def replaced(part, model, name):
              if type(part) is nn.BatchNorm2d else nn.Conv2d(
                  part.in_channels, 16, part.kernel_size, part.stride, part.padding,
                  groups=part.groups, padding_mode="reflect" if part.groups > 1 else "zeros"))
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.fill_(0.01)
     model.set_submodule(name, other)
 
 
@@ -230,7 +227,7 @@ def test_what_happens_to_a_part_after_fuse_counts(change):
         assert len(unchanged) != len(plain) or not all(map(torch.allclose, unchanged, plain)), name
         for a, b in zip(plain, fused, strict=True):
             torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-4 * a.abs().max().item() + 1e-6,
-                                       msg=name)
+                                       msg=lambda m: name + m)
 
 
 def test_a_warning_says_once_that_parts_are_called(recwarn):
