@@ -1,7 +1,7 @@
 """Train one model, or all models of the comparison (--arch all), with one or more seeds.
 
 The images come from a folder or a zip. Without --data, they are a synthetic demo. The loop is in
-mixer/training/trainer.py, the step in mixer/training/recipe.py.
+mixer/training/trainer.py.
 
 python train.py --arch vit_cnn --patch 24
 python train.py --arch convmixer --patch 24 --data dogs-vs-cats.zip
@@ -37,7 +37,7 @@ from mixer.training.checkpoint import (
     run_identity,
 )
 from mixer.training.config import read_config
-from mixer.training.recipe import predict
+from mixer.training.evaluate import predict
 from mixer.training.several import train_all
 from mixer.training.trainer import Trainer
 

@@ -18,7 +18,7 @@ from ..models.flops import forward_flops
 from ..runtime.device import keep_freed_memory, peak_memory_mib, pick_amp
 from ..runtime.processes import attempt
 from ..training.config import Config
-from ..training.recipe import make_optimizer, train_step
+from ..training.trainer import make_optimizer, train_step
 from .candidates import PEERS, build, peer_model
 from .data import measure_data
 from .timing import median_ratio, percentiles, take_in_turn

@@ -32,7 +32,7 @@ from ..runtime.device import dtype_name, pick_amp, pick_device
 from ..runtime.errors import InputError, listed, printable
 from ..runtime.files import writable_folder, write_csv, write_json
 from ..training.checkpoint import load_model
-from ..training.recipe import predict
+from ..training.evaluate import predict
 
 SMALLEST = 1e-15  # probability of a submission: Kaggle's log loss clips there, too
 

@@ -1,1 +1,1 @@
-"""The recipe, the loop around it, its options, and how a run resumes."""
+"""The step, the loop, its options, and how a run resumes."""

@@ -1,7 +1,7 @@
-"""The loop around the recipe: step, validate, save, log.
+"""Training: optimizer, learning rate, step, and the loop that also validates, saves and logs.
 
 A step, in `loop`: `batch` (data/batches.py chooses samples, data/augment.py makes pixels), then
-`train_step` (recipe.py). Every --log-every steps: `end_interval`.
+`train_step`. Every --log-every steps: `end_interval`.
 """
 import math
 import signal
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -26,10 +27,66 @@ from ..runtime.files import write_csv
 from ..runtime.processes import Stop
 from .checkpoint import save_checkpoint
 from .config import Config
-from .recipe import evaluate, learning_rate, make_optimizer, skipped_steps, train_step
+from .evaluate import evaluate
 
 SMALLEST_SCALE = 1e-4  # the fp16 loss scale starts at 65536, and each overflow halves it
 
+
+# The recipe
+
+def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """Adam; decoupled weight decay on weights with two or more axes: not on biases and norms."""
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": config.weight_decay},
+              {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)  # fused: no wait for the GradScaler
+
+
+def skipped_steps(optimizer: torch.optim.Optimizer, steps: int) -> int:
+    """How many of `steps` a GradScaler skipped, by Adam's own count; 0 if an optimizer has none."""
+    state = next(iter(optimizer.state.values()), {"step": 0})
+    return steps - int(state.get("step", steps))
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """For step `step` (from 0): linear warm-up, then constant, or half a cosine down to 0."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.lr
+    angle = math.pi * (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * 0.5 * (1 + math.cos(angle))
+
+
+def train_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor,
+               optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *,
+               amp: torch.dtype | None = None, label_smoothing: float = 0.0, weight: float = 1.0,
+               clip_grad: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """One optimizer step on float x (B, 3, H, W) and int64 y (B,); amp is the autocast dtype.
+
+    weight multiplies the loss, for ranks that average the gradients of unequal slices of a batch.
+    Returns the mean loss and the number of correct predictions, on the device, without waiting.
+    """
+    # forward; the loss in fp32
+    with torch.autocast(x.device.type, dtype=amp, enabled=amp is not None):
+        logits = model(x)
+        loss = F.cross_entropy(logits.float(), y, label_smoothing=label_smoothing)
+
+    # backward; in fp16 the scaler keeps small gradients from 0, and skips steps that overflow
+    scaler.scale(loss if weight == 1 else loss * weight).backward()
+    if clip_grad is not None:
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
+    scaler.step(optimizer)
+    scaler.update()
+
+    # keep gradients on a CPU: smaller tensors would split the blocks of memory that they free
+    optimizer.zero_grad(set_to_none=x.device.type != "cpu")
+    return loss.detach(), (logits.argmax(1) == y).sum()
+
+
+# The loop
 
 @dataclass
 class State:

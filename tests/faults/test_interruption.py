@@ -11,7 +11,7 @@ from tests.helpers.runs import assert_same_run, assert_whole_files
 
 MOMENTS = {  # in the loop: the function that is called then, and the number of the call
     "a step": (TRAIN_STEP, 8),
-    "evaluating": ("mixer.training.recipe.to_float", 3),
+    "evaluating": ("mixer.training.evaluate.to_float", 3),
     "saving": ("os.fsync", 8),
     "renaming": ("os.replace", 9),
     "between checkpoint and log": ("mixer.training.trainer.write_csv", 1),

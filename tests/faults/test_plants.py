@@ -8,7 +8,7 @@ from tests.helpers.plants import Explode, Plant
 
 
 @pytest.mark.parametrize("plant", [
-    Plant("mixer.training.recipe.train_step", signal.SIGTERM),         # the trainer has its own
+    Plant("mixer.training.evaluate.evaluate", signal.SIGTERM),        # the trainer has its own
     Plant("mixer.training.trainer.train_step", signal.SIGTERM, 3),     # there are two steps
     Explode(step=3)], ids=lambda plant: f"{plant.where}-{plant.call}")
 def test_a_fault_that_never_happens(train, pictures, tmp_path, plant):

@@ -227,7 +227,7 @@ def test_what_happens_to_a_part_after_fuse_counts(change):
         assert len(unchanged) != len(plain) or not all(map(torch.allclose, unchanged, plain)), name
         for a, b in zip(plain, fused, strict=True):
             torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-4 * a.abs().max().item() + 1e-6,
-                                       msg=lambda m: name + m)
+                                       msg=f"{name}: {{}}".format)
 
 
 def test_a_warning_says_once_that_parts_are_called(recwarn):

@@ -130,7 +130,7 @@ def test_stopped_and_resumed_in_two_ranks_is_the_same_run(ranks, pictures, tmp_p
     """Bit for bit. The signal reaches one of them, and both stop at the end of the interval."""
     arguments = [*TINY, *STEPS, "--data", pictures, "--schedule", "cosine", "--resume", "auto"]
     assert exit_codes(ranks(2, *arguments, "--out", tmp_path / "whole")) == [0, 0]
-    moments = [(1, TRAIN_STEP, 14, 20), (0, "mixer.training.recipe.to_float", 1, 10)]
+    moments = [(1, TRAIN_STEP, 14, 20), (0, "mixer.training.evaluate.to_float", 1, 10)]
     for i, (rank, moment, call, step) in enumerate(moments):
         out = tmp_path / f"cut{i}"
         plants = {rank: [Plant(moment, signal.SIGTERM, call)]}

@@ -11,7 +11,7 @@ from mixer.models.weights import load_checkpoint
 from mixer.runtime.errors import Diverged, Interrupted
 from mixer.training import trainer as trainer_module
 from mixer.training.config import Config
-from mixer.training.recipe import make_optimizer, skipped_steps, train_step
+from mixer.training.trainer import make_optimizer, skipped_steps, train_step
 from tests.helpers.networks import tiny_convmixer
 from tests.helpers.runs import assert_same_run
 from tests.helpers.training import SMALL, trainer

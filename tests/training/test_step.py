@@ -8,9 +8,9 @@ from kernels import depthwise_cpu, fuse
 from mixer.experiments import ROWS
 from mixer.models import create_model
 from mixer.runtime.distributed import World
-from mixer.training import recipe
 from mixer.training.config import Config
-from mixer.training.recipe import learning_rate, make_optimizer, train_step
+from mixer.training.evaluate import evaluate
+from mixer.training.trainer import learning_rate, make_optimizer, skipped_steps, train_step
 from tests.helpers.networks import tiny_convmixer
 from tests.helpers.training import NO_SCALER, SMALL, subsets
 
@@ -33,7 +33,7 @@ def test_train_step_is_plain_adam_on_the_cross_entropy():
         loss, correct = train_step(ours, x, y, optimizer, NO_SCALER)
         assert loss.dtype == torch.float32 and torch.allclose(loss, expected)
         assert correct == (logits.argmax(1) == y).sum()
-    assert recipe.skipped_steps(optimizer, 3) == 0
+    assert skipped_steps(optimizer, 3) == 0
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)  # gradients of an fp32 loss
 
@@ -108,7 +108,7 @@ def test_evaluation_counts_every_image_once(batch_size):
     with torch.no_grad():
         logits = model(x)
     options = dict(device=torch.device("cpu"), classes=2, world=World())
-    loss, acc, confusion = recipe.evaluate(model, val, batch_size, **options)
+    loss, acc, confusion = evaluate(model, val, batch_size, **options)
     assert abs(loss - F.cross_entropy(logits, y).item()) < 1e-6  # fp32 sums of ten terms
     assert acc == (logits.argmax(1) == y).double().mean().item()
     assert confusion == [[((y == true) & (logits.argmax(1) == predicted)).sum()
