@@ -155,20 +155,21 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, 
     """As reference.backward; the last four in float32. `programs` as in `forward`."""
     x, dy = x.contiguous(), dy.contiguous()
     dx = torch.empty_like(x)
-    P, _, grid, common = _arguments(x, weight, bias, gamma, eps, residual, True, programs)
+    tiling, _, grid, common = _arguments(x, weight, bias, gamma, eps, residual, True, programs)
     S, C = grid[::-1]
 
     # room for z, for dz^T x, and for the partial sums of each program
-    z = None if P.TILES == 1 else torch.empty_like(x)
-    window = triton.cdiv((P.ROWS + 2 * P.HALO) * P.W, P.BLOCK_IN) * P.BLOCK_IN
-    products = x.new_empty(S, C, window, P.BLOCK_OUT, dtype=torch.float32)
+    z = None if tiling.TILES == 1 else torch.empty_like(x)
+    window = (tiling.ROWS + 2 * tiling.HALO) * tiling.W
+    window = triton.cdiv(window, tiling.BLOCK_IN) * tiling.BLOCK_IN
+    products = x.new_empty(S, C, window, tiling.BLOCK_OUT, dtype=torch.float32)
     dw = x.new_empty(S, *weight.shape, dtype=torch.float32)
     db, dgamma, dbeta = (x.new_empty(S, C, dtype=torch.float32) for _ in range(3))
 
     # one launch, or with several programs per channel one for the sums and one for the gradients
     common |= dict(mean_ptr=mean, var_ptr=var, dy_ptr=dy, z_ptr=z,
-                   products_stride=window * P.BLOCK_OUT,
-                   inverse_count=1.0 / (len(x) * P.H * P.W) if batch_stats else 0.0)
+                   products_stride=window * tiling.BLOCK_OUT,
+                   inverse_count=1.0 / (len(x) * tiling.H * tiling.W) if batch_stats else 0.0)
     sums = dict(dgamma_ptr=dgamma, dbeta_ptr=dbeta)
     gradients = dict(dx_ptr=dx, dw_ptr=dw, db_ptr=db, products_ptr=products)
     with torch.cuda.device_of(x):
@@ -190,7 +191,7 @@ def _arguments(x, weight, bias, gamma, eps, residual, backward, programs):
     return tiling, samples, (C, triton.cdiv(N, samples)), dict(
         x_ptr=x, w_ptr=weight.contiguous(), b_ptr=bias, gamma_ptr=gamma, n_samples=N,
         samples_per_program=samples, stride_n=x.stride(0), stride_c=x.stride(1), eps=eps,
-        RESIDUAL=residual, P=tiling, **options)
+        RESIDUAL=residual, META=tiling, **options)
 
 
 def merge_moments(mean, var, samples, N):

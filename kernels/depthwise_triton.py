@@ -47,7 +47,7 @@ import triton.language as tl
 
 
 class Tiling(NamedTuple):
-    """How maps are cut into tiles; a compile-time constant of each kernel, there called P."""
+    """How maps are cut into tiles: the meta-parameters of each kernel, its argument META."""
     H: int
     W: int
     K: int
@@ -62,91 +62,93 @@ class Tiling(NamedTuple):
 
 
 @triton.jit
-def _toeplitz(w_ptr, first, FLIPPED: tl.constexpr, P: tl.constexpr):
+def _toeplitz(w_ptr, first, FLIPPED: tl.constexpr, META: tl.constexpr):
     """Rows first.. of one channel's T, (BLOCK_IN, BLOCK_OUT); FLIPPED: of the flipped kernel."""
-    i = first + tl.arange(0, P.BLOCK_IN)[:, None]
-    o = tl.arange(0, P.BLOCK_OUT)[None, :]
-    ky = i // P.W - o // P.W + (P.K // 2 - P.HALO)
-    kx = i % P.W - o % P.W + P.K // 2
-    tap = P.K * P.K - 1 - (ky * P.K + kx) if FLIPPED else ky * P.K + kx
-    inside = (ky >= 0) & (ky < P.K) & (kx >= 0) & (kx < P.K)
-    inside = inside & (i < (P.ROWS + 2 * P.HALO) * P.W) & (o < P.ROWS * P.W)
+    i = first + tl.arange(0, META.BLOCK_IN)[:, None]
+    o = tl.arange(0, META.BLOCK_OUT)[None, :]
+    ky = i // META.W - o // META.W + (META.K // 2 - META.HALO)
+    kx = i % META.W - o % META.W + META.K // 2
+    tap = META.K * META.K - 1 - (ky * META.K + kx) if FLIPPED else ky * META.K + kx
+    inside = (ky >= 0) & (ky < META.K) & (kx >= 0) & (kx < META.K)
+    inside = inside & (i < (META.ROWS + 2 * META.HALO) * META.W) & (o < META.ROWS * META.W)
     return tl.load(w_ptr + tap, mask=inside, other=0.0)
 
 
 @triton.jit
-def _num_blocks(start, end, P: tl.constexpr):
+def _num_blocks(start, end, META: tl.constexpr):
     """Number of blocks in samples start..end."""
-    return tl.cdiv(end - start, P.BLOCK_M // P.BLOCK_T) * tl.cdiv(P.TILES, P.BLOCK_T)
+    return tl.cdiv(end - start, META.BLOCK_M // META.BLOCK_T) * tl.cdiv(META.TILES, META.BLOCK_T)
 
 
 @triton.jit
-def _block_origin(block, start, P: tl.constexpr):
+def _block_origin(block, start, META: tl.constexpr):
     """The first sample and the first tile of a block."""
-    across = tl.cdiv(P.TILES, P.BLOCK_T)
-    return start + block // across * (P.BLOCK_M // P.BLOCK_T), block % across * P.BLOCK_T
+    across = tl.cdiv(META.TILES, META.BLOCK_T)
+    return start + block // across * (META.BLOCK_M // META.BLOCK_T), block % across * META.BLOCK_T
 
 
 @triton.jit
-def _tile_offsets(block, start, end, first, last, COUNT: tl.constexpr, stride_n, P: tl.constexpr):
+def _tile_offsets(block, start, end, first, last, COUNT: tl.constexpr, stride_n,
+                  META: tl.constexpr):
     """Offsets of elements first .. last - 1 of each tile of a block; 0 is the tile's own first.
 
     Returns the block's offset in its channel, a scalar, so that only scalars change from block to
     block; the elements' offsets from there, (BLOCK_M, COUNT); and which elements exist.
     """
-    n, t = _block_origin(block, start, P)
-    m, i = tl.arange(0, P.BLOCK_M)[:, None], tl.arange(0, COUNT)[None, :]
-    at = m % P.BLOCK_T * (P.ROWS * P.W) + i  # at + shift: position in the map
-    shift = t * (P.ROWS * P.W) + first
-    exists = (m // P.BLOCK_T < end - n) & (at >= -shift) & (at < P.H * P.W - shift)
+    n, t = _block_origin(block, start, META)
+    m, i = tl.arange(0, META.BLOCK_M)[:, None], tl.arange(0, COUNT)[None, :]
+    at = m % META.BLOCK_T * (META.ROWS * META.W) + i  # at + shift: position in the map
+    shift = t * (META.ROWS * META.W) + first
+    exists = (m // META.BLOCK_T < end - n) & (at >= -shift) & (at < META.H * META.W - shift)
     exists = exists & (i < last - first)
-    return tl.cast(n, tl.int64) * stride_n + shift, m // P.BLOCK_T * stride_n + at, exists
+    return tl.cast(n, tl.int64) * stride_n + shift, m // META.BLOCK_T * stride_n + at, exists
 
 
 @triton.jit
-def _tile(block, start, end, stride_n, P: tl.constexpr):
+def _tile(block, start, end, stride_n, META: tl.constexpr):
     """_tile_offsets of whole tiles, (BLOCK_M, BLOCK_OUT)."""
-    return _tile_offsets(block, start, end, 0, P.ROWS * P.W, P.BLOCK_OUT, stride_n, P)
+    return _tile_offsets(block, start, end, 0, META.ROWS * META.W, META.BLOCK_OUT, stride_n, META)
 
 
 @triton.jit
-def _window(x_ptr, block, start, end, first, stride_n, P: tl.constexpr):
+def _window(x_ptr, block, start, end, first, stride_n, META: tl.constexpr):
     """Elements first.. of the windows of a block, (BLOCK_M, BLOCK_IN)."""
-    base, window, exists = _tile_offsets(block, start, end, first - P.HALO * P.W,
-                                          (P.ROWS + P.HALO) * P.W, P.BLOCK_IN, stride_n, P)
+    base, window, exists = _tile_offsets(
+        block, start, end, first - META.HALO * META.W, (META.ROWS + META.HALO) * META.W,
+        META.BLOCK_IN, stride_n, META)
     return tl.load(x_ptr + base + window, mask=exists, other=0.0)
 
 
 @triton.jit
-def _flat_offsets(first, end, stride_n, P: tl.constexpr):
+def _flat_offsets(first, end, stride_n, META: tl.constexpr):
     """Offsets of elements first.. < end, counted through the samples of a channel, and which exist.
 
     Elementwise steps need no tiles, and so no padding.
     """
-    e = first + tl.arange(0, P.BLOCK_M * P.BLOCK_OUT)
-    return (e // (P.H * P.W)).to(tl.int64) * stride_n + e % (P.H * P.W), e < end
+    e = first + tl.arange(0, META.BLOCK_M * META.BLOCK_OUT)
+    return (e // (META.H * META.W)).to(tl.int64) * stride_n + e % (META.H * META.W), e < end
 
 
 @triton.jit
 def _conv(x_ptr, w_ptr, toeplitz, block, start, end, stride_n, FLIPPED: tl.constexpr,
-          P: tl.constexpr):
+          META: tl.constexpr):
     """Depthwise conv of a block, (BLOCK_M, BLOCK_OUT), float32; `toeplitz`: T's first rows."""
-    x = _window(x_ptr, block, start, end, 0, stride_n, P)
-    z = tl.dot(x, toeplitz, input_precision=P.PRECISION)
-    for first in range(P.BLOCK_IN, (P.ROWS + 2 * P.HALO) * P.W, P.BLOCK_IN):
-        x = _window(x_ptr, block, start, end, first, stride_n, P)
-        more = _toeplitz(w_ptr, first, FLIPPED, P).to(x.dtype)
-        z = tl.dot(x, more, z, input_precision=P.PRECISION)
+    x = _window(x_ptr, block, start, end, 0, stride_n, META)
+    z = tl.dot(x, toeplitz, input_precision=META.PRECISION)
+    for first in range(META.BLOCK_IN, (META.ROWS + 2 * META.HALO) * META.W, META.BLOCK_IN):
+        x = _window(x_ptr, block, start, end, first, stride_n, META)
+        more = _toeplitz(w_ptr, first, FLIPPED, META).to(x.dtype)
+        z = tl.dot(x, more, z, input_precision=META.PRECISION)
     return z
 
 
 @triton.jit
-def _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P: tl.constexpr):
+def _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, META: tl.constexpr):
     """conv + bias, rounded to x's dtype as plain PyTorch does, in float32.
 
     So both passes see the same z, whose moments BatchNorm's backward subtracts.
     """
-    z = _conv(x_ptr, w_ptr, toeplitz, block, start, end, stride_n, False, P) + bias
+    z = _conv(x_ptr, w_ptr, toeplitz, block, start, end, stride_n, False, META) + bias
     return z.to(x_ptr.dtype.element_ty).to(tl.float32)
 
 
@@ -187,28 +189,29 @@ def _parameter(ptr, c, default: tl.constexpr):
 
 
 @triton.jit
-def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, P: tl.constexpr):
+def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, META: tl.constexpr):
     """Mean and variance of g = GELU(conv(x) + bias) over samples start..end.
 
     Stores g to g_ptr unless that is None. Each of BLOCK_M lanes merges the centred moments of its
     tiles (Chan, Golub & LeVeque 1983, eq. 2.1). Then the lanes are merged.
     """
-    toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
-    count = tl.full([P.BLOCK_M], 0.0, tl.float32)
-    mean = tl.full([P.BLOCK_M], 0.0, tl.float32)
-    m2 = tl.full([P.BLOCK_M], 0.0, tl.float32)
-    m = tl.arange(0, P.BLOCK_M)
-    for block in range(0, _num_blocks(start, end, P)):
+    toeplitz = _toeplitz(w_ptr, 0, False, META).to(x_ptr.dtype.element_ty)
+    count = tl.full([META.BLOCK_M], 0.0, tl.float32)
+    mean = tl.full([META.BLOCK_M], 0.0, tl.float32)
+    m2 = tl.full([META.BLOCK_M], 0.0, tl.float32)
+    m = tl.arange(0, META.BLOCK_M)
+    for block in range(0, _num_blocks(start, end, META)):
         # g of a block
-        n, t = _block_origin(block, start, P)
-        base, tile, exists = _tile(block, start, end, stride_n, P)
-        g = _gelu(_conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P))
+        n, t = _block_origin(block, start, META)
+        base, tile, exists = _tile(block, start, end, stride_n, META)
+        g = _gelu(_conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, META))
         if g_ptr is not None:
             tl.store(g_ptr + base + tile, g, mask=exists)
-        # how many elements each tile has, their mean and centred squares
-        remaining = P.H * P.W - (t + m % P.BLOCK_T) * (P.ROWS * P.W)  # elements from this tile on
-        remaining = tl.where(m // P.BLOCK_T < end - n, tl.maximum(remaining, 0), 0)
-        tile_count = tl.minimum(remaining, P.ROWS * P.W).to(tl.float32)
+        # how many elements each tile has: those of its map from here on, at most a whole tile
+        remaining = META.H * META.W - (t + m % META.BLOCK_T) * (META.ROWS * META.W)
+        remaining = tl.where(m // META.BLOCK_T < end - n, tl.maximum(remaining, 0), 0)
+        tile_count = tl.minimum(remaining, META.ROWS * META.W).to(tl.float32)
+        # their mean and centred squares
         tile_mean = tl.sum(tl.where(exists, g, 0.0), 1) / tl.maximum(tile_count, 1.0)
         centred = tl.where(exists, g - tile_mean[:, None], 0.0)
         # into the lane's moments
@@ -225,7 +228,7 @@ def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, P: tl.constexpr):
 @triton.jit
 def forward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, y_ptr, mean_ptr, var_ptr, n_samples,
                    samples_per_program, stride_n, stride_c, eps, RESIDUAL: tl.constexpr,
-                   MOMENTS: tl.constexpr, P: tl.constexpr):
+                   MOMENTS: tl.constexpr, META: tl.constexpr):
     """y and the statistics it takes, in one launch, or in two.
 
     x, y (N, C, H, W); w (C, K, K); b, gamma, beta (C,).
@@ -238,14 +241,14 @@ def forward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, y_ptr, mean_ptr, va
     start = s * samples_per_program
     end = tl.minimum(start + samples_per_program, n_samples)
     x_ptr += c * stride_c
-    w_ptr += c * P.K * P.K
+    w_ptr += c * META.K * META.K
     if y_ptr is not None:
         y_ptr += c * stride_c
     bias = _parameter(b_ptr, c, 0.0)
 
     # the statistics
     if MOMENTS:
-        mean, var = _moments(x_ptr, w_ptr, bias, y_ptr, start, end, stride_n, P)
+        mean, var = _moments(x_ptr, w_ptr, bias, y_ptr, start, end, stride_n, META)
         tl.store(mean_ptr + s * tl.num_programs(0) + c, mean)
         tl.store(var_ptr + s * tl.num_programs(0) + c, var)
     else:
@@ -255,18 +258,18 @@ def forward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, y_ptr, mean_ptr, va
 
     # y, recomputed from x, or normalised in place from g
     if not MOMENTS:
-        toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
-        for block in range(0, _num_blocks(start, end, P)):
-            base, tile, exists = _tile(block, start, end, stride_n, P)
-            g = _gelu(_conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P))
+        toeplitz = _toeplitz(w_ptr, 0, False, META).to(x_ptr.dtype.element_ty)
+        for block in range(0, _num_blocks(start, end, META)):
+            base, tile, exists = _tile(block, start, end, stride_n, META)
+            g = _gelu(_conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, META))
             y = (g - mean) * scale + shift
             if RESIDUAL:
                 y += tl.load(x_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
             tl.store(y_ptr + base + tile, y, mask=exists)
     elif y_ptr is not None:
         tl.debug_barrier()  # other threads of this program wrote g
-        for first in range(0, n_samples * (P.H * P.W), P.BLOCK_M * P.BLOCK_OUT):
-            at, exists = _flat_offsets(first, n_samples * (P.H * P.W), stride_n, P)
+        for first in range(0, n_samples * (META.H * META.W), META.BLOCK_M * META.BLOCK_OUT):
+            at, exists = _flat_offsets(first, n_samples * (META.H * META.W), stride_n, META)
             g = tl.load(y_ptr + at, mask=exists, other=0.0).to(tl.float32)
             y = (g - mean) * scale + shift
             if RESIDUAL:
@@ -275,31 +278,31 @@ def forward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, y_ptr, mean_ptr, va
 
 
 @triton.jit
-def _group_sums(n: tl.constexpr, t, P: tl.constexpr):
+def _group_sums(n: tl.constexpr, t, META: tl.constexpr):
     """Sum each group of n adjacent elements of a block."""
-    return tl.sum(tl.reshape(t, [P.BLOCK_M * P.BLOCK_OUT // n, n]), 1)
+    return tl.sum(tl.reshape(t, [META.BLOCK_M * META.BLOCK_OUT // n, n]), 1)
 
 
 @triton.jit
-def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, P: tl.constexpr):
+def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, META: tl.constexpr):
     """dgamma = sum(dy * xhat), dbeta = sum(dy) over samples start..end; z = conv + bias to z_ptr.
 
     The loop adds four neighbours, and the rest is added at the end. With sums of whole rows in the
     loop, LLVM crashes if a map has an odd number of elements (Triton 3.8 and 3.9).
     """
-    toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
-    dgamma = tl.full([P.BLOCK_M * P.BLOCK_OUT // 4], 0.0, tl.float32)
-    dbeta = tl.full([P.BLOCK_M * P.BLOCK_OUT // 4], 0.0, tl.float32)
-    for block in range(0, _num_blocks(start, end, P)):
-        base, tile, exists = _tile(block, start, end, stride_n, P)
-        z = _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P)
+    toeplitz = _toeplitz(w_ptr, 0, False, META).to(x_ptr.dtype.element_ty)
+    dgamma = tl.full([META.BLOCK_M * META.BLOCK_OUT // 4], 0.0, tl.float32)
+    dbeta = tl.full([META.BLOCK_M * META.BLOCK_OUT // 4], 0.0, tl.float32)
+    for block in range(0, _num_blocks(start, end, META)):
+        base, tile, exists = _tile(block, start, end, stride_n, META)
+        z = _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, META)
         if z_ptr is not None:
             tl.store(z_ptr + base + tile, z, mask=exists)
         dy = tl.load(dy_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
-        dgamma += _group_sums(4, dy * (_gelu(z) - mean), P)
-        dbeta += _group_sums(4, dy, P)
-    dgamma = tl.reshape(dgamma, [P.BLOCK_M, P.BLOCK_OUT // 4])
-    dbeta = tl.reshape(dbeta, [P.BLOCK_M, P.BLOCK_OUT // 4])
+        dgamma += _group_sums(4, dy * (_gelu(z) - mean), META)
+        dbeta += _group_sums(4, dy, META)
+    dgamma = tl.reshape(dgamma, [META.BLOCK_M, META.BLOCK_OUT // 4])
+    dbeta = tl.reshape(dbeta, [META.BLOCK_M, META.BLOCK_OUT // 4])
     return tl.sum(tl.sum(dgamma, 1), 0) * rstd, tl.sum(tl.sum(dbeta, 1), 0)
 
 
@@ -321,77 +324,81 @@ def _store_dx(dx, dy_ptr, dx_ptr, at, exists, RESIDUAL: tl.constexpr):
 
 @triton.jit
 def _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rstd, scale, mean_dy,
-               mean_dyx, start, end, stride_n, RESIDUAL: tl.constexpr, P: tl.constexpr):
+               mean_dyx, start, end, stride_n, RESIDUAL: tl.constexpr, META: tl.constexpr):
     """Stores dx and dz_window^T x, returns db. Overwrites z with dz. If a tile is a whole map there
     is no z buffer: dz is recomputed from x and dy.
     """
-    MAP: tl.constexpr = P.H * P.W
-    WINDOW: tl.constexpr = (P.ROWS + 2 * P.HALO) * P.W
-    db = tl.full([P.BLOCK_M * P.BLOCK_OUT // 32], 0.0, tl.float32)
+    MAP: tl.constexpr = META.H * META.W
+    WINDOW: tl.constexpr = (META.ROWS + 2 * META.HALO) * META.W
+    db = tl.full([META.BLOCK_M * META.BLOCK_OUT // 32], 0.0, tl.float32)
     # dz over the whole slice, in place of z
     if z_ptr is not None:
-        for first in range(start * MAP, end * MAP, P.BLOCK_M * P.BLOCK_OUT):
-            at, exists = _flat_offsets(first, end * MAP, stride_n, P)
+        for first in range(start * MAP, end * MAP, META.BLOCK_M * META.BLOCK_OUT):
+            at, exists = _flat_offsets(first, end * MAP, stride_n, META)
             z = tl.load(z_ptr + at, mask=exists, other=0.0).to(tl.float32)
             dy = tl.load(dy_ptr + at, mask=exists, other=0.0).to(tl.float32)
             dz = tl.where(exists, _gradient_of_z(z, dy, mean, rstd, scale, mean_dy, mean_dyx), 0.0)
-            db += _group_sums(32, dz, P)
+            db += _group_sums(32, dz, META)
             tl.store(z_ptr + at, dz, mask=exists)
         tl.debug_barrier()  # other threads of this program wrote dz
 
     # for dw: products of dz windows with x; and dx, if BLOCK_IN holds a whole window
-    toeplitz = _toeplitz(w_ptr, 0, False, P).to(x_ptr.dtype.element_ty)
-    flipped = _toeplitz(w_ptr, 0, True, P).to(x_ptr.dtype.element_ty)
-    for first in range(0, WINDOW, P.BLOCK_IN):
-        products = tl.full([P.BLOCK_IN, P.BLOCK_OUT], 0.0, tl.float32)
-        for block in range(0, _num_blocks(start, end, P)):
-            base, tile, exists = _tile(block, start, end, stride_n, P)
+    toeplitz = _toeplitz(w_ptr, 0, False, META).to(x_ptr.dtype.element_ty)
+    flipped = _toeplitz(w_ptr, 0, True, META).to(x_ptr.dtype.element_ty)
+    for first in range(0, WINDOW, META.BLOCK_IN):
+        products = tl.full([META.BLOCK_IN, META.BLOCK_OUT], 0.0, tl.float32)
+        for block in range(0, _num_blocks(start, end, META)):
+            base, tile, exists = _tile(block, start, end, stride_n, META)
             if z_ptr is None:
                 dy = tl.load(dy_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
-                z = _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, P)
+                z = _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, META)
                 dz = _gradient_of_z(z, dy, mean, rstd, scale, mean_dy, mean_dyx)
                 dz = tl.where(exists, dz, 0.0)
-                db += _group_sums(32, dz, P)
+                db += _group_sums(32, dz, META)
                 dz = dz.to(x_ptr.dtype.element_ty)
             else:
-                dz = _window(z_ptr, block, start, end, first, stride_n, P)
+                dz = _window(z_ptr, block, start, end, first, stride_n, META)
             x = tl.load(x_ptr + base + tile, mask=exists, other=0.0)
-            products = tl.dot(tl.trans(dz), x, products, input_precision=P.PRECISION)
-            if WINDOW <= P.BLOCK_IN:
-                dx = tl.dot(dz, flipped, input_precision=P.PRECISION)
+            products = tl.dot(tl.trans(dz), x, products, input_precision=META.PRECISION)
+            if WINDOW <= META.BLOCK_IN:
+                dx = tl.dot(dz, flipped, input_precision=META.PRECISION)
                 _store_dx(dx, dy_ptr, dx_ptr, base + tile, exists, RESIDUAL)
-        i, o = tl.arange(0, P.BLOCK_IN)[:, None], tl.arange(0, P.BLOCK_OUT)[None, :]
-        tl.store(products_ptr + (first + i) * P.BLOCK_OUT + o, products)
+        i, o = tl.arange(0, META.BLOCK_IN)[:, None], tl.arange(0, META.BLOCK_OUT)[None, :]
+        tl.store(products_ptr + (first + i) * META.BLOCK_OUT + o, products)
 
     # dx, if a window is longer than BLOCK_IN
-    if WINDOW > P.BLOCK_IN:
-        for block in range(0, _num_blocks(start, end, P)):
-            base, tile, exists = _tile(block, start, end, stride_n, P)
-            dx = _conv(z_ptr, w_ptr, flipped, block, start, end, stride_n, True, P)
+    if WINDOW > META.BLOCK_IN:
+        for block in range(0, _num_blocks(start, end, META)):
+            base, tile, exists = _tile(block, start, end, stride_n, META)
+            dx = _conv(z_ptr, w_ptr, flipped, block, start, end, stride_n, True, META)
             _store_dx(dx, dy_ptr, dx_ptr, base + tile, exists, RESIDUAL)
     return tl.sum(db, 0)
 
 
 @triton.jit
-def _store_dw(dw_ptr, products_ptr, P: tl.constexpr):
+def _store_dw(dw_ptr, products_ptr, META: tl.constexpr):
     """dw from the diagonals of dz_window^T x: each sums up to a tap of the flipped kernel."""
-    o = tl.arange(0, P.BLOCK_OUT)[None, :]
-    for tap in range(0, P.K * P.K, 32):
-        taps = tap + tl.arange(0, 32)
-        row = o // P.W + taps[:, None] // P.K - (P.K // 2 - P.HALO)  # in the window of dz
-        column = o % P.W + taps[:, None] % P.K - P.K // 2
-        exists = (taps < P.K * P.K)[:, None] & (o < P.ROWS * P.W)
-        exists = exists & (row >= 0) & (row < P.ROWS + 2 * P.HALO) & (column >= 0) & (column < P.W)
-        diagonals = tl.load(products_ptr + (row * P.W + column) * P.BLOCK_OUT + o, mask=exists,
-                            other=0.0)  # (32, BLOCK_OUT)
-        tl.store(dw_ptr + P.K * P.K - 1 - taps, tl.sum(diagonals, 1), mask=taps < P.K * P.K)
+    K: tl.constexpr = META.K
+    o = tl.arange(0, META.BLOCK_OUT)[None, :]
+    for first in range(0, K * K, 32):
+        # where the diagonals of 32 taps run, in the window of dz
+        taps = first + tl.arange(0, 32)
+        row = o // META.W + taps[:, None] // K - (K // 2 - META.HALO)
+        column = o % META.W + taps[:, None] % K - K // 2
+        exists = (taps < K * K)[:, None] & (o < META.ROWS * META.W)
+        exists = exists & (row >= 0) & (row < META.ROWS + 2 * META.HALO)
+        exists = exists & (column >= 0) & (column < META.W)
+        # their sums
+        at = (row * META.W + column) * META.BLOCK_OUT + o
+        diagonals = tl.load(products_ptr + at, mask=exists, other=0.0)  # (32, BLOCK_OUT)
+        tl.store(dw_ptr + K * K - 1 - taps, tl.sum(diagonals, 1), mask=taps < K * K)
 
 
 @triton.jit
 def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, dx_ptr, dw_ptr,
                     db_ptr, dgamma_ptr, dbeta_ptr, z_ptr, products_ptr, n_samples,
                     samples_per_program, stride_n, stride_c, products_stride, eps, inverse_count,
-                    RESIDUAL: tl.constexpr, SUMS: tl.constexpr, P: tl.constexpr):
+                    RESIDUAL: tl.constexpr, SUMS: tl.constexpr, META: tl.constexpr):
     """All five gradients in one launch, or in two.
 
     x, dy, dx (N, C, H, W); b, gamma, mean, var (C,); products: a buffer for dz_window^T x.
@@ -407,7 +414,7 @@ def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, d
     end = tl.minimum(start + samples_per_program, n_samples)
     x_ptr += c * stride_c
     dy_ptr += c * stride_c
-    w_ptr += c * P.K * P.K
+    w_ptr += c * META.K * META.K
     if z_ptr is not None:
         z_ptr += c * stride_c
     bias = _parameter(b_ptr, c, 0.0)
@@ -417,7 +424,7 @@ def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, d
     # sums over dy: dgamma and dbeta
     if SUMS:
         dgamma, dbeta = _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n,
-                              P)
+                              META)
         tl.store(dgamma_ptr + partial, dgamma)
         tl.store(dbeta_ptr + partial, dbeta)
         tl.debug_barrier()  # other threads of this program wrote z
@@ -431,7 +438,7 @@ def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, d
         scale = _parameter(gamma_ptr, c, 1.0) * rstd
         mean_dy, mean_dyx = dbeta * inverse_count, dgamma * inverse_count
         db = _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rstd, scale,
-                        mean_dy, mean_dyx, start, end, stride_n, RESIDUAL, P)
+                        mean_dy, mean_dyx, start, end, stride_n, RESIDUAL, META)
         tl.store(db_ptr + partial, db)
         tl.debug_barrier()  # other threads of this program wrote the products
-        _store_dw(dw_ptr + partial * P.K * P.K, products_ptr, P)
+        _store_dw(dw_ptr + partial * META.K * META.K, products_ptr, META)

@@ -92,7 +92,8 @@ class NotLaunched:
             elif arguments.get("y_ptr", arguments.get("dx_ptr")) is None:
                 part = " moments" if "MOMENTS" in arguments else " sums"
             compiled = self.kernel.warmup(grid=grid, **arguments)
-            self.compiled[compiled.hash] = self.kernel.fn.__name__ + part, arguments["P"], compiled
+            name = self.kernel.fn.__name__ + part
+            self.compiled[compiled.hash] = name, arguments["META"], compiled
         return compile
 
 

@@ -188,12 +188,13 @@ def _tanh_gelu(z):
 
 
 @triton.jit
-def _toeplitz_without_a_tap(w_ptr, first, FLIPPED: tl.constexpr, P: tl.constexpr):
-    i, o = first + tl.arange(0, P.BLOCK_IN)[:, None], tl.arange(0, P.BLOCK_OUT)[None, :]
-    dy, dx = i // P.W - o // P.W + (P.K // 2 - P.HALO), i % P.W - o % P.W + P.K // 2
-    tap = P.K * P.K - 1 - (dy * P.K + dx) if FLIPPED else dy * P.K + dx
-    inside = (dy >= 0) & (dy < P.K) & (dx >= 0) & (dx < P.K - 1)
-    inside = inside & (i < (P.ROWS + 2 * P.HALO) * P.W) & (o < P.ROWS * P.W)
+def _toeplitz_without_a_tap(w_ptr, first, FLIPPED: tl.constexpr, META: tl.constexpr):
+    i, o = first + tl.arange(0, META.BLOCK_IN)[:, None], tl.arange(0, META.BLOCK_OUT)[None, :]
+    ky = i // META.W - o // META.W + (META.K // 2 - META.HALO)
+    kx = i % META.W - o % META.W + META.K // 2
+    tap = META.K * META.K - 1 - (ky * META.K + kx) if FLIPPED else ky * META.K + kx
+    inside = (ky >= 0) & (ky < META.K) & (kx >= 0) & (kx < META.K - 1)
+    inside = inside & (i < (META.ROWS + 2 * META.HALO) * META.W) & (o < META.ROWS * META.W)
     return tl.load(w_ptr + tap, mask=inside, other=0.0)
 
 
