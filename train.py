@@ -112,7 +112,7 @@ def train_one(config, name, out, device, amp, world):
         write_json(out / "split.json", splits)
         write_json(out / "config.json", vars(config))
         if checkpoint:  # kill -9 may have come between last.pt and the log
-            write_csv(out / "log.csv", checkpoint["state"]["rows"])
+            write_csv(out / "log.csv", checkpoint["state"]["log"])
         write_json(out / "environment.json", {**environment(device), "processes": world.size})
     processes = f" in {world.size} processes" if world.size > 1 else ""
     print(f"{name}: {parameters:,} parameters, {config.steps:,} steps of "
@@ -135,7 +135,7 @@ def write_results(trainer, name, images, parameters, minutes):
                         classes=images.classes, data=describe(images),
                         dtype=dtype_name(trainer.amp))
     write_json(out / "summary.json", summary)
-    draw_curves(out / "curves.png", state.rows, name)
+    draw_curves(out / "curves.png", state.log, name)
     probabilities = None
     if len(val_set):
         probabilities = predict(trainer.model, val_set, config.batch_size, trainer.device,

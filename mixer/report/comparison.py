@@ -135,8 +135,8 @@ def cost_text(runs: dict[str, list[Run]]) -> str:
 
 
 def accuracy_at(run: Run, cost: str, budget: float) -> float | None:
-    """Validation accuracy in the last row of the log within the budget: images, seconds, flops."""
-    within = [row["val_acc"] for row in run.log if row[cost] <= budget * SLACK]
+    """Validation accuracy in the last log entry within the budget: images, seconds, flops."""
+    within = [entry["val_acc"] for entry in run.log if entry[cost] <= budget * SLACK]
     return within[-1] if within else None
 
 

@@ -36,14 +36,14 @@ def drawing(draw: Callable) -> Callable:
 
 
 @drawing
-def draw_curves(path: Path, rows: list[dict], title: str) -> None:
-    """Loss and accuracy of one run over its steps, training and validation; rows of log.csv."""
+def draw_curves(path: Path, log: list[dict], title: str) -> None:
+    """Loss and accuracy of one run over its steps, training and validation, from its log."""
     figure, panels = new_figure(10, 3.8, 2, title=title)
     for panel, metric, label in zip(panels, ("loss", "acc"), ("cross-entropy", "accuracy"),
                                     strict=True):
         for subset, name, style in (("train", "training", "-"), ("val", "validation", "o-")):
             key = f"{subset}_{metric}"
-            points = [(row["step"], row[key]) for row in rows if row[key] is not None]
+            points = [(entry["step"], entry[key]) for entry in log if entry[key] is not None]
             if points:
                 panel.plot(*zip(*points, strict=True), style, markersize=3, label=name)
         panel.set(xlabel="step", ylabel=label)
@@ -82,9 +82,9 @@ def draw_comparison(out: Path, runs: dict[str, list[Run]]) -> None:
 def _draw_band(panel, name, seeds, x, y):
     """The mean of the seeds' logs at each step, and the band from their lowest to highest."""
     steps = {}  # {step: the seeds' points}
-    for row in (row for run in seeds for row in run.log):
-        if row[y] is not None:
-            steps.setdefault(row["step"], []).append((row[x], row[y]))
+    for entry in (entry for run in seeds for entry in run.log):
+        if entry[y] is not None:
+            steps.setdefault(entry["step"], []).append((entry[x], entry[y]))
     xs, ys = zip(*(zip(*points, strict=True) for points in steps.values()), strict=True)
     xs, style = list(map(statistics.fmean, xs)), _style(name)
     marker = style["marker"] if len(xs) < 15 else ""  # a line of one point is invisible

@@ -33,23 +33,23 @@ def compare_curves(runs: dict[str, list[Run]]) -> list[dict]:
     """
     points = []
     for name, published in published_curves().items():
-        logs = [{row["step"]: row for row in run.log}
+        logs = [{entry["step"]: entry for entry in run.log}
                 for run in runs.get(name, []) if is_original(run)]
         for step, published_loss, published_acc in published:
-            rows = [log[step] for log in logs if step in log]
-            if not rows:
+            entries = [log[step] for log in logs if step in log]
+            if not entries:
                 continue
             error = 1.96 * math.sqrt(published_acc * (1 - published_acc) / POINT_IMAGES)
             loss_error = error * abs(math.log(published_acc / (1 - published_acc)))
-            points.append({"row": name, "step": step, "seeds": len(rows),
-                           **_compare("acc", rows, published_acc, error),
-                           **_compare("loss", rows, published_loss, loss_error)})
+            points.append({"row": name, "step": step, "seeds": len(entries),
+                           **_compare("acc", entries, published_acc, error),
+                           **_compare("loss", entries, published_loss, loss_error)})
     return points
 
 
-def _compare(metric, rows, published, error):
+def _compare(metric, entries, published, error):
     """One metric of a point: our mean and widened range, what was published, whether inside."""
-    ours = [row[f"train_{metric}"] for row in rows]
+    ours = [entry[f"train_{metric}"] for entry in entries]
     low, high = min(ours) - error, max(ours) + error
     return {metric: statistics.fmean(ours), f"{metric}_low": low, f"{metric}_high": high,
             f"published_{metric}": published, f"{metric}_inside": low <= published <= high}

@@ -12,20 +12,21 @@ RUN_OPTIONS = {"rows", "data", "cache", "bad_images", "workers", "data_on_device
                "seeds", "out", "resume", "require_acc", "debug"}
 
 
-def log_line(row: dict) -> str:
+def log_line(entry: dict) -> str:
     """One line of the log, for people."""
-    validated = row["val_acc"] is not None
-    return (f"step {row['step']:>5,}"
-            f" | train loss {row['train_loss']:.4f} acc {row['train_acc']:.3f}"
-            + (f" | val loss {row['val_loss']:.4f} acc {row['val_acc']:.3f}" if validated else "")
-            + f" | {row['images_per_s']:,.0f} images/s | {row['memory_mib']:,.0f} MiB")
+    validated = entry["val_acc"] is not None
+    return (f"step {entry['step']:>5,}"
+            f" | train loss {entry['train_loss']:.4f} acc {entry['train_acc']:.3f}"
+            + (f" | val loss {entry['val_loss']:.4f} acc {entry['val_acc']:.3f}"
+               if validated else "")
+            + f" | {entry['images_per_s']:,.0f} images/s | {entry['memory_mib']:,.0f} MiB")
 
 
 def summarise(name: str, config, state, *, steps: int, parameters: int, dtype: str, data: str,
               classes: list[str]) -> dict:
     """summary.json: the final numbers of one run, and what they were measured on."""
-    last, best = state.rows[-1], state.best or {}
-    rate = statistics.median(row["images_per_s"] for row in state.rows)
+    last, best = state.log[-1], state.best or {}
+    rate = statistics.median(entry["images_per_s"] for entry in state.log)
     return {
         "name": name, "parameters": parameters, "steps": steps, "dtype": dtype, "data": data,
         "classes": classes,
@@ -41,8 +42,8 @@ def summarise(name: str, config, state, *, steps: int, parameters: int, dtype: s
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: what its folder says. The rows of the log have the training images, seconds
-    and FLOPs up to their step, the summary those of the last one.
+    """A finished run: what its folder says. Each entry of its log has the training images, seconds
+    and FLOPs up to its step; the summary has those of the last one.
     """
 
     summary: dict
@@ -55,7 +56,7 @@ def find_runs(out: Path) -> dict[str, list[Run]]:
     """{row name: its runs by seed} of the finished runs in the folders of `out`, in ROWS' order.
 
     Folders with other names than train.py gives are skipped. The seconds are images over the median
-    images/s of the log rows: a pause, or another job during some of the rows, does not count.
+    images/s of the log entries: a pause, or another job during some of them, does not count.
     """
     found = {row.name: {} for row in ROWS}
     for path in sorted(out.glob("*/summary.json")):
@@ -63,10 +64,10 @@ def find_runs(out: Path) -> dict[str, list[Run]]:
         name, seed = summary["name"], summary["seed"]
         if folder.name not in (name, seed_folder(name, seed)):
             continue
-        log = [row for row in read_csv(folder / "log.csv") if row["step"] <= summary["steps"]]
-        for row in log:  # older logs hold measured seconds, with all disturbances
-            row["images"] = row["step"] * summary["batch_size"]
-            row["seconds"] = row["images"] / summary["images_per_s"]
+        log = [entry for entry in read_csv(folder / "log.csv") if entry["step"] <= summary["steps"]]
+        for entry in log:  # older logs hold measured seconds, with all disturbances
+            entry["images"] = entry["step"] * summary["batch_size"]
+            entry["seconds"] = entry["images"] / summary["images_per_s"]
         summary |= {cost: log[-1][cost] for cost in ("images", "seconds", "flops")}
         config, environment = (json.loads((folder / f"{name}.json").read_text())
                                for name in ("config", "environment"))

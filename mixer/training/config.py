@@ -55,7 +55,7 @@ class Config:
     seed: int = option(0, "seed of initialisation, split, order and augmentation", least=0)
     seeds: str | None = option(None, "train one run per seed, e.g. 0,1,2; excludes --seed")
     # run
-    log_every: int = option(100, "steps per row of the log; each row validates and saves", least=1)
+    log_every: int = option(100, "steps per log entry; each validates and saves", least=1)
     out: str | None = option(None, "folder of the results; default: a new one in runs/")
     resume: str | None = option(None, "checkpoint to continue from; auto: last.pt in --out, if any")
     debug: bool = option(False, "print a traceback when something fails")

@@ -93,14 +93,15 @@ class State:
     """What last.pt holds of a run, besides the model, optimizer and scaler."""
 
     step: int                 # steps taken
-    rows: list[dict]          # those of log.csv
-    best: dict | None         # the first row with the highest validation accuracy
+    log: list[dict]           # the entries of log.csv
+    best: dict | None         # the first entry with the highest validation accuracy
     confusion: list | None    # counts [true][predicted] of the last validation
-    loss: torch.Tensor        # summed over this rank's images since the last row, on the device
+    loss: torch.Tensor        # summed over this rank's images since the last entry, on the device
     correct: torch.Tensor     # number of these that were classified correctly
 
-    def last_row_step(self) -> int:
-        return self.rows[-1]["step"] if self.rows else 0
+    def logged_step(self) -> int:
+        """The step of the last entry."""
+        return self.log[-1]["step"] if self.log else 0
 
 
 class Trainer:
@@ -120,7 +121,7 @@ class Trainer:
         self.description, self.identity, self.world = description, identity, world
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
-        self.state = State(step=0, rows=[], best=None, confusion=None,
+        self.state = State(step=0, log=[], best=None, confusion=None,
                            loss=torch.zeros((), dtype=torch.float64, device=device),
                            correct=torch.zeros((), dtype=torch.int64, device=device))
         slice_size = len(world.batch_slice(range(config.batch_size)))
@@ -156,7 +157,7 @@ class Trainer:
         while True:
             # every --log-every steps: validate, save, log
             due = state.step % config.log_every == 0 or state.step >= config.steps
-            ended = due and state.step > state.last_row_step()  # not again after a resume
+            ended = due and state.step > state.logged_step()  # not again after a resume
             if ended:
                 self.end_interval()
 
@@ -203,21 +204,21 @@ class Trainer:
 
     def end_interval(self) -> None:
         """Validate, save, log. Raises Diverged before anything is saved."""
-        row, state = self.measure(), self.state
-        self.check_finite(row["train_loss"], row["val_loss"])
-        state.rows.append(row)
+        entry, state = self.measure(), self.state
+        self.check_finite(entry["train_loss"], entry["val_loss"])
+        state.log.append(entry)
         state.loss.zero_()
         state.correct.zero_()
-        if len(self.val_set) and (state.best is None or row["val_acc"] > state.best["val_acc"]):
-            state.best = row
-            self.save("best.pt", {"row": row})
+        if len(self.val_set) and (state.best is None or entry["val_acc"] > state.best["val_acc"]):
+            state.best = entry
+            self.save("best.pt", {"entry": entry})
         self.save_last()
-        self.bar.write(log_line(row), file=sys.stdout)
+        self.bar.write(log_line(entry), file=sys.stdout)
         sys.stdout.flush()
         self.start_clock()
 
     def measure(self) -> dict:
-        """The row of log.csv for the steps since the last one."""
+        """The entry of log.csv for the steps since the last one."""
         step, config = self.state.step, self.config
         seconds = self.now() - self.begin  # before the validation, which is not timed
         train_loss, train_acc = self.training_means()
@@ -239,8 +240,8 @@ class Trainer:
                 "skipped": skipped_steps(self.optimizer, step), "flops": self.step_flops * step}
 
     def training_means(self) -> tuple[float, float]:
-        """Loss and accuracy since the last row: means over the images of all ranks."""
-        images = (self.state.step - self.state.last_row_step()) * self.config.batch_size
+        """Loss and accuracy since the last entry: means over the images of all ranks."""
+        images = (self.state.step - self.state.logged_step()) * self.config.batch_size
         sums = torch.stack([self.state.loss, self.state.correct.double()])
         return tuple((self.world.sum(sums) / images).tolist())
 
@@ -257,25 +258,25 @@ class Trainer:
         last = self.out / "last.pt"
         good = f"; the last good checkpoint is {last}" if last.exists() else ""
         raise Diverged(
-            f"diverged between steps {self.state.last_row_step()} and {self.state.step}, with "
+            f"diverged between steps {self.state.logged_step()} and {self.state.step}, with "
             f"training loss {train_loss}, validation loss {val_loss}, fp16 loss scale {scale:.1g}: "
             f"try a smaller --lr, a --warmup or --clip-grad 1{good}")
 
     def save_and_stop(self, signum: int) -> None:
-        """Save the steps since the last row, and raise Interrupted."""
-        if self.state.step > self.state.last_row_step():
+        """Save the steps since the last entry, and raise Interrupted."""
+        if self.state.step > self.state.logged_step():
             self.check_finite(self.training_means()[0])
             self.save_last()
         raise Interrupted(signum, f" at step {self.state.step}; "
                                   f"continue with --out={self.out} --resume auto")
 
     def save_last(self) -> None:
-        """Write last.pt, then log.csv: a copy of the rows in last.pt."""
+        """Write last.pt, then log.csv: a copy of the log in last.pt."""
         self.save("last.pt", {
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "state": vars(self.state)})
         if self.world.rank == 0:
-            write_csv(self.out / "log.csv", self.state.rows)
+            write_csv(self.out / "log.csv", self.state.log)
 
     def save(self, name: str, contents: dict) -> None:
         """Write a checkpoint: the weights, their description, and `contents`."""

@@ -112,7 +112,7 @@ def test_hostile_checkpoints_execute_nothing(run, out, tmp_path):
         result = run("--resume", path, "--out", tmp_path / "new")
         assert_error(result, 2, "evil.pt is not a readable checkpoint")
     for evil in (hostile, {**good, "identity": hostile},
-                 {**good, "state": {**good["state"], "rows": [hostile]}}):
+                 {**good, "state": {**good["state"], "log": [hostile]}}):
         torch.save(evil, path)
         assert_refused()
     path.write_bytes(pickle.dumps(hostile))
@@ -176,7 +176,7 @@ def damage_checkpoints(path, seeds, folder):
 
 
 def is_same(got, want):
-    return (got.keys() == want.keys() and got["state"]["rows"] == want["state"]["rows"]
+    return (got.keys() == want.keys() and got["state"]["log"] == want["state"]["log"]
             and all(got["state_dict"][k].equal(want["state_dict"][k])
                     for k in want["state_dict"]))
 

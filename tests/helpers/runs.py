@@ -38,16 +38,16 @@ def assert_same_run(a: Path, b: Path):
         assert all(s[k].equal(t[k]) for k in s)
     assert one["scaler"] == other["scaler"]
     assert one["state"]["confusion"] == other["state"]["confusion"]
-    assert without_timing(one["state"]["rows"]) == without_timing(other["state"]["rows"])
+    assert without_timing(one["state"]["log"]) == without_timing(other["state"]["log"])
 
     logs = [read_csv(folder / "log.csv") for folder in (a, b)]
     assert without_timing(logs[0]) == without_timing(logs[1])
-    assert len(logs[0]) == len(one["state"]["rows"])
+    assert len(logs[0]) == len(one["state"]["log"])
 
     if (a / "best.pt").exists():
         one, other = (load_checkpoint(folder / "best.pt") for folder in (a, b))
         assert_same_weights(one, other)
-        assert without_timing([one["row"]]) == without_timing([other["row"]])
+        assert without_timing([one["entry"]]) == without_timing([other["entry"]])
     assert (a / "summary.json").exists() == (b / "summary.json").exists()
 
 

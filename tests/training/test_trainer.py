@@ -36,15 +36,15 @@ def after_step(monkeypatch):
 def test_fit_learns_logs_and_saves(tmp_path):
     run = trainer(tmp_path, replace(SMALL, steps=60, log_every=20, lr=3e-3))
     state = run.fit()
-    assert [row["step"] for row in state.rows] == [20, 40, 60]
-    assert state.rows[-1]["val_acc"] >= 0.9 and state.rows[-1]["train_loss"] < 0.3
-    assert state.best["val_acc"] == max(row["val_acc"] for row in state.rows)
+    assert [row["step"] for row in state.log] == [20, 40, 60]
+    assert state.log[-1]["val_acc"] >= 0.9 and state.log[-1]["train_loss"] < 0.3
+    assert state.best["val_acc"] == max(row["val_acc"] for row in state.log)
     assert sum(map(sum, state.confusion)) == 10
     with open(tmp_path / "log.csv") as f:
         assert [int(row["step"]) for row in csv.DictReader(f)] == [20, 40, 60]
     saved = load_checkpoint(tmp_path / "last.pt")["state_dict"]
     assert all(torch.equal(saved[name], t) for name, t in run.model.state_dict().items())
-    assert load_checkpoint(tmp_path / "best.pt")["row"] == state.best
+    assert load_checkpoint(tmp_path / "best.pt")["entry"] == state.best
 
 
 def test_the_fields_of_a_checkpoint(tmp_path):
@@ -53,8 +53,8 @@ def test_the_fields_of_a_checkpoint(tmp_path):
     checkpoint = load_checkpoint(tmp_path / "last.pt")
     assert list(checkpoint) == ["state_dict", "description", "identity", "optimizer", "scaler",
                                 "state"]
-    assert list(checkpoint["state"]) == ["step", "rows", "best", "confusion", "loss", "correct"]
-    assert list(checkpoint["state"]["rows"][0]) == [
+    assert list(checkpoint["state"]) == ["step", "log", "best", "confusion", "loss", "correct"]
+    assert list(checkpoint["state"]["log"][0]) == [
         "step", "train_loss", "train_acc", "val_loss", "val_acc", "lr", "images_per_s",
         "data_wait", "memory_mib", "skipped", "flops"]
 
@@ -72,15 +72,15 @@ def test_the_rate_is_that_of_the_steps_alone(tmp_path, monkeypatch):
     for name, seconds in (("train_step", 1), ("evaluate", 10), ("save_checkpoint", 100)):
         monkeypatch.setattr(trainer_module, name, taking(seconds, getattr(trainer_module, name)))
     run = trainer(tmp_path)
-    rows = run.fit().rows
-    assert [row["images_per_s"] for row in rows] == [SMALL.batch_size] * 3
+    log = run.fit().log
+    assert [entry["images_per_s"] for entry in log] == [SMALL.batch_size] * 3
     step = 3 * forward_flops(run.model, 32) * SMALL.batch_size
-    assert [row["flops"] for row in rows] == [3 * step, 6 * step, 9 * step]
+    assert [entry["flops"] for entry in log] == [3 * step, 6 * step, 9 * step]
 
 
 @pytest.mark.parametrize("amp", [None, torch.bfloat16])
 def test_resume_equals_the_uninterrupted_run(tmp_path, amp, after_step):
-    """Stopped by a signal between two rows."""
+    """Stopped by a signal between two log entries."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
