@@ -131,11 +131,13 @@ def train_one(config, name, out, device, amp, world):
 def write_results(trainer, name, images, parameters, minutes):
     """Write summary.json, then the pictures."""
     config, out, state, val_set = trainer.config, trainer.out, trainer.state, trainer.val_set
+    # numbers
     summary = summarise(name, config, state, parameters=parameters, steps=config.steps,
                         classes=images.classes, data=describe(images),
                         dtype=dtype_name(trainer.amp))
     write_json(out / "summary.json", summary)
     draw_curves(out / "curves.png", state.log, name)
+    # pictures: curves, filters, and what the model got wrong
     probabilities = None
     if len(val_set):
         probabilities = predict(trainer.model, val_set, config.batch_size, trainer.device,

@@ -236,11 +236,13 @@ def _dense_conv(x, weight, bias):
 def _dense_conv_backward(dz, x, weight, needs_dx):
     """dx, or None, and dweight."""
     x, weight, P = x.to(dz.dtype), weight.to(dz.dtype), weight.shape[-1]
+    # a patch embedding, or contiguous activations: by a conv
     if P > 1 or not is_channel_major(dz):
         dx, dweight, _ = torch.ops.aten.convolution_backward(
             dz.contiguous(), x.contiguous(), weight.contiguous(), None, [P, P], [0, 0], [1, 1],
             False, [0, 0], 1, [needs_dx, True, False])
         return dx, dweight
+    # a pointwise conv of channel-major ones: two products
     columns = as_columns(dz)                                    # (D, Nhw)
     dweight = weight_gradient(columns, as_columns(x)).view_as(weight)
     if not needs_dx:

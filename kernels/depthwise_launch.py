@@ -139,6 +139,7 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, programs=Non
     _, samples, grid, common = _arguments(x, weight, bias, gamma, eps, residual, False, programs)
     S, C = grid[::-1]
     with torch.cuda.device_of(x):
+        # this batch's statistics; y with them, if a program owns a whole channel
         if mean is None:
             mean, var = (x.new_empty(S, C, dtype=torch.float32) for _ in range(2))
             kernels.forward_kernel[grid](MOMENTS=True, beta_ptr=beta, y_ptr=y if S == 1 else None,
@@ -146,6 +147,7 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, programs=Non
             if S == 1:
                 return y, mean[0], var[0]
             mean, var = merge_moments(mean, var, samples, len(x))
+        # y from given statistics
         kernels.forward_kernel[grid](MOMENTS=False, beta_ptr=beta, y_ptr=y, mean_ptr=mean,
                                      var_ptr=var, **common)
     return y, mean, var
@@ -215,6 +217,7 @@ def why_not_trusted(device: torch.device) -> str | None:
     x, weight, dy = (torch.randn(shape, generator=generator).to(device, torch.float16)
                      for shape in ((70, 4, 8, 8), (4, 1, 9, 9), (70, 4, 8, 8)))
 
+    # forward, then backward, against the reference in float32
     def both_passes(forward, backward, x, weight, dy):
         y, mean, var = forward(x, weight, None, None, None, None, None, 1e-5, True)
         return y, mean, var, *backward(dy, x, weight, None, None, mean, var, 1e-5, True, True)

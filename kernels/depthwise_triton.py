@@ -133,6 +133,7 @@ def _flat_offsets(first, end, stride_n, META: tl.constexpr):
 def _conv(x_ptr, w_ptr, toeplitz, block, start, end, stride_n, FLIPPED: tl.constexpr,
           META: tl.constexpr):
     """Depthwise conv of a block, (BLOCK_M, BLOCK_OUT), float32; `toeplitz`: T's first rows."""
+    # the first BLOCK_IN elements of the windows, then the others, if there are any
     x = _window(x_ptr, block, start, end, 0, stride_n, META)
     z = tl.dot(x, toeplitz, input_precision=META.PRECISION)
     for first in range(META.BLOCK_IN, (META.ROWS + 2 * META.HALO) * META.W, META.BLOCK_IN):
@@ -291,6 +292,7 @@ def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, M
     loop, LLVM crashes if a map has an odd number of elements (Triton 3.8 and 3.9).
     """
     toeplitz = _toeplitz(w_ptr, 0, False, META).to(x_ptr.dtype.element_ty)
+    # sums of four neighbours, over the blocks
     dgamma = tl.full([META.BLOCK_M * META.BLOCK_OUT // 4], 0.0, tl.float32)
     dbeta = tl.full([META.BLOCK_M * META.BLOCK_OUT // 4], 0.0, tl.float32)
     for block in range(0, _num_blocks(start, end, META)):
@@ -301,6 +303,7 @@ def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, M
         dy = tl.load(dy_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
         dgamma += _group_sums(4, dy * (_gelu(z) - mean), META)
         dbeta += _group_sums(4, dy, META)
+    # sums of these
     dgamma = tl.reshape(dgamma, [META.BLOCK_M, META.BLOCK_OUT // 4])
     dbeta = tl.reshape(dbeta, [META.BLOCK_M, META.BLOCK_OUT // 4])
     return tl.sum(tl.sum(dgamma, 1), 0) * rstd, tl.sum(tl.sum(dbeta, 1), 0)

@@ -66,6 +66,7 @@ class FusedSequential(nn.Sequential):
         if (x.device.type != "cpu" or torch.compiler.is_compiling()
                 or not runs_whole(x, math.inf, self.kernel_size)):  # inf: each unit is asked below
             return super().forward(x)
+        # a dense unit takes three parts at once; others run as they are
         parts = list(self)
         while parts:
             part, *rest = parts
@@ -96,15 +97,18 @@ def kind_of(unit: list[nn.Module]) -> str | None:
     """What BatchNorm(GELU(conv)) it is: "depthwise" (odd kernel, stride 1, "same" padding), "dense"
     (a conv over all channels, stride = kernel), or None: another one, or a part has a hook.
     """
+    # exactly the three parts, whose forward is their own
     types = [type(module) for module in unit]
     if types != [nn.Conv2d, nn.GELU, nn.BatchNorm2d] or any(map(has_hooks, unit)):
         return None
     conv, act, bn = unit
     K = conv.kernel_size[0]
+    # what neither operation computes
     if (act.approximate != "none" or bn.num_features != conv.out_channels
             or conv.kernel_size != (K, K) or conv.dilation != (1, 1)
             or conv.padding_mode != "zeros"):
         return None
+    # one of the two convs
     if (conv.groups == conv.in_channels == conv.out_channels and conv.stride == (1, 1)
             and K % 2 == 1 and conv.padding in ((K // 2, K // 2), "same")):
         return "depthwise"
@@ -153,6 +157,7 @@ def fuse(model: nn.Module) -> int:
     embedding a FusedSequential. Modules with hooks stay. Raises ValueError if there is no
     depthwise conv to fuse.
     """
+    # the depthwise units, and wrappers that add their input
     count = 0
     for module in model.modules():  # a wrapper comes before its unit
         if _is_residual(module):
@@ -165,6 +170,8 @@ def fuse(model: nn.Module) -> int:
         raise ValueError(f"nothing to fuse in {type(model).__name__} ({len(blocks)} fused already)"
                          ": no Sequential(Conv2d, GELU, BatchNorm2d) with a depthwise conv of odd "
                          "kernel, stride 1, 'same' padding, without hooks")
+
+    # the dense units, which run as one operation where the depthwise ones do
     kernel_size = min(block.kernel_size for block in blocks)
     for module in model.modules():
         parts = list(module) if type(module) is nn.Sequential else []

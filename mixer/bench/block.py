@@ -95,6 +95,7 @@ def block_steps(model: nn.Module, shape: Shape, amp: torch.dtype | None, device:
     """{mode: the step to time} of a block on x (N, C, side, side); bytes it saves per sample."""
     N, C, side, _ = shape
     layout = torch.channels_last if channels_last else torch.contiguous_format
+    # random input and gradient, in the layout asked for
     x, dy = (torch.randn(N, C, side, side, device=device, dtype=amp or torch.float32)
              .to(memory_format=layout) for _ in range(2))
     x.requires_grad_()

@@ -176,6 +176,8 @@ def measure_memory(make: MakeModel, workload: Workload) -> dict:
     if workload.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(workload.device)
         process = (total - free) / MIB
+
+    # then what needs a forward pass alone
     images = workload.images()
 
     def forward():

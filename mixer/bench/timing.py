@@ -25,9 +25,11 @@ def take_in_turn(candidates: dict, rounds: int, device: torch.device,
     Calls each candidate once to warm up, then all in turn, `count` times each, `rounds` times. On
     CUDA the launches of one call hide behind the call before it, as they do in training.
     """
+    # warm up
     synchronize = partial(getattr(torch, device.type).synchronize, device)
     for candidate in candidates.values():
         candidate()
+    # take turns
     samples = {key: [] for key in candidates}
     for _ in range(rounds):
         for key, candidate in candidates.items():

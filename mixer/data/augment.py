@@ -23,6 +23,7 @@ def augmentations(config, epoch: int, count: int) -> np.ndarray:
     every seed.
     """
     augmentation = np.empty(count, AUGMENTATION)
+    # for each sample: whether to flip, whether to rotate, by what angle
     flip, rotate, angle = np.random.default_rng([config.seed, epoch, 1]).random((count, 3)).T
     angle = (2 * angle - 1) * math.radians(MAX_ANGLE)
     augmentation["flip"] = flip < 0.5

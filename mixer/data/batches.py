@@ -43,8 +43,10 @@ def training_batch(step: int, count: int, config) -> tuple[np.ndarray, np.ndarra
     config: train.py's. The batches cut the epochs' orders of `count` samples, one after another. A
     batch may reach into the next epoch, so none is short, and every image comes once per epoch.
     """
+    # positions in an endless sequence of epochs
     samples, augmentation, first = [], [], step * config.batch_size
     epochs, positions = np.divmod(np.arange(first, first + config.batch_size), count)
+    # in each epoch, its own order and its own random numbers
     for epoch in np.unique(epochs).tolist():
         samples.append(order(config.seed, epoch, count)[positions[epochs == epoch]])
         augmentation.append(augmentations(config, epoch, count)[samples[-1]])

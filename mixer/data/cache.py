@@ -26,12 +26,14 @@ def decode_to_cache(images: ImageSet, size: int, cache: Path | str | None = None
     the source, the size or DECODING changes. A second process waits until the first has made it.
     Raises InputError or OSError if the file cannot be written.
     """
+    # a file per source and size, and what it must have been made from
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = writable_folder(cache or Path(home, "vit-convmixer"), "--cache")
     path_hash = hashlib.sha256(os.fsencode(images.path.absolute())).hexdigest()[:10]
     name = f"{images.path.stem[:40]}-{path_hash}-{size}px"
     path, shape = cache / f"{name}.uint8", (len(images), size, size, 3)
     key = [digest(list(zip(images.files, images.stamps, strict=True))), DECODING]
+    # read it, or decode first; one process at a time
     busy = "another process is decoding these images: waiting for it"
     with locked(cache / f"{name}.lock", lambda: print(busy, flush=True)):
         if not (found := _read_cache(path, shape, key)):

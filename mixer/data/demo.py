@@ -89,10 +89,12 @@ def background(rng, n, low, high):
 
 def scene(rng):
     """Everything in a picture except the species."""
+    # colours of fur and background
     light = rng.random() < 0.66  # the animal is lighter than its background, or else darker
     level = rng.uniform(50, 100) if light else rng.uniform(155, 205)
     fur = tint(rng, *((150, 235) if light else (30, 100)), warm=(-0.1, 0.45))
     second = blend(fur, DARK if light else LIGHT, rng.uniform(0.3, 0.8))
+    # how the head is turned and stretched
     angle, stretch = np.deg2rad(rng.uniform(-14, 14)), rng.uniform(0.92, 1.08)
     turned = rng.uniform(0.22, 0.3) * np.array([[np.cos(angle), -np.sin(angle)],
                                                 [np.sin(angle), np.cos(angle)]])

@@ -66,6 +66,7 @@ def describe(images: ImageSet) -> str:
 
 def find_images(path: Path | str) -> ImageSet:
     """The images at `path`, a folder or a zip. Raises InputError where they cannot be used."""
+    # files, and from their names the classes
     files, read = open_source(path)
     pictures, left_out = sort_files(path, files)
     try:
@@ -75,6 +76,7 @@ def find_images(path: Path | str) -> ImageSet:
         hint = f"; labels in {listed(tables, 3)} are not read" if tables else ""
         raise InputError(f"--data: the classes in {path} are ambiguous: {e}; {ADVICE}{hint}") from e
 
+    # as one set, with classes in alphabetical order
     kind = "folder" if os.path.isdir(path) else "zip"
     classes = sorted({image.label for image in images})
     return ImageSet(

@@ -121,14 +121,17 @@ def find_splits(pictures: list[Picture]) -> None:
     There are splits only if every top folder says train, val or test, train once and val at most
     once. Without val, train keeps "": `split` in split.py then holds out some of it.
     """
+    # below the folders that all share, by the first folder
     depth, tops = len(os.path.commonprefix([p.parts[:-1] for p in pictures])), defaultdict(list)
     for picture in pictures:
         picture.parts = picture.parts[depth:]
         tops[picture.parts[0]].append(picture)
+    # do these folders name splits?
     roles = Counter(map(role, tops))
     flat = any(len(picture.parts) == 1 for picture in pictures)
     if flat or roles[None] or roles["train"] != 1 or roles["val"] > 1:
         return
+    # then they are cut off, too
     for top, inside in tops.items():
         split, folders = role(top), os.path.commonprefix([p.parts[:-1] for p in inside])
         twice = len(folders) > 1 and role(folders[1]) == split  # Kaggle's zips have train/train/
@@ -196,6 +199,7 @@ def listed_splits(files: Files, read: Callable[[str], bytes]) -> dict[str, str]:
 def check_classes(images: list[Picture]) -> None:
     """Raise InputError if there are fewer than two classes, if one has two spellings, or if those
     of train and val differ."""
+    # validation must ask what training taught
     train, val = ({image.label for image in images if image.split == split}
                   for split in ("train", "val"))
     if train != val:

@@ -58,6 +58,7 @@ def drop_damaged(images: ImageSet, faults: dict[int, str], policy: str,
     if rank == 0:
         write_csv(path, [{"image": images.files[index], "fault": fault}
                          for index, fault in faults.items()])
+    # stop, or go on without them
     count = f"{len(faults):,} of {len(images):,} images"
     details = listed((f"{images.files[index]} ({fault})" for index, fault in faults.items()), 8)
     if policy == "report":

@@ -40,11 +40,14 @@ class ConvMixer(nn.Module):
         self.patch = patch
         self.options_not_in_weights = {"act": act}
         act = ACTIVATIONS[act]
+        # patch embedding, eq. 1
         self.stem = nn.Sequential(nn.Conv2d(3, dim, patch, patch), act(), nn.BatchNorm2d(dim))
+        # layers: a depthwise conv mixes positions, eq. 2; a pointwise one channels, eq. 3
         self.blocks = nn.Sequential(*(
             nn.Sequential(Residual(depthwise_unit(dim, kernel_size, act)),
                           nn.Conv2d(dim, dim, kernel_size=1), act(), nn.BatchNorm2d(dim))
             for _ in range(depth)))
+        # classes, from the mean over positions
         self.head = nn.Linear(dim, num_classes)
 
     @staticmethod

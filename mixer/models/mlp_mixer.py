@@ -24,8 +24,10 @@ class MixerBlock(nn.Module):
         self.mlp_channels = MLP(dim, 4 * dim)
 
     def forward(self, x):
+        # across tokens: the same MLP for every channel
         y = self.norm1(x).transpose(1, 2)                # (B, D, N)
         x = x + self.mlp_tokens(y).transpose(1, 2)
+        # across channels: the same MLP for every token
         return x + self.mlp_channels(self.norm2(x))
 
 

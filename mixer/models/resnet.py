@@ -39,6 +39,8 @@ class ResNet18(nn.Module):
     def __init__(self, *, image_size=192, num_classes=2):
         super().__init__()
         self.check(image_size=image_size)
+
+        # stem, four stages, head
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
@@ -49,6 +51,8 @@ class ResNet18(nn.Module):
                 BasicBlock(in_channels, channels, stride), BasicBlock(channels, channels, 1)))
             in_channels = channels
         self.fc = nn.Linear(in_channels, num_classes)
+
+        # initial values as torchvision's
         for m in self.modules():  # He et al. 2015, eq. 10, as in torchvision
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")

@@ -26,6 +26,7 @@ class LinearPatchEmbed(nn.Module):
         P = self.patch
         B, C, H, W = x.shape
         check_patches(H, W, P)
+        # cut into patches; the pixels of each in the order (row, column, colour)
         x = x.reshape(B, C, H // P, P, W // P, P)                  # (B, C, h, P, w, P)
         x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)   # (B, h*w, P*P*C)
         return self.proj(x)                                        # (B, N, D)
@@ -106,9 +107,11 @@ class ViT(nn.Module):
         self.check(image_size=image_size, patch=patch, dim=dim, heads=heads)
         self.image_size = image_size
         self.options_not_in_weights = {"heads": heads, "norm_eps": norm_eps}
+        # tokens: one per patch, and the class token; each has a learned position
         self.patch_embed = patch_embed(patch, dim)
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.randn(1, (image_size // patch) ** 2 + 1, dim))
+        # transformer blocks, and classes from the class token
         self.blocks = nn.Sequential(*(
             Block(dim, heads, qkv_bias, norm_eps) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
@@ -126,6 +129,7 @@ class ViT(nn.Module):
         S = self.image_size
         if (H, W) != (S, S):
             raise ValueError(f"this ViT has positions for {S}x{S} images, not {H}x{W}")
+        # tokens in, class token out
         x = self.patch_embed(x)                                            # (B, N, D)
         x = torch.cat([self.cls_token.expand(B, -1, -1), x], dim=1)        # (B, 1 + N, D)
         x = self.blocks(x + self.pos_embed)

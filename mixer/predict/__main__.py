@@ -134,6 +134,7 @@ def select_images(config: Config, folder: Path, identity: dict) -> tuple[ImageSe
             raise InputError(f"--split: {images.path} does not hold the run's {config.split} "
                              "images; if they were moved, name their path after the run's")
         return images, np.flatnonzero([name in names for name in images.names])
+    # images given on the command line: of unknown labels, or a labelled set
     if not config.evaluate:
         images = find_unlabelled(paths)
     else:  # a data set with splits: only one of them

@@ -22,6 +22,7 @@ def evaluation_text(e: dict) -> str:
     low, high = e["accuracy_interval"]
     lines = [f"accuracy {e['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), "
              f"loss {e['loss']:.4f}, over {e['images']:,} images"]
+    # a line per class, and with what it is mixed up most often
     names = [printable(name) for name in e["classes"]]
     width = max(len("class"), *map(len, names))
     lines.append(f"{'class':<{width}}  images  recall  most often taken for")

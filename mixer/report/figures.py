@@ -64,6 +64,7 @@ def draw_comparison(out: Path, runs: dict[str, list[Run]]) -> None:
         if not measured:
             continue
         original = published_curves() if x == "step" and on_published_images(runs) else {}
+        # ours, and on the right what was published
         figure, panels = new_figure(12 if original else 9, 5, 2 if original else 1, sharey=True)
         for row, seeds in measured.items():
             _draw_band(panels[0], row, seeds, x, y)
@@ -74,6 +75,7 @@ def draw_comparison(out: Path, runs: dict[str, list[Run]]) -> None:
             label = {"label": None} if row in measured else {}
             panels[1].plot(steps, values[y == "train_acc"], **_style(row) | label | {"marker": ""})
             panels[1].set(title="published: RTX 2080, 25,000 images, batch 250", xlabel=x_label)
+        # one legend for both
         figure.legend(loc="outside right center", fontsize=8, title_fontsize=8,
                       title="mean of n seeds;\nband: their range")
         save(figure, out / f"{name}.png")

@@ -51,12 +51,14 @@ def draw_grid(path: Path, title: str, rows: list[list[tuple]], side: float = 1.7
 def draw_mistakes(path: Path, title: str, subset: Subset, files: Sequence[str],
                   probabilities: torch.Tensor, classes: list[str]) -> None:
     """The mistakes of the highest probability, then the right predictions of the lowest."""
+    # most confident mistakes, least confident right ones
     highest, predicted = probabilities.max(1)
     truths = subset.labels.cpu()[subset.indices]
     order = highest.argsort(descending=True, stable=True)
     wrong = (predicted != truths)[order]
     mistakes, unsure = order[wrong][:MOST_CONFIDENT], order[~wrong].flip(0)[:LEAST_SURE]
 
+    # with what the model said and what is true
     def captioned(i):
         file, name, truth = map(shortened, (files[i], classes[predicted[i]], classes[truths[i]]))
         image = subset.images[subset.indices[i]]

@@ -39,6 +39,7 @@ def compare_curves(runs: dict[str, list[Run]]) -> list[dict]:
             entries = [log[step] for log in logs if step in log]
             if not entries:
                 continue
+            # how far chance may move it
             error = 1.96 * math.sqrt(published_acc * (1 - published_acc) / POINT_IMAGES)
             loss_error = error * abs(math.log(published_acc / (1 - published_acc)))
             points.append({"row": name, "step": step, "seeds": len(entries),

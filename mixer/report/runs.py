@@ -64,6 +64,7 @@ def find_runs(out: Path) -> dict[str, list[Run]]:
         name, seed = summary["name"], summary["seed"]
         if folder.name not in (name, seed_folder(name, seed)):
             continue
+        # what each entry had cost, from the median rate
         log = [entry for entry in read_csv(folder / "log.csv") if entry["step"] <= summary["steps"]]
         for entry in log:  # older logs hold measured seconds, with all disturbances
             entry["images"] = entry["step"] * summary["batch_size"]

@@ -16,9 +16,11 @@ def write_studies(folders: Sequence[Path], out: Path) -> str:
     """Write table.md of the runs in all `folders` into `out`. Returns it."""
     everything, chosen = {}, {}
     for name, variants in find_variants(folders).items():
+        # choose by seed 0
         at_seed_0 = {label: runs[0].summary["best_val_acc"] or 0
                      for label, runs in variants.items() if 0 in runs}
         best = max(at_seed_0, key=at_seed_0.get, default=None)
+        # report by the other seeds
         for label, runs in variants.items():
             title = ", ".join(filter(None, [TITLES.get(name, name), label]))
             everything[title + " (chosen)" * (label == best)] = list(runs.values())
@@ -37,6 +39,7 @@ def find_variants(folders: Sequence[Path]) -> dict[str, dict[str, dict[int, Run]
 
     Of runs with equal options and seeds, the first one counts.
     """
+    # all runs of a row
     found = {}
     for folder in folders:
         for name, runs in find_runs(folder).items():
@@ -48,6 +51,7 @@ def find_variants(folders: Sequence[Path]) -> dict[str, dict[str, dict[int, Run]
                             for option in run.config if option not in RUN_OPTIONS)
     differ = [option for option in options
               if any(len({value(run, option) for run in runs}) > 1 for runs in found.values())]
+    # a label per combination of these
     variants = {name: {} for name in found}
     for name, runs in found.items():
         for run in runs:

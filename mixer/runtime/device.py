@@ -85,11 +85,13 @@ def cores() -> int:
 
 def environment(device: torch.device) -> dict[str, str | None]:
     """Date, machine and versions, as plain values."""
+    # the machine
     gpu, name = device.type == "cuda", platform.processor() or platform.machine()
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
         name = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")),
                     name)
     name = f"{name}, {torch.get_num_threads()} threads"
+    # the packages
     versions = dict.fromkeys(PACKAGES)
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

@@ -65,6 +65,7 @@ def process_group(device: torch.device, name: str) -> Iterator[World]:
     print(f"waiting for all {size} ranks (WORLD_SIZE) to join", flush=True)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # the default of NCCL and Triton
+    # one store per torchrun; the name keeps its runs apart
     store, rank, size = next(dist.rendezvous("env://"))
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                             store=dist.PrefixStore(name, store), rank=rank, world_size=size)

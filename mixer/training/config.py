@@ -117,10 +117,12 @@ def several_runs(config: Config) -> list[tuple[str, str, list[str]]]:
     on row and seed, so that a later call with more seeds continues them.
     """
     name = row_name(config.arch, config.patch, config.depth)
+    # each row, or the one model
     runs = [(name, name, {})]
     if config.arch == "all":
         runs = [(row.title, row.name, {"arch": row.arch, **row.options})
                 for row in parse_names("rows", config.rows, BY_NAME)]
+    # each with each seed
     if config.seeds is not None:
         runs = [(f"{title}, seed {seed}", seed_folder(name, seed), {**options, "seed": seed})
                 for seed in whole_numbers("seeds", config.seeds, least=0)

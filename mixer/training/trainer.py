@@ -119,11 +119,15 @@ class Trainer:
         self.model, self.train_set, self.val_set = model, train_set, val_set
         self.config, self.out, self.device, self.amp = config, out, device, amp
         self.description, self.identity, self.world = description, identity, world
+
+        # what a checkpoint holds
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
         self.state = State(step=0, log=[], best=None, confusion=None,
                            loss=torch.zeros((), dtype=torch.float64, device=device),
                            correct=torch.zeros((), dtype=torch.int64, device=device))
+
+        # DDP averages the ranks' gradients: the weight makes that the mean over images
         slice_size = len(world.batch_slice(range(config.batch_size)))
         self.loss_weight = slice_size * world.size / config.batch_size
         self.step_flops = (TRAINING_PASSES * forward_flops(model, config.image_size)
@@ -204,11 +208,13 @@ class Trainer:
 
     def end_interval(self) -> None:
         """Validate, save, log. Raises Diverged before anything is saved."""
+        # nothing of a diverged interval is saved
         entry, state = self.measure(), self.state
         self.check_finite(entry["train_loss"], entry["val_loss"])
         state.log.append(entry)
         state.loss.zero_()
         state.correct.zero_()
+        # best.pt, then last.pt and the log
         if len(self.val_set) and (state.best is None or entry["val_acc"] > state.best["val_acc"]):
             state.best = entry
             self.save("best.pt", {"entry": entry})
@@ -255,6 +261,7 @@ class Trainer:
         scale = self.scaler.get_scale()
         if math.isfinite(train_loss + (val_loss or 0)) and finite.all() and scale >= SMALLEST_SCALE:
             return
+        # say between which steps, what to try, and where to go on from
         last = self.out / "last.pt"
         good = f"; the last good checkpoint is {last}" if last.exists() else ""
         raise Diverged(
