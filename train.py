@@ -73,7 +73,7 @@ def train_one(config, name, out, device, amp, world):
 
     # the images
     images = drawn_images() if config.data is None else find_images(config.data)
-    if config.val_fraction is None:  # not given
+    if config.val_fraction is None:
         config = replace(config, val_fraction=0.1)
     elif "val" in images.splits:
         raise InputError(f"--val-fraction: {images.path} comes with a validation set; leave it out")
@@ -131,13 +131,14 @@ def train_one(config, name, out, device, amp, world):
 def write_results(trainer, name, images, parameters, minutes):
     """Write summary.json, then the pictures."""
     config, out, state, val_set = trainer.config, trainer.out, trainer.state, trainer.val_set
-    # numbers
+    # summary.json
     summary = summarise(name, config, state, parameters=parameters, steps=config.steps,
                         classes=images.classes, data=describe(images),
                         dtype=dtype_name(trainer.amp))
     write_json(out / "summary.json", summary)
+
+    # curves, filters, attention, and what the model got wrong
     draw_curves(out / "curves.png", state.log, name)
-    # pictures: curves, filters, and what the model got wrong
     probabilities = None
     if len(val_set):
         probabilities = predict(trainer.model, val_set, config.batch_size, trainer.device,

@@ -92,8 +92,8 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
 
 
 def to_block_layout(x, *tensors):
-    """T (None: use convs), and the tensors in the dtype and layout of a block with input x. The
-    first two are weight and x."""
+    """Convert the tensors (weight, x, ...) to the dtype and layout in which a block with input x
+    runs. Returns T, None if it uses convs, then the tensors."""
     dtype, channel_major = dtype_and_layout(x.dtype, len(x), *x.shape[2:])
     if not channel_major:
         dtype = stats_dtype(x)
@@ -118,7 +118,8 @@ def toeplitz(weight, H, W):
 
 
 def conv(x, weight, bias, T):
-    """The depthwise conv: of contiguous tensors if T is None, else of channel-major ones by T."""
+    """The depthwise conv. T None: PyTorch's, of a contiguous x. Else a product of a channel-major x
+    with T."""
     if T is None:
         return reference.conv(x, weight, bias)
     x, T = x.transpose(0, 1), T.transpose(1, 2)                 # (C, N, H, W)

@@ -49,8 +49,9 @@ def choose_tiling(H, W, K, dtype, backward,
     wgmma, tcgen05 = generation == 9, generation in (10, 11)  # instructions of tensor cores
     mma = not (wgmma or tcgen05)
 
-    # the rows of a tile: fewer where registers are scarce, because elements are loaded one by one
-    # or, in the backward pass, T is in registers or rows are padded to a power of two
+    # The rows of a tile. Use fewer where registers are scarce: if elements are loaded one by one
+    # (odd maps); and in the backward pass if T is kept in registers (mma), or if W is not a power
+    # of two, because then blocks are padded.
     scarce = odd or (backward and (mma or W & (W - 1) != 0))
     small_tiles = float32 or (scarce and W <= SMALL_TILE)
     candidates = []
@@ -66,9 +67,9 @@ def choose_tiling(H, W, K, dtype, backward,
         return None
     _, rows, block_in, block_out = min(candidates)
 
-    # The first line that applies gives BLOCK_M, num_warps and maxnreg: nothing spills and, if
-    # possible, two programs fit on an SM. 255 is the hardware's limit; without it, ptxas may choose
-    # 128 and spill.
+    # The first line that applies gives BLOCK_M, num_warps and maxnreg: little or nothing spills
+    # and, if possible, two programs fit on an SM. 255 is the hardware's limit; without it, ptxas
+    # may choose 128 and spill.
     matrix, whole, long = block_in * block_out, rows == H, block_in > 256
     small = block_in <= 128 and matrix <= 4096           # T and dz_window^T x leave registers free
     aligned = rows * W % 8 == 0 and K // 2 * W % 8 == 0  # loads of 16 bytes
@@ -79,8 +80,8 @@ def choose_tiling(H, W, K, dtype, backward,
         (odd and not backward, 64, 8, 255),                    # elements are loaded one by one
         (odd and wgmma and small, 64, 8, 255),                 # wgmma needs 64 rows; T is in memory
         (odd, 32, 8, 255),
-        (mma and backward and long, 32, 8, 255),               # mma: each warp holds all of T, but
-        (mma and backward and whole, 32, 4, 168),              # a long one spills in four warps
+        (mma and backward and long, 32, 8, 255),               # in four warps, a long T would spill
+        (mma and backward and whole, 32, 4, 168),              # with mma each warp holds all of T
         (mma and backward and small and aligned, 64, 4, 168),  # 168: three programs on an SM
         (mma and backward and (matrix <= 4096 or matrix <= 8192 and aligned), 64, 4, 255),
         (mma and backward, 32, 4, 255),
@@ -106,12 +107,15 @@ def choose_tiling(H, W, K, dtype, backward,
     tiling = kernels.Tiling(
         H=H, W=W, K=K, ROWS=rows, HALO=0 if rows == H else K // 2, TILES=tiles, BLOCK_M=block_m,
         BLOCK_T=block_t, BLOCK_IN=block_in, BLOCK_OUT=block_out,
-        PRECISION="tf32" if limits.tf32 else "tf32x3")  # as exact as float32
+        PRECISION="tf32" if limits.tf32 else "tf32x3")  # tf32x3 is as exact as float32
     return tiling, dict(num_warps=num_warps, maxnreg=maxnreg, num_stages=1, enable_fp_fusion=True)
 
 
 def programs_per_channel(shape, dtype):
-    """For x of `shape` (N, C, H, W): at most one per sample."""
+    """Number of programs per channel for x of `shape` (N, C, H, W), at most one per sample.
+
+    Enough programs to fill a GPU, and a slice of samples that stays in L2.
+    """
     N, C, H, W = shape
     programs = triton.cdiv(N * H * W * dtype.itemsize, BYTES_PER_PROGRAM)
     return min(N, max(programs, triton.cdiv(FEWEST_PROGRAMS, C)))

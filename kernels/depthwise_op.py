@@ -41,7 +41,7 @@ def depthwise_gelu_bn(
         raise ValueError("batch statistics need more than one value per channel: "
                          f"x is {tuple(x.shape)}")
 
-    # where autocast casts x, the sum keeps the dtype of x and is taken outside
+    # if autocast changes the dtype of x, the original x is added here, in its own dtype
     x_as_conv, weight, bias = as_conv_inputs(x, weight, bias, gamma, beta, mean, var)
     fused_residual = residual and x_as_conv.dtype == x.dtype
     y, mean, var = _DepthwiseGELUBN.apply(x_as_conv, weight, bias, gamma, beta, mean, var, eps,

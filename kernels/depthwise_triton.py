@@ -31,7 +31,30 @@ directions. The weight's gradient needs the same windows of dz: dz_window^T x is
 its diagonals add up to the K * K taps of the flipped kernel. A tile that is the whole map needs no
 halo. T spreads a NaN or an infinity over its tile, where a conv spreads it over its window.
 
-Read forward_kernel, _moments, _conv, _toeplitz; then backward_kernel, _sums, _gradients.
+The forward pass in one launch, one program per channel c:
+
+    T = toeplitz(weight[c])                                     _toeplitz
+    for each block of tiles:                                    _moments
+        g = GELU(window(x) @ T + bias)                          _window, _conv_bias, _gelu
+        merge g into mean and variance
+        y = g
+    for all elements of the channel:                            forward_kernel
+        y = (y - mean) / sqrt(var + eps) * gamma + beta (+ x)
+
+The backward pass, which recomputes z = conv(x) + bias:
+
+    for each block of tiles:                                    _sums
+        dgamma += sum(dy * (GELU(z) - mean)) / sqrt(var + eps)
+        dbeta  += sum(dy)
+    for each block of tiles:                                    _gradients
+        dz = dy through BatchNorm and GELU                      _gradient_of_z
+        db += sum(dz)
+        products += dz_window^T x
+        dx = window(dz) @ toeplitz(weight[c] flipped) (+ dy)
+    dw = sums of the diagonals of products                      _store_dw
+
+To understand the kernels, this file is enough: depthwise_launch.py only chooses sizes and launches,
+depthwise_op.py registers the operator. With few or long channels, a pass takes two launches:
 
                one launch    two: the first    two: the second
     forward    MOMENTS, y    MOMENTS, no y     not MOMENTS, as in evaluation
@@ -93,7 +116,9 @@ def _tile_offsets(block, start, end, first, last, COUNT: tl.constexpr, stride_n,
     """Offsets of elements first .. last - 1 of each tile of a block; 0 is the tile's own first.
 
     Returns the block's offset in its channel, a scalar, so that only scalars change from block to
-    block; the elements' offsets from there, (BLOCK_M, COUNT); and which elements exist.
+    block; the elements' offsets from there, (BLOCK_M, COUNT); and which elements exist. In the
+    drawing above, with BLOCK_T = 4, row m = 1 of block 0 is tile 1 of sample 0: its elements are at
+    10 .. 19 of the map, its window at 5 .. 24. Row 3 is padding, row 4 is tile 0 of sample 1.
     """
     n, t = _block_origin(block, start, META)
     m, i = tl.arange(0, META.BLOCK_M)[:, None], tl.arange(0, COUNT)[None, :]
@@ -288,8 +313,8 @@ def _group_sums(n: tl.constexpr, t, META: tl.constexpr):
 def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, META: tl.constexpr):
     """dgamma = sum(dy * xhat), dbeta = sum(dy) over samples start..end; z = conv + bias to z_ptr.
 
-    The loop adds four neighbours, and the rest is added at the end. With sums of whole rows in the
-    loop, LLVM crashes if a map has an odd number of elements (Triton 3.8 and 3.9).
+    The loop adds groups of four elements only: adding whole rows there crashes LLVM if a map has an
+    odd number of elements (Triton 3.8 and 3.9).
     """
     toeplitz = _toeplitz(w_ptr, 0, False, META).to(x_ptr.dtype.element_ty)
     # sums of four neighbours, over the blocks
@@ -311,8 +336,8 @@ def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, M
 
 @triton.jit
 def _gradient_of_z(z, dy, mean, rstd, scale, mean_dy, mean_dyx):
-    """Through BatchNorm: dg = scale * (dy - mean(dy) - xhat * mean(dy * xhat)) (Ioffe & Szegedy
-    2015, section 3), with both means 0 if the statistics are not this batch's. Then through GELU.
+    """dz from dy. BatchNorm: dg = scale * (dy - mean(dy) - xhat * mean(dy * xhat)), Ioffe & Szegedy
+    2015, section 3; both means are 0 if the statistics are fixed. GELU: dz = dg * GELU'(z).
     """
     dg = scale * (dy - mean_dy) - (_gelu(z) - mean) * (scale * rstd * mean_dyx)
     return dg * _gelu_slope(z)
@@ -328,8 +353,10 @@ def _store_dx(dx, dy_ptr, dx_ptr, at, exists, RESIDUAL: tl.constexpr):
 @triton.jit
 def _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rstd, scale, mean_dy,
                mean_dyx, start, end, stride_n, RESIDUAL: tl.constexpr, META: tl.constexpr):
-    """Stores dx and dz_window^T x, returns db. Overwrites z with dz. If a tile is a whole map there
-    is no z buffer: dz is recomputed from x and dy.
+    """Store dx, and dz_window^T x for dw; return db.
+
+    z_ptr is overwritten with dz. If z_ptr is None (a tile is a whole map), dz is recomputed from x
+    and dy.
     """
     MAP: tl.constexpr = META.H * META.W
     WINDOW: tl.constexpr = (META.ROWS + 2 * META.HALO) * META.W

@@ -17,9 +17,9 @@ class DepthwiseGELUBN(nn.Sequential):
 
     A Sequential(Conv2d, GELU, BatchNorm2d) with the same state-dict keys and the same behaviour of
     BatchNorm: momentum (also None), eval, frozen, without affine or running statistics. It calls
-    its parts one by one where they are as fast (see `runs_whole`); also, with one warning, if a
-    part has a hook or is of another type, as nn.SyncBatchNorm. Raises ValueError for an even kernel
-    size.
+    its parts one by one in two cases: they are as fast (see `runs_whole`), or a part has a hook or
+    another type, such as nn.SyncBatchNorm. The second case warns once. Raises ValueError for an
+    even kernel size.
     """
     def __init__(self, dim: int, kernel_size: int, residual: bool = False):
         if kernel_size % 2 == 0:
@@ -58,8 +58,8 @@ class FusedSequential(nn.Sequential):
     """A Sequential that computes each dense unit among its parts as one operation.
 
     A dense unit is Conv2d, GELU, BatchNorm2d with a conv over all channels whose stride is its
-    kernel: the pointwise half of a ConvMixer layer, and the patch embedding. On GPUs, compiled, and
-    where DepthwiseGELUBN does so, it calls the parts one by one.
+    kernel: the pointwise half of a ConvMixer layer, and the patch embedding. It calls the parts one
+    by one on a GPU, under torch.compile, and whenever DepthwiseGELUBN does.
     `kernel_size` is that of the depthwise convs of the model.
     """
     def forward(self, x):
@@ -94,8 +94,8 @@ def run_fused(operation, x, conv, bn, **options):
 # Which modules are fused
 
 def kind_of(unit: list[nn.Module]) -> str | None:
-    """What BatchNorm(GELU(conv)) it is: "depthwise" (odd kernel, stride 1, "same" padding), "dense"
-    (a conv over all channels, stride = kernel), or None: another one, or a part has a hook.
+    """"depthwise" for a conv with odd kernel, stride 1 and "same" padding, "dense" for a conv over
+    all channels whose stride is its kernel, or None if the three parts cannot be fused.
     """
     # exactly the three parts, whose forward is their own
     types = [type(module) for module in unit]

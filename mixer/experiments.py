@@ -12,8 +12,8 @@ from pathlib import Path
 CURVES = Path(__file__).with_name("published_curves.csv")  # a line per model and 100 steps
 EPOCH_IMAGES = 25_000  # the full Dogs vs. Cats training set
 ORIGINAL_CLASSES = ["cat", "dog"]
-# of train.py: with these options, and those of the rows, a run can be compared to the published
-# curves; None in a run means that its model has no such option
+# options of train.py in the original's recipe: only runs with these are compared with the published
+# curves; an option that a model does not have is None in its run
 ORIGINAL_OPTIONS = {"dim": 512, "heads": 8, "kernel_size": 9, "image_size": 192, "batch_size": 250,
                     "lr": 1e-4, "weight_decay": 0.0, "schedule": "constant", "warmup": 0,
                     "clip_grad": None, "label_smoothing": 0.0, "log_every": 100, "act": "gelu",

@@ -10,7 +10,7 @@ MAX_ANGLE = 15.0  # degrees
 CPU_GROUP = 16    # images augmented at a time: 250 take 40 ms, and at once 70 ms
 
 # what is done to one image; a batch of them is one array
-AUGMENTATION = np.dtype([("flip", bool), ("angle", float)])  # radians
+AUGMENTATION = np.dtype([("flip", bool), ("angle", float)])  # angle in radians
 
 
 @functools.lru_cache(maxsize=2)
@@ -19,8 +19,8 @@ def augmentations(config, epoch: int, count: int) -> np.ndarray:
 
     Item i is a function of (seed, epoch, i). Horizontal flip with p = 0.5; with p = 0.5 a rotation,
     uniform in +-MAX_ANGLE, otherwise 0. A new transform must draw from
-    default_rng([config.seed, epoch, 2]): one more column here would change the flips and angles of
-    every seed.
+    default_rng([config.seed, epoch, 2]), the next one with a 3: one more column here would change
+    the flips and angles of every seed.
     """
     augmentation = np.empty(count, AUGMENTATION)
     # for each sample: whether to flip, whether to rotate, by what angle
@@ -75,8 +75,8 @@ def _flip(images, flip):
 def _rotate(images, angle, out):
     """Rotate the images that have an angle, into `out`. channels_last is fastest on two cores.
 
-    Coordinates are computed elementwise, so an image's do not depend on the batch. How a matrix
-    product rounds depends on its size.
+    Coordinates are computed elementwise, not by a matrix product: a product rounds differently for
+    another batch size.
     """
     rotated = np.flatnonzero(angle)
     if not len(rotated):

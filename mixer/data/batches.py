@@ -40,8 +40,9 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
 def training_batch(step: int, count: int, config) -> tuple[np.ndarray, np.ndarray]:
     """The samples of batch `step` (from 0), int64 (B,), and their augmentations (B,).
 
-    config: train.py's. The batches cut the epochs' orders of `count` samples, one after another. A
-    batch may reach into the next epoch, so none is short, and every image comes once per epoch.
+    config: train.py's. The shuffled epochs of `count` samples follow one another, and this sequence
+    is cut into batches. So a batch may hold the end of one epoch and the start of the next: all
+    batches are full, and every image comes once per epoch.
     """
     # positions in an endless sequence of epochs
     samples, augmentation, first = [], [], step * config.batch_size

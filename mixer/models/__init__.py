@@ -22,7 +22,7 @@ class Architecture(NamedTuple):
     """
 
     model: type[nn.Module]
-    defaults: dict[str, int | float | str | bool] = {}  # the original's values
+    defaults: dict[str, int | float | str | bool] = {}  # the original's values, if it had the model
     fixed: dict[str, object] = {}
 
 

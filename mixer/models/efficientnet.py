@@ -28,7 +28,7 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x):
         if self.stride[0] > 1:
-            # enough that every stride starts a window, the smaller half before the first pixel
+            # so that there are ceil(n / s) windows; the smaller half goes before the first pixel
             k, s = self.kernel_size[0], self.stride[0]
             y_pad, x_pad = (max((math.ceil(n / s) - 1) * s + k - n, 0) for n in x.shape[-2:])
             x = F.pad(x, (x_pad // 2, x_pad - x_pad // 2, y_pad // 2, y_pad - y_pad // 2))

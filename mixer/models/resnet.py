@@ -52,8 +52,8 @@ class ResNet18(nn.Module):
             in_channels = channels
         self.fc = nn.Linear(in_channels, num_classes)
 
-        # initial values as torchvision's
-        for m in self.modules():  # He et al. 2015, eq. 10, as in torchvision
+        # initial values as torchvision's: He et al. 2015, eq. 10
+        for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
         self.to(memory_format=torch.channels_last)

@@ -1,7 +1,8 @@
 """Vision Transformer: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021.
 
-Unlike the paper, and like the experiment that we reproduce: qkv has no bias, class token and
-position embedding start from N(0, 1), no dropout. Names are timm's, so its weights load unchanged.
+Differences from the paper, taken from the experiment that we reproduce: no bias in qkv; class token
+and position embedding start from N(0, 1); no dropout. Names are timm's, so its weights load
+unchanged.
 """
 import torch
 from torch import nn
@@ -155,8 +156,15 @@ class PatchConv(nn.Conv2d):
 
 
 # SDPA's backward is slow on a CPU with AVX-512, if there are few tokens. Forward and backward of 32
-# images, 8 heads of 64, ms, SDPA | two products: 65 tokens 31 | 11 in fp32, 31 | 4 in bf16; 145
-# tokens 44 | 43, 62 | 17 (Zen 5). With AVX2 it is not: 16 | 17, 68 | 73 in fp32 (Zen 3).
+# images, 8 heads of 64, in ms:
+#
+#     tokens  dtype  CPU               SDPA  two products
+#         65  fp32   AVX-512 (Zen 5)     31            11
+#         65  bf16   AVX-512 (Zen 5)     31             4
+#        145  fp32   AVX-512 (Zen 5)     44            43
+#        145  bf16   AVX-512 (Zen 5)     62            17
+#         65  fp32   AVX2 (Zen 3)        16            17
+#        145  fp32   AVX2 (Zen 3)        68            73
 FEW_TOKENS = 160 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 0
 
 

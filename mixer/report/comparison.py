@@ -31,7 +31,7 @@ FACTS = ("data", "image_size", "batch_size", "steps", "dtype", "seed", "device",
 NOTES = """\
 n: number of seeds; values are their means. {interval}Minutes and seconds are derived from a run's
 median images/s. They include data loading, exclude validation and saving, and ignore disturbances
-of fewer than half of the log rows. Memory: {memory}."""
+of fewer than half of the log entries. Memory: {memory}."""
 INTERVAL = """\
 ±: half-width of the 95 % confidence interval, the larger of Student's (variance between seeds,
 pooled over rows) and the binomial one for {:,} validation images per seed. """

@@ -16,7 +16,7 @@ from ..runtime.errors import InputError, listed, printable
 from ..runtime.files import save_atomically
 from .config import Config
 
-# options that change no weight: they may differ between a run and its continuation
+# options that change a weight by rounding at most: a run may continue with others
 FREE_ON_RESUME = RUN_OPTIONS - {"seed"} | {"log_every", "kernels"}
 
 
@@ -84,7 +84,8 @@ def init_from_checkpoint(path: Path | str, model: nn.Module, classes: list[str])
 # which run
 
 def run_identity(config: Config, images: str, contents: str) -> dict:
-    """Plain values that define a run. Runs with equal ones come to equal weights.
+    """Plain values that define a run. Runs with equal ones come to equal weights, but
+    for rounding on another device or with other kernels.
 
     images, contents: digests of the images' names and sizes, and of their bytes.
     """

@@ -11,7 +11,7 @@ MODEL_OPTIONS = tuple(dict.fromkeys(name for model in MODELS.values() for name i
 
 @dataclass(frozen=True)
 class Config:
-    """Every option of train.py. The defaults are the original's, plus a validation set."""
+    """The defaults are the original's, plus a validation set."""
 
     # model
     arch: str = option("vit_cnn", "model; all: each row of the comparison",
@@ -68,8 +68,8 @@ class Config:
     def __str__(self):
         """The options that differ from the defaults, those of the model included."""
         usual = vars(Config()) | (MODELS[self.arch].defaults if self.arch in MODELS else {})
-        return ", ".join(f"{name} {value}" for name, value in vars(self).items()
-                         if value != usual[name])
+        return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+                         for name, value in vars(self).items() if value != usual[name])
 
 
 # the defaults of a run without --data
@@ -110,11 +110,11 @@ def read_config(argv: list[str], description: str) -> tuple[Config, list[tuple]]
 
 
 def several_runs(config: Config) -> list[tuple[str, str, list[str]]]:
-    """The runs of `--arch all` or `--seeds`, seed by seed: title, folder in --out, command line
-    without --out and --resume. Raises InputError.
+    """One (title, folder in --out, arguments) per run of `--arch all` or `--seeds`, seed by seed.
 
-    A single seed given by --seed does not change folder names. The folders of --seeds depend only
-    on row and seed, so that a later call with more seeds continues them.
+    The arguments lack --out and --resume. A single seed given by --seed does not change folder
+    names. The folders of --seeds depend only on row and seed, so that a later call with more seeds
+    continues them. Raises InputError.
     """
     name = row_name(config.arch, config.patch, config.depth)
     # each row, or the one model

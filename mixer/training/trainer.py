@@ -1,7 +1,13 @@
 """Training: optimizer, learning rate, step, and the loop that also validates, saves and logs.
 
-A step, in `loop`: `batch` (data/batches.py chooses samples, data/augment.py makes pixels), then
-`train_step`. Every --log-every steps: `end_interval`.
+Read `Trainer.loop`. What it calls in a step, and where that is:
+
+    learning_rate     here
+    training_batch    data/batches.py: which samples, and the random numbers of each
+    augment           data/augment.py: their pixels
+    train_step        here: forward, loss, backward, Adam
+
+Every --log-every steps it calls `end_interval`: validate, save, log.
 """
 import math
 import signal
@@ -44,7 +50,10 @@ def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
 
 
 def skipped_steps(optimizer: torch.optim.Optimizer, steps: int) -> int:
-    """How many of `steps` a GradScaler skipped, by Adam's own count; 0 if an optimizer has none."""
+    """How many of `steps` the GradScaler skipped: those that the optimizer did not count itself.
+
+    0 if the optimizer keeps no count.
+    """
     state = next(iter(optimizer.state.values()), {"step": 0})
     return steps - int(state.get("step", steps))
 
@@ -81,7 +90,8 @@ def train_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor,
     scaler.step(optimizer)
     scaler.update()
 
-    # keep gradients on a CPU: smaller tensors would split the blocks of memory that they free
+    # on a CPU, keep the memory of the gradients: smaller tensors would take parts of it, and the
+    # next gradients would need new memory
     optimizer.zero_grad(set_to_none=x.device.type != "cpu")
     return loss.detach(), (logits.argmax(1) == y).sum()
 
@@ -138,13 +148,15 @@ class Trainer:
         self.model.load_state_dict(checkpoint["state_dict"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
+        # the sums of a single process, stopped between two entries; several ranks stop at an entry,
+        # where the sums are 0
         sums = {name: checkpoint["state"][name].to(self.device) * (self.world.rank == 0)
-                for name in ("loss", "correct")}  # one process's; 0 if there were several
+                for name in ("loss", "correct")}
         self.state = State(**{**checkpoint["state"], **sums})
 
     def fit(self) -> State:
         """Train until `steps`. Raises Diverged, and Interrupted when a signal came."""
-        # here and not in __init__: both start from what `resume` loaded
+        # after `resume`: compiling and DistributedDataParallel start from the loaded weights
         if self.config.compile:
             self.model.compile()
         self.network = DistributedDataParallel(self.model) if self.world.size > 1 else self.model
@@ -160,24 +172,29 @@ class Trainer:
         config, state = self.config, self.state
         while True:
             # every --log-every steps: validate, save, log
-            due = state.step % config.log_every == 0 or state.step >= config.steps
-            ended = due and state.step > state.logged_step()  # not again after a resume
-            if ended:
+            interval_ended = self.interval_ended()
+            if interval_ended:
                 self.end_interval()
 
-            # a signal ends the run; several ranks agree on it at the end of an interval
-            if ended or self.world.size == 1:
-                stopped = self.world.sum(torch.tensor(stop.signum))  # any rank has a signal
-                if stopped:
+            # a signal to any rank ends the run; several ranks agree on it at the end of an interval
+            if interval_ended or self.world.size == 1:
+                if self.world.sum(torch.tensor(stop.signum)):
                     self.save_and_stop(stop.signum or signal.SIGTERM)
             if state.step >= config.steps:
                 return
+
+            # this rank's slice of the next batch, augmented
+            start = time.perf_counter()
+            samples, augmentation = map(self.world.batch_slice, training_batch(
+                state.step, len(self.train_set), config))            # (B,) each
+            images, y = self.train_set.batch(samples, self.device)   # uint8 (B, S, S, 3), (B,)
+            x = augment(images, augmentation)                        # float (B, 3, S, S)
+            self.waited += time.perf_counter() - start
 
             # one step; nothing waits for the device
             self.model.train()
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(state.step, config)
-            x, y = self.batch(state.step)
             loss, correct = train_step(
                 self.network, x, y, self.optimizer, self.scaler, amp=self.amp,
                 weight=self.loss_weight, label_smoothing=config.label_smoothing,
@@ -187,15 +204,11 @@ class Trainer:
             state.correct += correct
             self.bar.update()
 
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """This rank's slice of batch `step` (from 0): x (B, 3, H, W) in [0, 1] and y (B,)."""
-        start = time.perf_counter()
-        samples, augmentation = map(self.world.batch_slice, training_batch(
-            step, len(self.train_set), self.config))
-        images, y = self.train_set.batch(samples, self.device)
-        x = augment(images, augmentation)
-        self.waited += time.perf_counter() - start
-        return x, y
+    def interval_ended(self) -> bool:
+        """Whether a log entry is due. Not directly after a resume: it was logged before."""
+        step = self.state.step
+        due = step % self.config.log_every == 0 or step >= self.config.steps
+        return due and step > self.state.logged_step()
 
     def start_clock(self) -> None:
         """Time the steps from now on."""
@@ -208,7 +221,6 @@ class Trainer:
 
     def end_interval(self) -> None:
         """Validate, save, log. Raises Diverged before anything is saved."""
-        # nothing of a diverged interval is saved
         entry, state = self.measure(), self.state
         self.check_finite(entry["train_loss"], entry["val_loss"])
         state.log.append(entry)

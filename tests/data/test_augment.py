@@ -14,7 +14,9 @@ def images(count, side=24, seed=0):
 
 
 def augmentation(flips, angles):
-    return np.array(list(zip(flips, angles, strict=True)), module.AUGMENTATION)
+    drawn = np.zeros(len(flips), module.AUGMENTATION)
+    drawn["flip"], drawn["angle"] = flips, angles
+    return drawn
 
 
 def rotated(image, angle):
