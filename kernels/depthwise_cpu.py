@@ -5,8 +5,9 @@ The depthwise half:
   Toeplitz matrix T, and so are its gradients. Activations are then channel-major, in memory
   (C, N, H, W), and stay so from one block to the next.
 - On other maps, PyTorch's depthwise forward is fast and its backward is slow. Both gradients of a
-  same-padded, stride-1 depthwise conv are such convs themselves: the input's with the kernel turned
-  by 180 degrees, the weight's of x with dz as its kernel, one "channel" for each pair (n, c).
+  same-padded, stride-1 depthwise conv are such convs themselves: dx is a conv of dz with the kernel
+  turned by 180 degrees; dweight is a conv of x in which dz is the kernel, with one "channel" for
+  each pair (n, c).
 - A dtype without products on this CPU (float16, on most CPUs bfloat16) is computed in float32 and
   rounded once at the end. A depthwise conv in bfloat16 is thirty times slower than in float32.
 

@@ -100,7 +100,7 @@ def choose_tiling(H, W, K, dtype, backward,
             block_in * block_out + block_m * (2 * block_in + block_out)):
         block_m //= 2
 
-    # tiles of a block that come from the same map: the most that leave few of them as padding
+    # BLOCK_T: as many tiles of one map as possible, with few of them as padding
     tiles, block_t = triton.cdiv(H, rows), block_m
     while triton.cdiv(tiles, block_t) * block_t * (1 - LARGEST_PADDING) > tiles:
         block_t //= 2

@@ -1,8 +1,8 @@
-"""The block in Triton: one or two launches per pass, convs as tensor-core products.
+"""The fused operation in Triton: one or two launches per pass, convs as tensor-core products.
 
-Every step is elementwise within a channel, except the conv, whose window also stays within one
-channel. So one program owns a channel, and does the whole block while it stays in L2. If a pass
-takes two launches, program (c, s) owns slice s of S of the samples of channel c.
+Every step stays within a channel: the window of the conv, GELU, the means of BatchNorm. So one
+program owns a channel, and does the whole operation while the channel stays in L2. If a pass takes
+two launches, program (c, s) owns slice s of S of the samples of channel c.
 
     sample   one of the N images in x (N, C, H, W)
     map      one channel of a sample, H x W elements, contiguous
@@ -21,7 +21,8 @@ takes two launches, program (c, s) owns slice s of S of the samples of channel c
 ConvMixer 24 on an H100 (250 samples, 8 x 8 maps, K = 9, float16): a tile is a whole map, T is 64 x
 64, a block is 128 samples. So the forward conv of a channel is two products.
 
-The conv is a product with a Toeplitz matrix T, the same for all tiles of a channel:
+The conv is a product with a Toeplitz matrix T, the same for all tiles of a channel (drawn in
+README.md):
 
     z[m, o] = sum_i x[m, i] T[i, o]
     T[i, o] = weight[ky, kx], the tap from input i of the window to output o of the tile
@@ -113,7 +114,8 @@ def _block_origin(block, start, META: tl.constexpr):
 @triton.jit
 def _tile_offsets(block, start, end, first, last, COUNT: tl.constexpr, stride_n,
                   META: tl.constexpr):
-    """Offsets of elements first .. last - 1 of each tile of a block; 0 is the tile's own first.
+    """Where elements first .. last - 1 of each tile of a block are. Element 0 is the first one of
+    the tile; a window starts before it.
 
     Returns the block's offset in its channel, a scalar, so that only scalars change from block to
     block; the elements' offsets from there, (BLOCK_M, COUNT); and which elements exist. In the
@@ -122,11 +124,14 @@ def _tile_offsets(block, start, end, first, last, COUNT: tl.constexpr, stride_n,
     """
     n, t = _block_origin(block, start, META)
     m, i = tl.arange(0, META.BLOCK_M)[:, None], tl.arange(0, COUNT)[None, :]
-    at = m % META.BLOCK_T * (META.ROWS * META.W) + i  # at + shift: position in the map
+    sample, tile = m // META.BLOCK_T, m % META.BLOCK_T  # of each row, counted from n and t
+    # shift + at: the position in the map
     shift = t * (META.ROWS * META.W) + first
-    exists = (m // META.BLOCK_T < end - n) & (at >= -shift) & (at < META.H * META.W - shift)
+    at = tile * (META.ROWS * META.W) + i
+    # samples of this slice, elements of the map, elements that were asked for
+    exists = (sample < end - n) & (at >= -shift) & (at < META.H * META.W - shift)
     exists = exists & (i < last - first)
-    return tl.cast(n, tl.int64) * stride_n + shift, m // META.BLOCK_T * stride_n + at, exists
+    return tl.cast(n, tl.int64) * stride_n + shift, sample * stride_n + at, exists
 
 
 @triton.jit
@@ -258,9 +263,9 @@ def forward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, y_ptr, mean_ptr, va
     """y and the statistics it takes, in one launch, or in two.
 
     x, y (N, C, H, W); w (C, K, K); b, gamma, beta (C,).
-    MOMENTS: store each slice's mean and variance, (S, C), and stop if y_ptr is None. If it is given
-    (then S = 1), y first holds GELU's output and is then normalised in place. Not MOMENTS, as in
-    evaluation and in the second of two launches: read them, (C,).
+    MOMENTS: store each slice's mean and variance, (S, C), and stop if y_ptr is None. With y_ptr, S
+    is 1: y first holds GELU's output and is then normalised in place. Not MOMENTS, as in evaluation
+    and in the second of two launches: read them, (C,).
     """
     # this program's channel, slice and parameters
     c, s = tl.program_id(0).to(tl.int64), tl.program_id(1)

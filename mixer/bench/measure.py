@@ -112,7 +112,7 @@ def measure_in_turn(groups: list[tuple[Workload, dict[tuple, MakeModel]]],
         for key, ms in (taken or {}).items():
             times.setdefault(key, []).extend(ms)
 
-    # what the times say
+    # medians and ratios of the times
     for key, row in rows.items():
         if "failed" in row:
             continue

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 MAX_ANGLE = 15.0  # degrees
-CPU_GROUP = 16    # images augmented at a time: 250 take 40 ms, and at once 70 ms
+CPU_GROUP = 16    # images augmented at a time: 250 take 40 ms, and 70 ms in one group
 
 # what is done to one image; a batch of them is one array
 AUGMENTATION = np.dtype([("flip", bool), ("angle", float)])  # angle in radians

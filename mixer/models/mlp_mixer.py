@@ -1,6 +1,6 @@
 """MLP-Mixer: Tolstikhin et al., "MLP-Mixer: An all-MLP Architecture for Vision", NeurIPS 2021.
 
-Parameter names are timm's. Initial values are PyTorch's, as in the other models.
+Parameter names are timm's, initial values PyTorch's.
 """
 from torch import nn
 

@@ -52,7 +52,7 @@ class ResNet18(nn.Module):
             in_channels = channels
         self.fc = nn.Linear(in_channels, num_classes)
 
-        # initial values as torchvision's: He et al. 2015, eq. 10
+        # initial values as torchvision's: He et al. 2015, eq. 14
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")

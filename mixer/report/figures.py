@@ -64,7 +64,7 @@ def draw_comparison(out: Path, runs: dict[str, list[Run]]) -> None:
         if not measured:
             continue
         original = published_curves() if x == "step" and on_published_images(runs) else {}
-        # ours, and on the right what was published
+        # left: our curves; right: the published ones
         figure, panels = new_figure(12 if original else 9, 5, 2 if original else 1, sharey=True)
         for row, seeds in measured.items():
             _draw_band(panels[0], row, seeds, x, y)

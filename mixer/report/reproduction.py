@@ -28,8 +28,7 @@ def compare_curves(runs: dict[str, list[Run]]) -> list[dict]:
     Each has our means over the 100 steps before `step`, and their range: a point is inside if it
     lies in the range of our seeds, widened on both sides by 1.96 standard errors of 25,000 images.
     For an accuracy p the error is sqrt(p (1 - p) / 25,000). For a loss it is that error times
-    log(p / (1 - p)): what one more right answer changes in the loss of a classifier that is as
-    sure as it is right.
+    log(p / (1 - p)): how much the loss of a calibrated classifier changes per right answer.
     """
     points = []
     for name, published in published_curves().items():
@@ -39,7 +38,7 @@ def compare_curves(runs: dict[str, list[Run]]) -> list[dict]:
             entries = [log[step] for log in logs if step in log]
             if not entries:
                 continue
-            # how far chance may move it
+            # the standard errors, times 1.96
             error = 1.96 * math.sqrt(published_acc * (1 - published_acc) / POINT_IMAGES)
             loss_error = error * abs(math.log(published_acc / (1 - published_acc)))
             points.append({"row": name, "step": step, "seeds": len(entries),

@@ -84,8 +84,8 @@ def init_from_checkpoint(path: Path | str, model: nn.Module, classes: list[str])
 # which run
 
 def run_identity(config: Config, images: str, contents: str) -> dict:
-    """Plain values that define a run. Runs with equal ones come to equal weights, but
-    for rounding on another device or with other kernels.
+    """Plain values that define a run. Two runs with equal values get equal weights, except for
+    rounding on another device or with other kernels.
 
     images, contents: digests of the images' names and sizes, and of their bytes.
     """

@@ -148,8 +148,8 @@ class Trainer:
         self.model.load_state_dict(checkpoint["state_dict"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
-        # the sums of a single process, stopped between two entries; several ranks stop at an entry,
-        # where the sums are 0
+        # a single process may stop between two entries, so its sums are restored; several ranks
+        # stop only at an entry, where the sums are 0
         sums = {name: checkpoint["state"][name].to(self.device) * (self.world.rank == 0)
                 for name in ("loss", "correct")}
         self.state = State(**{**checkpoint["state"], **sums})
@@ -185,10 +185,10 @@ class Trainer:
 
             # this rank's slice of the next batch, augmented
             start = time.perf_counter()
-            samples, augmentation = map(self.world.batch_slice, training_batch(
-                state.step, len(self.train_set), config))            # (B,) each
-            images, y = self.train_set.batch(samples, self.device)   # uint8 (B, S, S, 3), (B,)
-            x = augment(images, augmentation)                        # float (B, 3, S, S)
+            batch = training_batch(state.step, len(self.train_set), config)
+            samples, augmentation = map(self.world.batch_slice, batch)  # (B,) each
+            images, y = self.train_set.batch(samples, self.device)      # uint8 (B, S, S, 3), (B,)
+            x = augment(images, augmentation)                           # float (B, 3, S, S)
             self.waited += time.perf_counter() - start
 
             # one step; nothing waits for the device

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from kernels import depthwise_cpu, fuse
 from mixer.experiments import ROWS
-from mixer.models import create_model
+from mixer.models import MODELS, create_model
 from mixer.runtime.distributed import World
 from mixer.training.config import Config
 from mixer.training.evaluate import evaluate
@@ -64,8 +64,8 @@ def loss_after_steps(row, amp=None, noise=None):
     seed. Each module's output is multiplied by 1 + u, u uniform up to one rounding of bfloat16:
     float32 training that rounds as often as bfloat16 does."""
     torch.manual_seed(0)
-    small = {} if row.arch in ("resnet18", "efficientnetv2_b0") else {"dim": 32}
-    options = {**row.options, **small, **({"heads": 4} if row.arch.startswith("vit") else {})}
+    small = {"dim": 32, "heads": 4}.items()
+    options = {**row.options, **{k: v for k, v in small if k in MODELS[row.arch].defaults}}
     model = create_model(row.arch, image_size=48, **options)
     if row.arch == "convmixer":
         fuse(model)
