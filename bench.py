@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from mixer.bench.block import measure_kernels
 from mixer.bench.measure import measure_models
+from mixer.bench.unit import measure_kernels
 from mixer.data.images import find_images
 from mixer.experiments import ROWS, Row
 from mixer.models import MODELS, model_options
@@ -45,7 +45,7 @@ class Config(ModelOptions):
     peers: bool = option(False, "also the torchvision and timm versions, eager and compiled")
     data: str | None = option(None, "image folder or zip; also benchmark loading and augmentation, "
                               "at the first image size")
-    kernels_table: bool = option(False, "benchmark the fused block against plain PyTorch instead")
+    kernels_table: bool = option(False, "benchmark the fused unit against plain PyTorch instead")
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: the GPU if there is one")
     batch_size: int | None = option(None, "images per step; default: 250; 8 on a CPU", least=2)
     image_size: str = option("192", "image side in pixels, or a list, e.g. 192,288,384")

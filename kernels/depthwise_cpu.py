@@ -3,7 +3,7 @@
 The depthwise half:
 - On small maps the conv of a channel is a matrix product z (N, HW) = x (N, HW) @ T.mT with a
   Toeplitz matrix T, and so are its gradients. Activations are then channel-major, in memory
-  (C, N, H, W), and stay so from one block to the next.
+  (C, N, H, W), and stay so from one unit to the next.
 - On other maps, PyTorch's depthwise forward is fast and its backward is slow. Both gradients of a
   same-padded, stride-1 depthwise conv are such convs themselves: dx is a conv of dz with the kernel
   turned by 180 degrees; dweight is a conv of x in which dz is the kernel, with one "channel" for
@@ -49,7 +49,7 @@ FEWEST_IMAGES = 16
 # What runs
 
 def fusing_pays(x: Tensor, outputs: int, kernel_size: int) -> bool:
-    """Whether a fused block whose conv has so many output elements is faster than its parts.
+    """Whether a fused unit whose conv has so many output elements is faster than its parts.
 
     The gain is in the backward pass of the depthwise conv: PyTorch's own is fast only for 3x3
     kernels. Without gradients the parts are as fast. Where PyTorch's 16-bit conv is slow, the fused
@@ -93,7 +93,7 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
 
 
 def to_block_layout(x, *tensors):
-    """Convert the tensors (weight, x, ...) to the dtype and layout in which a block with input x
+    """Convert the tensors (weight, x, ...) to the dtype and layout in which a unit with input x
     runs. Returns T, None if it uses convs, then the tensors."""
     dtype, channel_major = dtype_and_layout(x.dtype, len(x), *x.shape[2:])
     if not channel_major:

@@ -105,7 +105,7 @@ def choose_tiling(H, W, K, dtype, backward,
     while triton.cdiv(tiles, block_t) * block_t * (1 - LARGEST_PADDING) > tiles:
         block_t //= 2
     tiling = kernels.Tiling(
-        H=H, W=W, K=K, ROWS=rows, HALO=0 if rows == H else K // 2, TILES=tiles, BLOCK_M=block_m,
+        H=H, W=W, K=K, TILE_H=rows, HALO=0 if rows == H else K // 2, TILES=tiles, BLOCK_M=block_m,
         BLOCK_T=block_t, BLOCK_IN=block_in, BLOCK_OUT=block_out,
         PRECISION="tf32" if limits.tf32 else "tf32x3")  # tf32x3 is as exact as float32
     return tiling, dict(num_warps=num_warps, maxnreg=maxnreg, num_stages=1, enable_fp_fusion=True)
@@ -166,7 +166,7 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, 
 
     # room for z, for dz^T x, and for the partial sums of each program
     z = None if tiling.TILES == 1 else torch.empty_like(x)
-    window = (tiling.ROWS + 2 * tiling.HALO) * tiling.W
+    window = (tiling.TILE_H + 2 * tiling.HALO) * tiling.W
     window = triton.cdiv(window, tiling.BLOCK_IN) * tiling.BLOCK_IN
     products = x.new_empty(S, C, window, tiling.BLOCK_OUT, dtype=torch.float32)
     dw = x.new_empty(S, *weight.shape, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""The block as one differentiable PyTorch operator, and the choice of what runs it.
+"""The depthwise unit as one differentiable PyTorch operator, and the choice of what runs it.
 
 Two custom ops, forward and backward, with fake implementations and FLOP formulas. They are opaque
 to torch.compile and save one activation, x. The first CUDA tensor imports Triton.
@@ -52,7 +52,7 @@ def depthwise_gelu_bn(
 # What runs
 
 def runs_whole(x: Tensor, outputs: int, kernel_size: int) -> bool:
-    """Whether a block with so many output elements runs as one operation, not as its parts.
+    """Whether a unit with so many output elements runs as one operation, not as its parts.
 
     On a CPU, only where that is faster. Exporters and tracers always get the parts. The cheap check
     comes first, because a whole evaluation may take a millisecond.

@@ -6,11 +6,11 @@ two launches, program (c, s) owns slice s of S of the samples of channel c.
 
     sample   one of the N images in x (N, C, H, W)
     map      one channel of a sample, H x W elements, contiguous
-    tile     ROWS full rows of a map: the outputs that one row of a product computes
+    tile     TILE_H full rows of a map: the outputs that one row of a product computes
     window   the rows that a tile depends on: its own, and HALO more on either side
     block    BLOCK_M tiles, loaded at once: BLOCK_T of the same map, of BLOCK_M / BLOCK_T samples
 
-    row   map (6 x 5)   tile (ROWS = 2)   window of tile 1 (K = 3, HALO = 1)
+    row   map (6 x 5)   tile (TILE_H = 2)   window of tile 1 (K = 3, HALO = 1)
      0    . . . . .     0
      1    . . . . .     0                 x x x x x
      2    . . . . .     1                 x x x x x
@@ -75,7 +75,7 @@ class Tiling(NamedTuple):
     H: int
     W: int
     K: int
-    ROWS: int
+    TILE_H: int      # rows of a tile
     HALO: int        # 0 if a tile is a whole map
     TILES: int       # tiles per map
     BLOCK_M: int     # a power of two, as all blocks
@@ -94,7 +94,7 @@ def _toeplitz(w_ptr, first, FLIPPED: tl.constexpr, META: tl.constexpr):
     kx = i % META.W - o % META.W + META.K // 2
     tap = META.K * META.K - 1 - (ky * META.K + kx) if FLIPPED else ky * META.K + kx
     inside = (ky >= 0) & (ky < META.K) & (kx >= 0) & (kx < META.K)
-    inside = inside & (i < (META.ROWS + 2 * META.HALO) * META.W) & (o < META.ROWS * META.W)
+    inside = inside & (i < (META.TILE_H + 2 * META.HALO) * META.W) & (o < META.TILE_H * META.W)
     return tl.load(w_ptr + tap, mask=inside, other=0.0)
 
 
@@ -126,8 +126,8 @@ def _tile_offsets(block, start, end, first, last, COUNT: tl.constexpr, stride_n,
     m, i = tl.arange(0, META.BLOCK_M)[:, None], tl.arange(0, COUNT)[None, :]
     sample, tile = m // META.BLOCK_T, m % META.BLOCK_T  # of each row, counted from n and t
     # shift + at: the position in the map
-    shift = t * (META.ROWS * META.W) + first
-    at = tile * (META.ROWS * META.W) + i
+    shift = t * (META.TILE_H * META.W) + first
+    at = tile * (META.TILE_H * META.W) + i
     # samples of this slice, elements of the map, elements that were asked for
     exists = (sample < end - n) & (at >= -shift) & (at < META.H * META.W - shift)
     exists = exists & (i < last - first)
@@ -137,14 +137,14 @@ def _tile_offsets(block, start, end, first, last, COUNT: tl.constexpr, stride_n,
 @triton.jit
 def _tile(block, start, end, stride_n, META: tl.constexpr):
     """_tile_offsets of whole tiles, (BLOCK_M, BLOCK_OUT)."""
-    return _tile_offsets(block, start, end, 0, META.ROWS * META.W, META.BLOCK_OUT, stride_n, META)
+    return _tile_offsets(block, start, end, 0, META.TILE_H * META.W, META.BLOCK_OUT, stride_n, META)
 
 
 @triton.jit
 def _window(x_ptr, block, start, end, first, stride_n, META: tl.constexpr):
     """Elements first.. of the windows of a block, (BLOCK_M, BLOCK_IN)."""
     base, window, exists = _tile_offsets(
-        block, start, end, first - META.HALO * META.W, (META.ROWS + META.HALO) * META.W,
+        block, start, end, first - META.HALO * META.W, (META.TILE_H + META.HALO) * META.W,
         META.BLOCK_IN, stride_n, META)
     return tl.load(x_ptr + base + window, mask=exists, other=0.0)
 
@@ -166,7 +166,7 @@ def _conv(x_ptr, w_ptr, toeplitz, block, start, end, stride_n, FLIPPED: tl.const
     # the first BLOCK_IN elements of the windows, then the others, if there are any
     x = _window(x_ptr, block, start, end, 0, stride_n, META)
     z = tl.dot(x, toeplitz, input_precision=META.PRECISION)
-    for first in range(META.BLOCK_IN, (META.ROWS + 2 * META.HALO) * META.W, META.BLOCK_IN):
+    for first in range(META.BLOCK_IN, (META.TILE_H + 2 * META.HALO) * META.W, META.BLOCK_IN):
         x = _window(x_ptr, block, start, end, first, stride_n, META)
         more = _toeplitz(w_ptr, first, FLIPPED, META).to(x.dtype)
         z = tl.dot(x, more, z, input_precision=META.PRECISION)
@@ -239,9 +239,9 @@ def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, META: tl.constexpr
         if g_ptr is not None:
             tl.store(g_ptr + base + tile, g, mask=exists)
         # how many elements each tile has: those of its map from here on, at most a whole tile
-        remaining = META.H * META.W - (t + m % META.BLOCK_T) * (META.ROWS * META.W)
+        remaining = META.H * META.W - (t + m % META.BLOCK_T) * (META.TILE_H * META.W)
         remaining = tl.where(m // META.BLOCK_T < end - n, tl.maximum(remaining, 0), 0)
-        tile_count = tl.minimum(remaining, META.ROWS * META.W).to(tl.float32)
+        tile_count = tl.minimum(remaining, META.TILE_H * META.W).to(tl.float32)
         # their mean and centred squares
         tile_mean = tl.sum(tl.where(exists, g, 0.0), 1) / tl.maximum(tile_count, 1.0)
         centred = tl.where(exists, g - tile_mean[:, None], 0.0)
@@ -364,7 +364,7 @@ def _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rs
     and dy.
     """
     MAP: tl.constexpr = META.H * META.W
-    WINDOW: tl.constexpr = (META.ROWS + 2 * META.HALO) * META.W
+    WINDOW: tl.constexpr = (META.TILE_H + 2 * META.HALO) * META.W
     db = tl.full([META.BLOCK_M * META.BLOCK_OUT // 32], 0.0, tl.float32)
     # dz over the whole slice, in place of z
     if z_ptr is not None:
@@ -420,8 +420,8 @@ def _store_dw(dw_ptr, products_ptr, META: tl.constexpr):
         taps = first + tl.arange(0, 32)
         row = o // META.W + taps[:, None] // K - (K // 2 - META.HALO)
         column = o % META.W + taps[:, None] % K - K // 2
-        exists = (taps < K * K)[:, None] & (o < META.ROWS * META.W)
-        exists = exists & (row >= 0) & (row < META.ROWS + 2 * META.HALO)
+        exists = (taps < K * K)[:, None] & (o < META.TILE_H * META.W)
+        exists = exists & (row >= 0) & (row < META.TILE_H + 2 * META.HALO)
         exists = exists & (column >= 0) & (column < META.W)
         # their sums
         at = (row * META.W + column) * META.BLOCK_OUT + o

@@ -119,7 +119,7 @@ def kind_of(unit: list[nn.Module]) -> str | None:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether it has hooks, or a forward replaced on the instance, as by accelerate, fairscale."""
-    # No public API tells, and a fused block would not run the hooks of its parts.
+    # No public API tells, and a fused unit would not run the hooks of its parts.
     return bool(module._forward_hooks or module._forward_pre_hooks
                 or module._backward_hooks or module._backward_pre_hooks
                 or "forward" in vars(module))

@@ -1,4 +1,4 @@
-"""The definition of the fused block in plain PyTorch, on any device and in any float dtype.
+"""The definition of the fused unit in plain PyTorch, on any device and in any float dtype.
 
 y = BatchNorm(GELU(depthwise_conv(x, weight) + bias)) (+ x)
 

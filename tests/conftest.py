@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def small_maps_are_fused():
-    """On the maps of these tests the parts are faster, and the fused block would never run."""
+    """On the maps of these tests the parts are faster, and the fused unit would never run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(depthwise_cpu, "fusing_pays", lambda *args: True)
         patch.setattr(kernels_module, "FEWEST_OUTPUTS", 0)

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 import bench
-from mixer.bench import block, measure
+from mixer.bench import measure, unit
 from mixer.experiments import Row
 from mixer.report.measurements import measured_text
 from mixer.runtime.device import has_native_bf16
@@ -21,17 +21,17 @@ SMALL_MODELS = [*SMALL, "--image-size", str(IMAGE_SIZE), "--batch-size", "2"]
 
 @pytest.fixture
 def small(monkeypatch):
-    """Two small blocks and two small models, all in this process, nothing compiled in C++."""
+    """Two small units and two small models, all in this process, nothing compiled in C++."""
     monkeypatch.setattr(bench, "ROWS", [Row("ConvMixer 24", "convmixer", options=TINY),
                                         Row("ViT 24 Linear", "vit_linear", options=TINY)])
-    monkeypatch.setattr(block, "SHAPES", {"cpu": [(2, 4, 8, 9), (2, 4, 6, 3)]})
-    monkeypatch.setattr(block, "GRID", [(2, 4, 8, 9), (2, 4, 6, 3)])
+    monkeypatch.setattr(unit, "SHAPES", {"cpu": [(2, 4, 8, 9), (2, 4, 6, 3)]})
+    monkeypatch.setattr(unit, "GRID", [(2, 4, 8, 9), (2, 4, 6, 3)])
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: self)
-    for module in (block, measure):
+    for module in (unit, measure):
         monkeypatch.setattr(module, "attempt", lambda f, *args: (f(*args), None))
     mib = itertools.count(1)
     monkeypatch.setattr(measure, "peak_memory_mib", lambda device: next(mib))
-    monkeypatch.setattr(block, "find_spec", lambda name: None)  # timm's large model
+    monkeypatch.setattr(unit, "find_spec", lambda name: None)  # timm's large model
 
 
 def test_the_models_table_and_its_files(small, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What is measured: our models, their peers, and the implementations of one block."""
+"""What is measured: our models, their peers, and the implementations of a depthwise unit."""
 import contextlib
 import pkgutil
 from collections.abc import Callable
@@ -47,8 +47,8 @@ def peer_model(row: Row, image_size: int) -> nn.Module:
     return pkgutil.resolve_name(name)(num_classes=2, **options)
 
 
-def block_candidates(C: int, K: int, device: torch.device) -> dict[str, nn.Module]:
-    """{candidate: the block with residual, C channels, K x K kernel}."""
+def unit_candidates(C: int, K: int, device: torch.device) -> dict[str, nn.Module]:
+    """{candidate: the depthwise unit with residual, C channels, K x K kernel}."""
     eager, nhwc, compiled = (Residual(depthwise_unit(C, K)).to(device) for _ in range(3))
     compiled.compile()
     return {"eager": eager, "eager NHWC": nhwc.to(memory_format=torch.channels_last),

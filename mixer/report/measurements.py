@@ -31,8 +31,8 @@ TABLES = {
                ("**Memory** of training, MiB; GFLOP of a forward pass, per image.", MEMORY, 1)],
     "peers": [("**Peers**: training steps. ours / peer below 1: ours takes less.", PEERS, 2)],
     "data": [("**Data**: the stages that feed a training step.", DATA, 1)],
-    "blocks": [("**The block**, with residual; speed relative to eager.", BLOCKS, 3)],
-    "shapes": [("**The block in many shapes**: where fused is slowest beside eager.", SHAPES, 3)],
+    "blocks": [("**The depthwise unit**, with residual; speed relative to eager.", BLOCKS, 3)],
+    "shapes": [("**The unit in many shapes**: where fused is slowest beside eager.", SHAPES, 3)],
     "steps": [("**Training steps**; speed relative to eager, peak memory.", STEPS, 2)],
 }
 

@@ -52,7 +52,7 @@ def run(implementation, block):
 
 
 def by_autograd(block):
-    """{name: result} of plain PyTorch in the block's own dtype."""
+    """{name: result} of plain PyTorch in the unit's own dtype."""
     leaves = [None if t is None else t.detach().clone().requires_grad_() for t in block[:5]]
     y, mean, var = reference.forward(*leaves, *block[5:-1])
     gradients = iter(torch.autograd.grad(y, [t for t in leaves if t is not None],

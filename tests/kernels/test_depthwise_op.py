@@ -10,7 +10,7 @@ from tests.helpers.blocks import DEVICE, make_block, run
 
 
 def as_op(block, wrt=("x", "weight", "bias", "gamma", "beta")):
-    """The block through depthwise_gelu_bn: (y, {name: gradient})."""
+    """The unit through depthwise_gelu_bn: (y, {name: gradient})."""
     tensors = {name: getattr(block, name) for name in ("x", "weight", "bias", "gamma", "beta")}
     leaves = {name: t.detach().clone().requires_grad_(name in wrt)
               for name, t in tensors.items() if t is not None}

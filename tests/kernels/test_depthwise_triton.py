@@ -194,7 +194,7 @@ def _toeplitz_without_a_tap(w_ptr, first, FLIPPED: tl.constexpr, META: tl.conste
     kx = i % META.W - o % META.W + META.K // 2
     tap = META.K * META.K - 1 - (ky * META.K + kx) if FLIPPED else ky * META.K + kx
     inside = (ky >= 0) & (ky < META.K) & (kx >= 0) & (kx < META.K - 1)
-    inside = inside & (i < (META.ROWS + 2 * META.HALO) * META.W) & (o < META.ROWS * META.W)
+    inside = inside & (i < (META.TILE_H + 2 * META.HALO) * META.W) & (o < META.TILE_H * META.W)
     return tl.load(w_ptr + tap, mask=inside, other=0.0)
 
 

@@ -1,4 +1,4 @@
-"""`fuse` finds the block in any model and takes it in; `unfuse` gives the model back."""
+"""`fuse` finds the unit in any model and takes it in; `unfuse` gives the model back."""
 import copy
 import functools
 import random

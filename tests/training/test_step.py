@@ -93,7 +93,7 @@ def test_bf16_trains_to_the_loss_of_fp32(row, native, monkeypatch):
     """As close as float32 training that is disturbed by one rounding a module: within four times
     the largest of six such differences, for bfloat16 also rounds weights and gradients."""
     if native and row.arch != "convmixer":
-        pytest.skip("only the fused block has two ways")
+        pytest.skip("only the fused unit has two ways")
     monkeypatch.setattr(depthwise_cpu, "NATIVE_BF16", native)
     exact = loss_after_steps(row)
     moved = [abs(loss_after_steps(row, noise=seed) - exact) for seed in range(1, 7)]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixer.bench.block import measure_block
+from mixer.bench.unit import measure_unit
 
 CPU = torch.device("cpu")
 
@@ -13,8 +13,8 @@ def uncompiled(monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: self)
 
 
-def test_a_block_in_all_ways():
-    measured = measure_block((2, 4, 8, 9), [None], 3, CPU)
+def test_a_unit_in_all_ways():
+    measured = measure_unit((2, 4, 8, 9), [None], 3, CPU)
     ways = {(row["mode"], row["candidate"]): row for row in measured}
     assert len(measured) == len(ways) == 2 * 4
     fused, eager = ways["training", "fused"], ways["evaluation", "eager"]
@@ -25,8 +25,8 @@ def test_a_block_in_all_ways():
     assert fused["saved_bytes_per_sample"] == pytest.approx(activation, abs=64)
 
 
-def test_the_fused_block_beside_eager_in_both_dtypes():
-    measured = measure_block((2, 4, 6, 3), (None, torch.bfloat16), 3, CPU, ("eager", "fused"))
+def test_the_fused_unit_beside_eager_in_both_dtypes():
+    measured = measure_unit((2, 4, 6, 3), (None, torch.bfloat16), 3, CPU, ("eager", "fused"))
     assert [(row["dtype"], row["mode"], row["candidate"]) for row in measured] == [
         (dtype, mode, name) for dtype in ("float32", "bfloat16")
         for mode in ("training", "evaluation") for name in ("eager", "fused")]

@@ -1,4 +1,4 @@
-"""The fused block against plain PyTorch: alone, in many shapes, and whole training steps."""
+"""The fused unit against plain PyTorch: alone, in many shapes, and in whole training steps."""
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,7 +12,7 @@ from ..experiments import Row
 from ..models import create_model
 from ..runtime.device import keep_freed_memory, pick_amp
 from ..runtime.processes import attempt
-from .candidates import block_candidates, build
+from .candidates import build, unit_candidates
 from .measure import Workload, announce, measure_in_turn, saved_bytes
 from .timing import race
 
@@ -25,7 +25,7 @@ SHAPES = {
     "cpu": [(32, 512, 8, 9), (32, 512, 12, 9), (8, 1024, 16, 9), (2, 768, 32, 7),
             (32, 512, 8, 3), (8, 64, 12, 9)],
 }
-# of the CPU: where the fused block must not be slower than eager
+# of the CPU: where the fused unit must not be slower than eager
 GRID = [(N, 512, side, K) for K in (3, 5, 7, 9) for side in (4, 8, 12, 16, 32)
         for N in (2, 8, 32, 128) if N * side ** 2 <= 2 ** 13]
 # --kernels and --compile of each candidate; timm's takes too long to compile
@@ -34,17 +34,17 @@ TIMM_MODEL = "convmixer_1024_20_ks9_p14"
 
 
 def measure_kernels(config, rows: list[Row], device: torch.device) -> dict[str, list[dict]]:
-    """The lists of kernels.json: the block, many shapes of it (CPU only), training steps."""
+    """The lists of kernels.json: the unit, many shapes of it (CPU only), training steps."""
     amp, on_gpu = pick_amp(config.amp, device), device.type == "cuda"
 
-    # the block alone
+    # the unit alone
     lists = {"blocks": [], "shapes": []}
     calls = [("blocks", shape, (amp,), ()) for shape in SHAPES[device.type]]
     if not on_gpu:
         calls += [("shapes", shape, (None, torch.bfloat16), ("eager", "fused")) for shape in GRID]
     for name, shape, dtypes, candidates in calls:
-        announce("block", shape)
-        measured, failed = attempt(measure_block, shape, dtypes, config.repeats, device, candidates)
+        announce("unit", shape)
+        measured, failed = attempt(measure_unit, shape, dtypes, config.repeats, device, candidates)
         lists[name] += measured or [{"shape": shape_text(shape), "failed": failed}]
     lists["shapes"] = [row for row in lists["shapes"] if row.get("candidate") != "eager"]
 
@@ -66,33 +66,33 @@ def shape_text(shape: Shape) -> str:
     return f"{N}, {C}, {side}x{side}, {K}"
 
 
-def measure_block(shape: Shape, dtypes: Sequence[torch.dtype | None], repeats: int,
+def measure_unit(shape: Shape, dtypes: Sequence[torch.dtype | None], repeats: int,
                   device: torch.device, names: Sequence[str] = ()) -> list[dict]:
-    """Each implementation of the block, or those named, in autocast to each dtype: forward and
+    """Each implementation of the unit, or those named, in autocast to each dtype: forward and
     backward in training mode, forward in evaluation mode.
     """
     keep_freed_memory()
     (_, C, _, K), rows = shape, []
     for amp in dtypes:
-        models = block_candidates(C, K, device)
-        blocks = {name: block_steps(models[name], shape, amp, device, "NHWC" in name)
+        models = unit_candidates(C, K, device)
+        units = {name: unit_steps(models[name], shape, amp, device, "NHWC" in name)
                   for name in names or models}
         # all candidates in turn, in one mode, then in the other
         for mode in ("training", "evaluation"):
             for model in models.values():
                 model.train(mode == "training")
-            steps = {name: step[mode] for name, (step, _) in blocks.items()}
+            steps = {name: step[mode] for name, (step, _) in units.items()}
             count = math.ceil(4 / race({"": steps["eager"]}, 3, device)[""]["ms"])  # 4 ms or more
             rows += [{"shape": shape_text(shape), "mode": mode, "candidate": name, **times,
                       "dtype": str(amp or torch.float32).removeprefix("torch."),
-                      "saved_bytes_per_sample": blocks[name][1]}
+                      "saved_bytes_per_sample": units[name][1]}
                      for name, times in race(steps, repeats, device, count).items()]
     return rows
 
 
-def block_steps(model: nn.Module, shape: Shape, amp: torch.dtype | None, device: torch.device,
+def unit_steps(model: nn.Module, shape: Shape, amp: torch.dtype | None, device: torch.device,
                 channels_last: bool) -> tuple[dict[str, Callable], float]:
-    """{mode: the step to time} of a block on x (N, C, side, side); bytes it saves per sample."""
+    """{mode: the step to time} of a unit on x (N, C, side, side); bytes it saves per sample."""
     N, C, side, _ = shape
     layout = torch.channels_last if channels_last else torch.contiguous_format
     # random input and gradient, in the layout asked for
