@@ -28,7 +28,7 @@ def small(monkeypatch):
     monkeypatch.setattr(unit, "GRID", [(2, 4, 8, 9), (2, 4, 6, 3)])
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: self)
     for module in (unit, measure):
-        monkeypatch.setattr(module, "attempt", lambda f, *args: (f(*args), None))
+        monkeypatch.setattr(module, "in_fresh_process", lambda f, *args: (f(*args), None))
     mib = itertools.count(1)
     monkeypatch.setattr(measure, "peak_memory_mib", lambda device: next(mib))
     monkeypatch.setattr(unit, "find_spec", lambda name: None)  # timm's large model
@@ -72,7 +72,7 @@ def test_several_image_sizes_one_of_which_fails(small, tmp_path, monkeypatch, ca
         if workload.image_size == 48 and "vit_linear" in str(models):
             return None, "out of memory: all of it"
         return f(models, workload, *args), None
-    monkeypatch.setattr(measure, "attempt", one_fails)
+    monkeypatch.setattr(measure, "in_fresh_process", one_fails)
     with pytest.raises(RuntimeError, match="1 of the measurements failed"):  # exit code 1
         bench.main([*SMALL, "--batch-size", "2", "--image-size", "32,48", "--out", str(tmp_path)])
     models = json.loads((tmp_path / "bench.json").read_text())["models"]

@@ -16,7 +16,7 @@ from ..experiments import EPOCH_IMAGES, Row
 from ..models import create_model
 from ..models.flops import forward_flops
 from ..runtime.device import keep_freed_memory, peak_memory_mib, pick_amp
-from ..runtime.processes import attempt
+from ..runtime.processes import in_fresh_process
 from ..training.config import Config
 from ..training.trainer import make_optimizer, train_step
 from .candidates import PEERS, build, peer_model
@@ -78,8 +78,8 @@ def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, l
         lists["peers"] = [row for row in measured if row["row"] in compared]
     if config.data:
         announce(config.data)
-        stages, failed = attempt(measure_data, config.data, config.image_size[0],
-                                 config.batch_size, device, config.repeats)
+        stages, failed = in_fresh_process(measure_data, config.data, config.image_size[0],
+                                          config.batch_size, device, config.repeats)
         lists["data"] = stages or [{"stage": "all", "failed": failed}]
     return lists
 
@@ -96,7 +96,7 @@ def measure_in_turn(groups: list[tuple[Workload, dict[tuple, MakeModel]]],
     for workload, models in groups:
         for key, make in models.items():
             announce("memory:", *key)
-            taken, failed = attempt(measure_memory, make, workload)
+            taken, failed = in_fresh_process(measure_memory, make, workload)
             rows[key] = {"row": key[0], "candidate": key[2], "image_size": workload.image_size,
                          "batch_size": workload.batch_size, **(taken or {"failed": failed})}
 
@@ -106,7 +106,8 @@ def measure_in_turn(groups: list[tuple[Workload, dict[tuple, MakeModel]]],
         if not models:
             continue
         announce(f"time, {number + 1} of {PROCESSES_PER_ROW}:", *next(iter(models)))
-        taken, failed = attempt(time_models, models, workload, repeats // PROCESSES_PER_ROW)
+        taken, failed = in_fresh_process(
+            time_models, models, workload, repeats // PROCESSES_PER_ROW)
         for key in models if failed else ():
             rows[key]["failed"] = failed
         for key, ms in (taken or {}).items():

@@ -11,7 +11,7 @@ from torch import nn
 from ..experiments import Row
 from ..models import create_model
 from ..runtime.device import keep_freed_memory, pick_amp
-from ..runtime.processes import attempt
+from ..runtime.processes import in_fresh_process
 from .candidates import build, unit_candidates
 from .measure import Workload, announce, measure_in_turn, saved_bytes
 from .timing import race
@@ -44,7 +44,8 @@ def measure_kernels(config, rows: list[Row], device: torch.device) -> dict[str, 
         calls += [("shapes", shape, (None, torch.bfloat16), ("eager", "fused")) for shape in GRID]
     for name, shape, dtypes, candidates in calls:
         announce("unit", shape)
-        measured, failed = attempt(measure_unit, shape, dtypes, config.repeats, device, candidates)
+        measured, failed = in_fresh_process(measure_unit, shape, dtypes, config.repeats, device,
+                                            candidates)
         lists[name] += measured or [{"shape": shape_text(shape), "failed": failed}]
     lists["shapes"] = [row for row in lists["shapes"] if row.get("candidate") != "eager"]
 

@@ -55,7 +55,7 @@ def error_line(e: BaseException) -> str:
     return f"{kind}: {first_line(e)}"
 
 
-def attempt(f: Callable, *args) -> tuple[object, str | None]:
+def in_fresh_process(f: Callable, *args) -> tuple[object, str | None]:
     """(f(*args), None) from a fresh process, or (None, the error there, in one line)."""
     receiver, sender = SPAWN.Pipe(duplex=False)
     process = SPAWN.Process(target=_send_result, args=(sender, f, args))

@@ -38,6 +38,22 @@ from .evaluate import evaluate
 SMALLEST_SCALE = 1e-4  # the fp16 loss scale starts at 65536, and each overflow halves it
 
 
+@dataclass
+class State:
+    """What last.pt holds of a run, besides the model, optimizer and scaler."""
+
+    step: int                 # steps taken
+    log: list[dict]           # the entries of log.csv
+    best: dict | None         # the first entry with the highest validation accuracy
+    confusion: list | None    # counts [true][predicted] of the last validation
+    loss: torch.Tensor        # summed over this rank's images since the last entry, on the device
+    correct: torch.Tensor     # number of these that were classified correctly
+
+    def logged_step(self) -> int:
+        """The step of the last entry."""
+        return self.log[-1]["step"] if self.log else 0
+
+
 # The recipe
 
 def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
@@ -97,22 +113,6 @@ def train_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor,
 
 
 # The loop
-
-@dataclass
-class State:
-    """What last.pt holds of a run, besides the model, optimizer and scaler."""
-
-    step: int                 # steps taken
-    log: list[dict]           # the entries of log.csv
-    best: dict | None         # the first entry with the highest validation accuracy
-    confusion: list | None    # counts [true][predicted] of the last validation
-    loss: torch.Tensor        # summed over this rank's images since the last entry, on the device
-    correct: torch.Tensor     # number of these that were classified correctly
-
-    def logged_step(self) -> int:
-        """The step of the last entry."""
-        return self.log[-1]["step"] if self.log else 0
-
 
 class Trainer:
     """Train `model` on one Subset, validate on another, write log.csv, last.pt, best.pt to `out`.

@@ -14,7 +14,7 @@ from mixer.bench.measure import measure_in_turn, measure_memory, saved_bytes, ti
 from mixer.experiments import ROWS
 from mixer.models import create_model, vit
 from mixer.models.flops import forward_flops
-from mixer.runtime.processes import attempt
+from mixer.runtime.processes import in_fresh_process
 from tests.helpers.networks import IMAGE_SIZE, tiny_convmixer
 
 WORKLOAD = measure.Workload(2, IMAGE_SIZE, torch.device("cpu"), None)
@@ -87,7 +87,7 @@ def test_a_slower_model_is_seen_as_slower(memory_grows, monkeypatch):
         visits.append(f)
         return f(*args), None
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(measure, "attempt", visit)
+    monkeypatch.setattr(measure, "in_fresh_process", visit)
     fast, slow = measure_in_turn([(WORKLOAD, {
         ("a model", IMAGE_SIZE, seconds): partial(Slowed, seconds) for seconds in (1.0, 3.0)})], 9)
     assert visits == 2 * [measure_memory] + 3 * [time_models]
@@ -133,7 +133,7 @@ def two_sizes():
 @pytest.mark.faults
 def test_memory_counts_weights_gradients_and_both_moments():
     """200 MB of weights take four times that. The margin is half of one more copy."""
-    (before, after), _ = attempt(two_sizes)
+    (before, after), _ = in_fresh_process(two_sizes)
     assert (after - before) * 2**20 / 200e6 == pytest.approx(4, abs=0.5)
 
 
@@ -147,7 +147,7 @@ def test_a_model_that_fails_is_reported_and_the_others_are_measured(memory_grows
             if len(times) == 2:
                 return None, "out of memory: all of it"
         return (None, "no such model") if models is broken else (f(models, *args), None)
-    monkeypatch.setattr(measure, "attempt", in_this_process)
+    monkeypatch.setattr(measure, "in_fresh_process", in_this_process)
     groups = [("a", (tiny_convmixer, broken, tiny_convmixer)), ("b", (broken, tiny_convmixer)),
               ("c", (broken,)), ("late", (tiny_convmixer,))]
     ours, failing, again, _, without, _, late = measure_in_turn([(WORKLOAD, {

@@ -10,7 +10,7 @@ import torch
 from mixer.runtime.cli import run
 from mixer.runtime.device import cores, dtype_name, environment, pick_amp, pick_device
 from mixer.runtime.errors import InputError
-from mixer.runtime.processes import attempt
+from mixer.runtime.processes import in_fresh_process
 
 CPU = torch.device("cpu")
 
@@ -87,5 +87,5 @@ def test_commands_keep_what_they_free():
     """Without it each tensor has its pages mapped again: 16,384 of 4 KiB, twenty-one times. With
     it, the first few tensors may lie in different places."""
     few, many = 5 * 16_384, 15 * 16_384
-    assert attempt(page_faults)[0] > many
-    assert attempt(page_faults_of_a_command)[0] <= few
+    assert in_fresh_process(page_faults)[0] > many
+    assert in_fresh_process(page_faults_of_a_command)[0] <= few

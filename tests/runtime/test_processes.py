@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mixer.runtime import processes
-from mixer.runtime.processes import STOPPING, Stop, attempt, error_line
+from mixer.runtime.processes import STOPPING, Stop, error_line, in_fresh_process
 
 
 class Unsendable(Exception):
@@ -28,7 +28,7 @@ def fail():
     (signal.raise_signal, (signal.SIGKILL,), None, "its process was killed (out of memory?)"),
 ], ids=["result", "error", "SIGKILL"])
 def test_an_attempt_is_a_result_or_a_reason(f, args, result, failure):
-    assert attempt(f, *args) == (result, failure)
+    assert in_fresh_process(f, *args) == (result, failure)
 
 
 def test_without_a_process_an_attempt_fails_and_blames_no_disk(monkeypatch):
@@ -36,7 +36,7 @@ def test_without_a_process_an_attempt_fails_and_blames_no_disk(monkeypatch):
     def start(process):
         raise BlockingIOError(11, "Resource temporarily unavailable")
     monkeypatch.setattr(processes.SPAWN.Process, "start", start)
-    assert attempt(divmod, 7, 2) == (
+    assert in_fresh_process(divmod, 7, 2) == (
         None, "BlockingIOError: [Errno 11] Resource temporarily unavailable")
 
 
