@@ -257,9 +257,10 @@ def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, META: tl.constexpr
 
 
 @triton.jit
-def forward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, y_ptr, mean_ptr, var_ptr, n_samples,
-                   samples_per_program, stride_n, stride_c, eps, RESIDUAL: tl.constexpr,
-                   MOMENTS: tl.constexpr, META: tl.constexpr):
+def forward_kernel(
+        x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, y_ptr, mean_ptr, var_ptr,  # tensors
+        n_samples, samples_per_program, stride_n, stride_c, eps,             # numbers
+        RESIDUAL: tl.constexpr, MOMENTS: tl.constexpr, META: tl.constexpr):  # what to compile
     """y and the statistics it takes, in one launch, or in two.
 
     x, y (N, C, H, W); w (C, K, K); b, gamma, beta (C,).
@@ -430,10 +431,12 @@ def _store_dw(dw_ptr, products_ptr, META: tl.constexpr):
 
 
 @triton.jit
-def backward_kernel(x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr, dx_ptr, dw_ptr,
-                    db_ptr, dgamma_ptr, dbeta_ptr, z_ptr, products_ptr, n_samples,
-                    samples_per_program, stride_n, stride_c, products_stride, eps, inverse_count,
-                    RESIDUAL: tl.constexpr, SUMS: tl.constexpr, META: tl.constexpr):
+def backward_kernel(
+        x_ptr, w_ptr, b_ptr, gamma_ptr, mean_ptr, var_ptr, dy_ptr,           # tensors of the pass
+        dx_ptr, dw_ptr, db_ptr, dgamma_ptr, dbeta_ptr,                       # gradients
+        z_ptr, products_ptr,                                                 # buffers
+        n_samples, samples_per_program, stride_n, stride_c, products_stride, eps, inverse_count,
+        RESIDUAL: tl.constexpr, SUMS: tl.constexpr, META: tl.constexpr):     # what to compile
     """All five gradients in one launch, or in two.
 
     x, dy, dx (N, C, H, W); b, gamma, mean, var (C,); products: a buffer for dz_window^T x.
