@@ -31,7 +31,7 @@ AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"  # ATEN_CPU_CAPABIL
 NATIVE_BF16 = any(torch.cpu.get_capabilities().get(name) and (AVX512 or name == "bf16")
                   for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
-# A smaller block runs as its parts, because the fixed cost of a call is larger than what it saves.
+# A smaller unit runs as its parts, because the fixed cost of a call is larger than what it saves.
 # In training, on two cores with AMX, it was 0.94 times as fast with 3.7 million multiplications
 # (5x5 kernels), 1.02 times with 6.5 million. A small dense unit took a fifth more time.
 FEWEST_MULTIPLICATIONS = 5_500_000
@@ -53,7 +53,7 @@ def fusing_pays(x: Tensor, outputs: int, kernel_size: int) -> bool:
 
     The gain is in the backward pass of the depthwise conv: PyTorch's own is fast only for 3x3
     kernels. Without gradients the parts are as fast. Where PyTorch's 16-bit conv is slow, the fused
-    block, which computes in float32, is always faster.
+    unit, which computes in float32, is always faster.
     """
     if (torch.is_grad_enabled() and kernel_size >= 5
             and outputs * kernel_size ** 2 >= FEWEST_MULTIPLICATIONS):
@@ -75,7 +75,7 @@ def dtype_and_layout(dtype: torch.dtype, N: int, H: int, W: int) -> tuple[torch.
 
 def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
     """As reference.forward, without a gradient; y in the dtype and layout of the conv."""
-    T, weight, x, bias = to_block_layout(x, weight, x, bias)
+    T, weight, x, bias = to_unit_layout(x, weight, x, bias)
     y, mean, var = gelu_bn(conv(x, weight, bias, T), gamma, beta, mean, var, eps)
     if residual:
         y += x
@@ -84,7 +84,7 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual):
 
 def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     """As reference.backward; dx in the dtype and layout of the conv."""
-    T, weight, x, bias, dy = to_block_layout(x, weight, x, bias, dy)
+    T, weight, x, bias, dy = to_unit_layout(x, weight, x, bias, dy)
     dz, *others = gelu_bn_backward(dy, conv(x, weight, bias, T), gamma, mean, var, eps, batch_stats)
     dx, dweight = conv_backward(dz, x, weight, T)
     if residual:
@@ -92,7 +92,7 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats):
     return dx, dweight, *others
 
 
-def to_block_layout(x, *tensors):
+def to_unit_layout(x, *tensors):
     """Convert the tensors (weight, x, ...) to the dtype and layout in which a unit with input x
     runs. Returns T, None if it uses convs, then the tensors."""
     dtype, channel_major = dtype_and_layout(x.dtype, len(x), *x.shape[2:])

@@ -11,7 +11,8 @@ from . import reference
 LARGEST_KERNEL = 11
 
 # Triton 3.8 compiles these for sm_80, sm_90 and sm_100 with the few spilled bytes that
-# tests/kernels/test_compile.py allows: `pytest -m campaign` tries all maps, kernel sizes, dtypes.
+# tests/kernels/test_compile.py allows: `pytest -m campaign` tries 21 maps, each with all kernel
+# sizes and dtypes.
 LARGEST_TILE = 64               # BLOCK_OUT
 SMALL_TILE = 32                 # the limit where a larger tile, unless a whole map, would spill
 LARGEST_MATRIX = 512 * 32       # elements of T
@@ -49,9 +50,9 @@ def choose_tiling(H, W, K, dtype, backward,
     wgmma, tcgen05 = generation == 9, generation in (10, 11)  # instructions of tensor cores
     mma = not (wgmma or tcgen05)
 
-    # The rows of a tile. Use fewer where registers are scarce: if elements are loaded one by one
-    # (odd maps); and in the backward pass if T is kept in registers (mma), or if W is not a power
-    # of two, because then blocks are padded.
+    # The rows of a tile. Registers are scarce in three cases: odd maps, whose elements are loaded
+    # one by one; the backward pass with mma, which keeps T in registers; the backward pass where W
+    # is not a power of two, which pads blocks. Then a tile has fewer rows.
     scarce = odd or (backward and (mma or W & (W - 1) != 0))
     small_tiles = float32 or (scarce and W <= SMALL_TILE)
     candidates = []
@@ -67,9 +68,10 @@ def choose_tiling(H, W, K, dtype, backward,
         return None
     _, rows, block_in, block_out = min(candidates)
 
-    # The first line that applies gives BLOCK_M, num_warps and maxnreg: little or nothing spills
-    # and, if possible, two programs fit on an SM. 255 is the hardware's limit; without it, ptxas
-    # may choose 128 and spill.
+    # The first line that applies gives BLOCK_M, num_warps and maxnreg (registers of a thread):
+    # little or nothing spills to memory and, if possible, two programs fit on an SM. 255 is the
+    # hardware's limit; without it, ptxas may choose 128 and spill. mma, wgmma, tcgen05 are the
+    # tensor-core instructions of Ampere, Hopper and Blackwell. To try a choice, put its line first.
     matrix, whole, long = block_in * block_out, rows == H, block_in > 256
     small = block_in <= 128 and matrix <= 4096           # T and dz_window^T x leave registers free
     aligned = rows * W % 8 == 0 and K // 2 * W % 8 == 0  # loads of 16 bytes

@@ -114,8 +114,8 @@ def _block_origin(block, start, META: tl.constexpr):
 @triton.jit
 def _tile_offsets(block, start, end, first, last, COUNT: tl.constexpr, stride_n,
                   META: tl.constexpr):
-    """Where elements first .. last - 1 of each tile of a block are. Element 0 is the first one of
-    the tile; a window starts before it.
+    """The memory offsets of elements first .. last - 1 of each tile in a block. Element 0 is the
+    first one of the tile; a window starts before it.
 
     Returns the block's offset in its channel, a scalar, so that only scalars change from block to
     block; the elements' offsets from there, (BLOCK_M, COUNT); and which elements exist. In the
@@ -151,9 +151,9 @@ def _window(x_ptr, block, start, end, first, stride_n, META: tl.constexpr):
 
 @triton.jit
 def _flat_offsets(first, end, stride_n, META: tl.constexpr):
-    """Offsets of elements first.. < end, counted through the samples of a channel, and which exist.
+    """Offsets of the elements from `first` on, and a mask of those before `end`.
 
-    Elementwise steps need no tiles, and so no padding.
+    Elements are counted over all samples of the channel: elementwise steps need no tiles.
     """
     e = first + tl.arange(0, META.BLOCK_M * META.BLOCK_OUT)
     return (e // (META.H * META.W)).to(tl.int64) * stride_n + e % (META.H * META.W), e < end
@@ -185,7 +185,7 @@ def _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, META: 
 
 @triton.jit
 def _normal_cdf(z):
-    """Phi(z) = 2^p(|z|) if z < 0, else 1 - 2^p(|z|). The polynomial p errs by 2e-8 of Phi at most.
+    """Phi(z) = 2^p(|z|) if z < 0, else 1 - 2^p(|z|). The absolute error of Phi is at most 2e-8.
 
     In float32 this is as exact as 0.5 * (1 + erf(z / sqrt(2))), in 12 instructions instead of 31.
     """
@@ -385,6 +385,7 @@ def _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rs
         products = tl.full([META.BLOCK_IN, META.BLOCK_OUT], 0.0, tl.float32)
         for block in range(0, _num_blocks(start, end, META)):
             base, tile, exists = _tile(block, start, end, stride_n, META)
+            # dz of this block: recomputed, or a window of what was stored above
             if z_ptr is None:
                 dy = tl.load(dy_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
                 z = _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, META)
@@ -394,8 +395,10 @@ def _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rs
                 dz = dz.to(x_ptr.dtype.element_ty)
             else:
                 dz = _window(z_ptr, block, start, end, first, stride_n, META)
+            # dw: add dz_window^T x
             x = tl.load(x_ptr + base + tile, mask=exists, other=0.0)
             products = tl.dot(tl.trans(dz), x, products, input_precision=META.PRECISION)
+            # dx: the same product as forward, with T flipped
             if WINDOW <= META.BLOCK_IN:
                 dx = tl.dot(dz, flipped, input_precision=META.PRECISION)
                 _store_dx(dx, dy_ptr, dx_ptr, base + tile, exists, RESIDUAL)

@@ -165,14 +165,14 @@ def fuse(model: nn.Module) -> int:
         elif _is_unit(module):
             _become(module, DepthwiseGELUBN, residual=False, kernel_size=module[0].kernel_size[0])
             count += 1
-    blocks = [module for module in model.modules() if isinstance(module, DepthwiseGELUBN)]
+    units = [module for module in model.modules() if isinstance(module, DepthwiseGELUBN)]
     if not count:
-        raise ValueError(f"nothing to fuse in {type(model).__name__} ({len(blocks)} fused already)"
+        raise ValueError(f"nothing to fuse in {type(model).__name__} ({len(units)} fused already)"
                          ": no Sequential(Conv2d, GELU, BatchNorm2d) with a depthwise conv of odd "
                          "kernel, stride 1, 'same' padding, without hooks")
 
     # the dense units, which run as one operation where the depthwise ones do
-    kernel_size = min(block.kernel_size for block in blocks)
+    kernel_size = min(unit.kernel_size for unit in units)
     for module in model.modules():
         parts = list(module) if type(module) is nn.Sequential else []
         if any(kind_of(parts[i:i + 3]) == "dense" for i in range(len(parts))):
@@ -181,7 +181,7 @@ def fuse(model: nn.Module) -> int:
 
 
 def unfuse(model: nn.Module) -> int:
-    """Undo `fuse`; return the number of blocks. Parts replaced since then stay."""
+    """Undo `fuse`; return the number of units. Parts replaced since then stay."""
     fused = [module for module in model.modules() if "before_fuse" in vars(module)]
     count = sum(isinstance(module, DepthwiseGELUBN) for module in fused)
     for module in fused:

@@ -29,8 +29,9 @@ class Residual(nn.Module):
 class ConvMixer(nn.Module):
     """(B, 3, H, W) -> (B, num_classes) logits.  Trockman & Kolter 2023, eq. 1-3 and figure 2.
 
-    `act` is "gelu" or "relu" (the authors' 768/32); no name or shape of the weights tells it.
-    Raises ValueError for an even kernel, or an image whose sides the patch does not divide.
+    `act` is "gelu" or "relu" (the authors' 768/32); the weights look the same for both, so a
+    checkpoint must say which. Raises ValueError for an even kernel, or an image whose sides the
+    patch does not divide.
     """
 
     def __init__(self, *, image_size=192, patch=24, dim=512, depth=4, kernel_size=9, num_classes=2,
@@ -39,13 +40,13 @@ class ConvMixer(nn.Module):
         self.check(image_size=image_size, patch=patch, kernel_size=kernel_size, act=act)
         self.patch = patch
         self.options_not_in_weights = {"act": act}
-        act = ACTIVATIONS[act]
+        make_act = ACTIVATIONS[act]
         # patch embedding, eq. 1
-        self.stem = nn.Sequential(nn.Conv2d(3, dim, patch, patch), act(), nn.BatchNorm2d(dim))
+        self.stem = nn.Sequential(nn.Conv2d(3, dim, patch, patch), make_act(), nn.BatchNorm2d(dim))
         # layers: a depthwise conv mixes positions, eq. 2; a pointwise one channels, eq. 3
         self.blocks = nn.Sequential(*(
-            nn.Sequential(Residual(depthwise_unit(dim, kernel_size, act)),
-                          nn.Conv2d(dim, dim, kernel_size=1), act(), nn.BatchNorm2d(dim))
+            nn.Sequential(Residual(depthwise_unit(dim, kernel_size, make_act)),
+                          nn.Conv2d(dim, dim, kernel_size=1), make_act(), nn.BatchNorm2d(dim))
             for _ in range(depth)))
         # classes, from the mean over positions
         self.head = nn.Linear(dim, num_classes)

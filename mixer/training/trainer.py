@@ -4,7 +4,9 @@ Read `Trainer.loop`. What it calls in a step, and where that is:
 
     learning_rate     here
     training_batch    data/batches.py: which samples, and the random numbers of each
-    augment           data/augment.py: their pixels
+    batch_slice       runtime/distributed.py: this rank's part of them
+    Subset.batch      data/batches.py: their pixels and labels
+    augment           data/augment.py: flipped and rotated
     train_step        here: forward, loss, backward, Adam
 
 Every --log-every steps it calls `end_interval`: validate, save, log.
@@ -176,10 +178,9 @@ class Trainer:
             if interval_ended:
                 self.end_interval()
 
-            # a signal to any rank ends the run; several ranks agree on it at the end of an interval
-            if interval_ended or self.world.size == 1:
-                if self.world.sum(torch.tensor(stop.signum)):
-                    self.save_and_stop(stop.signum or signal.SIGTERM)
+            # a signal or the last step ends the run
+            if self.stop_requested(stop, interval_ended):
+                self.save_and_stop(stop.signum or signal.SIGTERM)
             if state.step >= config.steps:
                 return
 
@@ -205,10 +206,16 @@ class Trainer:
             self.bar.update()
 
     def interval_ended(self) -> bool:
-        """Whether a log entry is due. Not directly after a resume: it was logged before."""
+        """Whether a log entry is due. Right after a resume it is not: the step is in the log."""
         step = self.state.step
         due = step % self.config.log_every == 0 or step >= self.config.steps
         return due and step > self.state.logged_step()
+
+    def stop_requested(self, stop: Stop, interval_ended: bool) -> bool:
+        """Whether any rank got a signal. Several ranks agree on it at the end of an interval."""
+        if self.world.size > 1 and not interval_ended:
+            return False
+        return bool(self.world.sum(torch.tensor(stop.signum)))
 
     def start_clock(self) -> None:
         """Time the steps from now on."""

@@ -24,6 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from kernels import depthwise_launch, depthwise_triton
+from mixer.bench.unit import SHAPES
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MAPS = [(8, 8), (12, 12), (16, 16), (32, 32), (1, 1), (1, 6), (2, 2), (3, 3), (5, 5), (5, 9),
@@ -48,9 +49,7 @@ class CompileCase(NamedTuple):
     programs: int | None = None       # per channel; None: the launcher chooses
 
 
-TABLE = [CompileCase(shape, K, "float16", H100)  # the shapes of `bench.py --kernels-table`
-         for shape, K in (((250, 512, 8, 8), 9), ((250, 512, 12, 12), 9), ((64, 1024, 16, 16), 9),
-                          ((64, 768, 32, 32), 7), ((64, 1536, 32, 32), 9))]
+TABLE = [CompileCase((N, C, side, side), K, "float16", H100) for N, C, side, K in SHAPES["cuda"]]
 
 
 def all_cases():

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from kernels import depthwise_cpu, depthwise_gelu_bn, fuse, reference, unfuse
 from kernels import module as kernels_module
 from mixer.models import create_model
-from tests.helpers.blocks import exact, make_block, run, too_far
 from tests.helpers.networks import randomise
+from tests.helpers.units import exact, make_unit, run, too_far
 
 # N, C, H, W, K
 SHAPES = [(3, 2, 8, 8, 9), (5, 2, 12, 12, 9), (2, 3, 16, 16, 7), (1, 2, 32, 32, 3), (3, 1, 7, 5, 3),
@@ -48,8 +48,8 @@ def counted(monkeypatch, module, name):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_as_exact_as_plain_pytorch(shape, dtype):
     for options in OPTIONS:
-        block = make_block(*shape, dtype, **options)
-        assert not too_far(run(depthwise_cpu, block), block), options
+        unit = make_unit(*shape, dtype, **options)
+        assert not too_far(run(depthwise_cpu, unit), unit), options
 
 
 @pytest.mark.parametrize("channel_major", [True], indirect=True, ids=[""])
@@ -58,15 +58,15 @@ def test_as_exact_as_plain_pytorch(shape, dtype):
 def test_products_are_as_exact_as_plain_pytorch(channel_major, monkeypatch, shape, dtype):
     built = counted(monkeypatch, depthwise_cpu, "toeplitz")
     for options in OPTIONS:
-        block = make_block(*shape, dtype, **options)
-        assert not too_far(run(depthwise_cpu, block), block), options
+        unit = make_unit(*shape, dtype, **options)
+        assert not too_far(run(depthwise_cpu, unit), unit), options
     assert len(built) == 2 * len(OPTIONS)
 
 
 @pytest.mark.parametrize("channel_major", [True], indirect=True, ids=[""])
 def test_a_block_by_products_keeps_the_layout_of_its_input(channel_major, monkeypatch):
     built = counted(monkeypatch, depthwise_cpu, "toeplitz")
-    x = make_block(3, 2, 8, 8, 5).x
+    x = make_unit(3, 2, 8, 8, 5).x
     for channel_major in (False, True):
         x = depthwise_cpu.with_layout(x, channel_major)
         y = depthwise_gelu_bn(x, torch.randn(2, 1, 5, 5))[0]
@@ -78,14 +78,14 @@ def test_a_block_by_products_keeps_the_layout_of_its_input(channel_major, monkey
 def test_layouts_and_large_values(dtype):
     for fixed_stats in (False, True):
         # float16 ends at 65504
-        block = make_block(3, 2, 8, 8, 5, dtype, scale=2000.0, fixed_stats=fixed_stats)
-        assert not too_far(run(depthwise_cpu, block), block)
-    block = make_block(4, 6, 8, 8, 5, dtype)
+        unit = make_unit(3, 2, 8, 8, 5, dtype, scale=2000.0, fixed_stats=fixed_stats)
+        assert not too_far(run(depthwise_cpu, unit), unit)
+    unit = make_unit(4, 6, 8, 8, 5, dtype)
     wide = torch.randn(4, 6, 8, 16).to(dtype)
     for layout in (lambda t: t.to(memory_format=torch.channels_last),
                    lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
                    lambda t: wide[..., ::2].copy_(t)):
-        other = block._replace(x=layout(block.x), dy=layout(block.dy.clone()))
+        other = unit._replace(x=layout(unit.x), dy=layout(unit.dy.clone()))
         assert not too_far(run(depthwise_cpu, other), other)
 
 
@@ -94,8 +94,8 @@ def test_layouts_and_large_values(dtype):
 def test_float64_equals_autograd(implementation, options):
     """1e-12 is some thousand roundings of float64: sums of a hundred terms in another order."""
     for shape in SHAPES:
-        block = make_block(*shape, torch.float64, **options)
-        got, want = run(implementation, block), exact(block)
+        unit = make_unit(*shape, torch.float64, **options)
+        got, want = run(implementation, unit), exact(unit)
         for name in want:
             torch.testing.assert_close(got[name], want[name], rtol=1e-12, msg=name,
                                        atol=1e-12 * want[name].abs().max().item())
@@ -108,19 +108,19 @@ def test_float64_equals_autograd(implementation, options):
     ("var", lambda var: var * 192 / 191),
 ], ids=["missing taps", "swapped offsets", "flipped dx", "n - 1 for n"])
 def test_the_measure_rejects_spoilt_results(name, fault):
-    block = make_block(3, 2, 8, 8, 5)
-    assert not too_far(run(depthwise_cpu, block), block)
-    other = block._replace(weight=fault(block.weight)) if name == "weight" else block
+    unit = make_unit(3, 2, 8, 8, 5)
+    assert not too_far(run(depthwise_cpu, unit), unit)
+    other = unit._replace(weight=fault(unit.weight)) if name == "weight" else unit
     results = run(depthwise_cpu, other)
-    assert too_far({**results, name: fault(results[name])} if name != "weight" else results, block)
+    assert too_far({**results, name: fault(results[name])} if name != "weight" else results, unit)
 
 
 @pytest.mark.parametrize("channel_major", [True], indirect=True, ids=[""])
 def test_a_wrong_matrix_is_rejected(channel_major, monkeypatch):
     toeplitz = depthwise_cpu.toeplitz
     monkeypatch.setattr(depthwise_cpu, "toeplitz", lambda *args: toeplitz(*args).roll(1, 2))
-    block = make_block(3, 2, 8, 8, 5)
-    assert too_far(run(depthwise_cpu, block), block)
+    unit = make_unit(3, 2, 8, 8, 5)
+    assert too_far(run(depthwise_cpu, unit), unit)
 
 
 # the dense half

@@ -6,17 +6,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels import depthwise_cpu, depthwise_gelu_bn, depthwise_op, reference, why_not_triton
-from tests.helpers.blocks import DEVICE, make_block, run
+from tests.helpers.units import DEVICE, make_unit, run
 
 
-def as_op(block, wrt=("x", "weight", "bias", "gamma", "beta")):
+def as_op(unit, wrt=("x", "weight", "bias", "gamma", "beta")):
     """The unit through depthwise_gelu_bn: (y, {name: gradient})."""
-    tensors = {name: getattr(block, name) for name in ("x", "weight", "bias", "gamma", "beta")}
+    tensors = {name: getattr(unit, name) for name in ("x", "weight", "bias", "gamma", "beta")}
     leaves = {name: t.detach().clone().requires_grad_(name in wrt)
               for name, t in tensors.items() if t is not None}
-    y, _, _ = depthwise_gelu_bn(**{**tensors, **leaves}, mean=block.mean, var=block.var,
-                                eps=block.eps, residual=block.residual)
-    y.backward(block.dy.to(y.dtype))
+    y, _, _ = depthwise_gelu_bn(**{**tensors, **leaves}, mean=unit.mean, var=unit.var,
+                                eps=unit.eps, residual=unit.residual)
+    y.backward(unit.dy.to(y.dtype))
     return y.detach(), {name: leaf.grad for name, leaf in leaves.items()}
 
 
@@ -36,24 +36,24 @@ def through(request, monkeypatch):
 @pytest.mark.parametrize("options", [{}, dict(fixed_stats=True), dict(bare=True, residual=False)],
                          ids=["batch", "fixed", "bare"])
 def test_gradients_reach_every_input(through, options):
-    block = make_block(2, 2, 4, 5, 3, **options, device=DEVICE)
-    y, gradients = as_op(block)
-    want = run(reference, block)
+    unit = make_unit(2, 2, 4, 5, 3, **options, device=DEVICE)
+    y, gradients = as_op(unit)
+    want = run(reference, unit)
     torch.testing.assert_close(y, want["y"], rtol=1e-5, atol=1e-5)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, want["d" + name], rtol=1e-4, atol=1e-4, msg=name)
-    _, some = as_op(block, wrt=("weight",))
+    _, some = as_op(unit, wrt=("weight",))
     assert torch.equal(some["weight"], gradients["weight"]) and some["x"] is None
 
 
 def test_opcheck(through):
     ops = torch.ops.vit_convmixer
-    block = make_block(1, 2, 4, 5, 3, device=DEVICE)
-    mean, var = block.bias, block.gamma.abs()
+    unit = make_unit(1, 2, 4, 5, 3, device=DEVICE)
+    mean, var = unit.bias, unit.gamma.abs()
     for op, *arguments in (
-            (ops.depthwise_gelu_bn, *block[:5], None, None, 1e-5, True),
-            (ops.depthwise_gelu_bn, *block[:2], None, None, None, mean, var, 1e-5, False),
-            (ops.depthwise_gelu_bn_backward, block.dy, *block[:4], mean, var, 1e-5, True, True)):
+            (ops.depthwise_gelu_bn, *unit[:5], None, None, 1e-5, True),
+            (ops.depthwise_gelu_bn, *unit[:2], None, None, None, mean, var, 1e-5, False),
+            (ops.depthwise_gelu_bn_backward, unit.dy, *unit[:4], mean, var, 1e-5, True, True)):
         torch.library.opcheck(op, tuple(arguments))
 
 
@@ -61,23 +61,23 @@ def test_opcheck(through):
 def test_autocast_casts_as_a_conv_does(through, dtype):
     """float32 in, low precision out; with the residual float32 out, as fn(x) + x gives, and x is
     not rounded."""
-    block = make_block(2, 1, 4, 5, 3, device=DEVICE)
-    low = block._replace(x=block.x.to(dtype), weight=block.weight.to(dtype),
-                         bias=block.bias.to(dtype), residual=False)
+    unit = make_unit(2, 1, 4, 5, 3, device=DEVICE)
+    low = unit._replace(x=unit.x.to(dtype), weight=unit.weight.to(dtype),
+                         bias=unit.bias.to(dtype), residual=False)
     with torch.autocast(DEVICE, dtype):
-        y, gradients = as_op(block._replace(residual=False))
-        with_residual, _ = as_op(block)
+        y, gradients = as_op(unit._replace(residual=False))
+        with_residual, _ = as_op(unit)
     assert y.dtype == dtype and with_residual.dtype == torch.float32
-    assert torch.equal(with_residual, y + block.x)
+    assert torch.equal(with_residual, y + unit.x)
     assert all(gradient.dtype == torch.float32 for gradient in gradients.values())
     assert torch.equal(y, as_op(low)[0])
 
 
 def test_two_backwards_and_no_second_derivative():
-    block = make_block(3, 2, 8, 8, 5, device=DEVICE)
-    leaves = [t.requires_grad_() for t in block[:5]]
+    unit = make_unit(3, 2, 8, 8, 5, device=DEVICE)
+    leaves = [t.requires_grad_() for t in unit[:5]]
     y = depthwise_gelu_bn(*leaves)[0]
-    first, second = (torch.autograd.grad(y, leaves, block.dy, retain_graph=True) for _ in range(2))
+    first, second = (torch.autograd.grad(y, leaves, unit.dy, retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     gradient, = torch.autograd.grad(y.square().sum(), leaves[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula"):
@@ -86,8 +86,8 @@ def test_two_backwards_and_no_second_derivative():
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_one_activation_is_saved_instead_of_three(residual):
-    block = make_block(4, 8, 8, 8, 3, device=DEVICE)
-    x, weight, bias, gamma, beta = (t.requires_grad_() for t in block[:5])
+    unit = make_unit(4, 8, 8, 8, 3, device=DEVICE)
+    x, weight, bias, gamma, beta = (t.requires_grad_() for t in unit[:5])
     activation = x.nbytes
 
     def saved_bytes(f):
@@ -106,13 +106,13 @@ def test_one_activation_is_saved_instead_of_three(residual):
 
 
 def test_flops_are_those_of_the_convs():
-    block = make_block(3, 2, 8, 8, 5, device=DEVICE)
-    leaves = [t.detach().clone().requires_grad_() for t in block[:5]]
+    unit = make_unit(3, 2, 8, 8, 5, device=DEVICE)
+    leaves = [t.detach().clone().requires_grad_() for t in unit[:5]]
     with FlopCounterMode(display=False) as plain:
         reference.forward(*leaves, None, None, 1e-5, False)
     with FlopCounterMode(display=False) as fused:
         y = depthwise_gelu_bn(*leaves)[0]
-    assert fused.get_total_flops() == plain.get_total_flops() == 2 * block.x.numel() * 25
+    assert fused.get_total_flops() == plain.get_total_flops() == 2 * unit.x.numel() * 25
     # PyTorch's own count of a grouped conv's backward forgets the groups.
     with FlopCounterMode(display=False) as backward:
         y.sum().backward()
@@ -155,8 +155,8 @@ def test_the_implementation_follows_device_and_shape(monkeypatch, recwarn):
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 def test_cuda_graph_and_grad_scaler():
-    block = make_block(8, 128, 8, 8, 9, device=DEVICE)
-    leaves = [t.requires_grad_() for t in block[:5]]
+    unit = make_unit(8, 128, 8, 8, 9, device=DEVICE)
+    leaves = [t.requires_grad_() for t in unit[:5]]
     scaler = torch.amp.GradScaler(DEVICE)
 
     def step():
@@ -190,13 +190,13 @@ def test_devices_and_dtypes_are_those_of_a_conv():
 
 @pytest.mark.parametrize("fixed_stats", [False, True], ids=["train", "eval"])
 def test_every_memory_format_of_every_tensor(through, fixed_stats):
-    block = make_block(2, 4, 4, 5, 3, device=DEVICE, fixed_stats=fixed_stats)
-    want, gradients = as_op(block)
+    unit = make_unit(2, 4, 4, 5, 3, device=DEVICE, fixed_stats=fixed_stats)
+    want, gradients = as_op(unit)
     formats = torch.contiguous_format, torch.channels_last
     some = list(itertools.product(formats, repeat=3))
     for x, weight, dy in some[-1:] if through == "triton" else some:  # interpreted, it is slow
-        other = block._replace(x=block.x.to(memory_format=x), dy=block.dy.to(memory_format=dy),
-                               weight=block.weight.to(memory_format=weight))
+        other = unit._replace(x=unit.x.to(memory_format=x), dy=unit.dy.to(memory_format=dy),
+                               weight=unit.weight.to(memory_format=weight))
         y, got = as_op(other)
         assert y.is_contiguous(memory_format=x) and got["x"].is_contiguous(memory_format=x)
         torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.helpers.blocks import DEVICE, make_block, run, too_far
+from tests.helpers.units import DEVICE, make_unit, run, too_far
 
 pytest.importorskip("triton", reason="Triton is not installed")
 import triton
@@ -38,8 +38,8 @@ def launched(programs):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_as_exact_as_plain_pytorch(shape, dtype):
-    block = make_block(*shape, dtype, device=DEVICE)
-    assert not too_far(run(launched(1), block), block)
+    unit = make_unit(*shape, dtype, device=DEVICE)
+    assert not too_far(run(launched(1), unit), unit)
 
 
 @pytest.mark.parametrize("shape", [
@@ -48,8 +48,8 @@ def test_as_exact_as_plain_pytorch(shape, dtype):
 def test_two_launches_fixed_statistics_and_no_parameters_are_as_exact(shape):
     for programs, options in ((2, {}), (1, dict(fixed_stats=True, residual=False)),
                               (3, dict(bare=True))):
-        block = make_block(*shape, **options, device=DEVICE)
-        assert not too_far(run(launched(programs), block), block), (programs, options)
+        unit = make_unit(*shape, **options, device=DEVICE)
+        assert not too_far(run(launched(programs), unit), unit), (programs, options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -57,14 +57,14 @@ def test_large_values_and_offsets(dtype):
     """float16 ends at 65504. A variance taken as E[g^2] - E[g]^2 loses its digits if the mean is
     far from 0."""
     for fixed_stats in (False, True):
-        block = make_block(3, 2, 8, 8, 5, dtype, scale=2000.0, fixed_stats=fixed_stats,
+        unit = make_unit(3, 2, 8, 8, 5, dtype, scale=2000.0, fixed_stats=fixed_stats,
                            device=DEVICE)
         if dtype != torch.float32:
-            assert block.x.abs().max() > 5000 and not too_far(run(launched(1), block), block)
-    block = make_block(4, 2, 8, 8, 5, dtype, device=DEVICE)
-    block = block._replace(bias=block.bias + 1000.0)
+            assert unit.x.abs().max() > 5000 and not too_far(run(launched(1), unit), unit)
+    unit = make_unit(4, 2, 8, 8, 5, dtype, device=DEVICE)
+    unit = unit._replace(bias=unit.bias + 1000.0)
     for programs in (1, 2):
-        problems = too_far(run(launched(programs), block), block)
+        problems = too_far(run(launched(programs), unit), unit)
         assert not [problem for problem in problems if problem.startswith(("mean", "var"))]
 
 
@@ -117,17 +117,17 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout):
-    block = make_block(4, 3, 4, 4, 3, device=DEVICE)
-    other = block._replace(x=LAYOUTS[layout](block.x))
-    assert other.x.stride() != block.x.stride()
-    for dy in (block.dy, LAYOUTS[layout](block.dy), block.dy[:1, :1, :1, :1].expand_as(block.dy)):
+    unit = make_unit(4, 3, 4, 4, 3, device=DEVICE)
+    other = unit._replace(x=LAYOUTS[layout](unit.x))
+    assert other.x.stride() != unit.x.stride()
+    for dy in (unit.dy, LAYOUTS[layout](unit.dy), unit.dy[:1, :1, :1, :1].expand_as(unit.dy)):
         assert not too_far(run(launched(1), other._replace(dy=dy)), other._replace(dy=dy))
 
 
 def test_same_input_same_bits():
-    block = make_block(5, 1, 12, 12, 9, torch.float16, device=DEVICE)
+    unit = make_unit(5, 1, 12, 12, 9, torch.float16, device=DEVICE)
     for programs in (1, 2):
-        first, second = (run(launched(programs), block) for _ in range(2))
+        first, second = (run(launched(programs), unit) for _ in range(2))
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -208,7 +208,7 @@ def _slope_of_relu(z):
     ("_gelu", _tanh_gelu), ("_toeplitz", _toeplitz_without_a_tap), ("_gelu_slope", _slope_of_relu)])
 def test_spoilt_kernels_are_rejected(monkeypatch, name, fault):
     monkeypatch.setattr(depthwise_triton, name, fault)
-    block = make_block(3, 1, 8, 8, 5)
-    assert too_far(run(launched(1), block), block)
+    unit = make_unit(3, 1, 8, 8, 5)
+    assert too_far(run(launched(1), unit), unit)
     if fault is not _tanh_gelu:  # 1e-3 off, which float16 hides: the float32 tests are for that
         assert "wrong on this GPU" in why_not_trusted()

@@ -1,4 +1,4 @@
-"""One block with its inputs, its float64 results, and a measure of an implementation's error."""
+"""One unit with its inputs, its float64 results, and a measure of an implementation's error."""
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("y", "mean", "var", "dx", "dweight", "dbias", "dgamma", "dbeta")
 
 
-class Block(NamedTuple):
+class Unit(NamedTuple):
     """Arguments of depthwise_gelu_bn, and the gradient dy of y."""
     x: torch.Tensor
     weight: torch.Tensor
@@ -24,57 +24,57 @@ class Block(NamedTuple):
     dy: torch.Tensor
 
     def map(self, f):
-        return Block(*(f(t) if isinstance(t, torch.Tensor) else t for t in self))
+        return Unit(*(f(t) if isinstance(t, torch.Tensor) else t for t in self))
 
 
-def make_block(N, C, H, W, K, dtype=torch.float32, *, residual=True, fixed_stats=False, bare=False,
+def make_unit(N, C, H, W, K, dtype=torch.float32, *, residual=True, fixed_stats=False, bare=False,
                scale=1.0, device="cpu"):
-    """A random block, each tensor from its own seed. fixed_stats: mean and var are arguments; bare:
+    """A random unit, each tensor from its own seed. fixed_stats: mean and var are arguments; bare:
     no bias, gamma and beta; scale: of x."""
     def randn(seed, *shape):
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     bias = randn(3, C).to(dtype).float()  # a bias that float16 holds: eager PyTorch rounds it
     parameters = (None, None, None) if bare else (bias, randn(4, C) + 1.5, randn(5, C))
     stats = (randn(6, C) * 0.1, randn(7, C).abs() + 0.5) if fixed_stats else (None, None)
-    block = Block(scale * randn(1, N, C, H, W).to(dtype), (randn(2, C, 1, K, K) / K).to(dtype),
+    unit = Unit(scale * randn(1, N, C, H, W).to(dtype), (randn(2, C, 1, K, K) / K).to(dtype),
                   *parameters, *stats, 1e-5, residual, randn(8, N, C, H, W).to(dtype))
-    return block.map(lambda t: t.to(device))
+    return unit.map(lambda t: t.to(device))
 
 
-def run(implementation, block):
+def run(implementation, unit):
     """{name: result} of an implementation's two functions, without those of absent parameters. y
     and dx are in the dtype and layout of x, as the operator returns them."""
-    y, mean, var = implementation.forward(*block[:-1])
-    dx, *gradients = implementation.backward(block.dy, *block[:4], mean, var, block.eps,
-                                             block.residual, block.mean is None)
-    y, dx = (reference.restore_layout(t, block.x) for t in (y, dx))
-    return only_present(block, (y, mean, var, dx, *gradients))
+    y, mean, var = implementation.forward(*unit[:-1])
+    dx, *gradients = implementation.backward(unit.dy, *unit[:4], mean, var, unit.eps,
+                                             unit.residual, unit.mean is None)
+    y, dx = (reference.restore_layout(t, unit.x) for t in (y, dx))
+    return only_present(unit, (y, mean, var, dx, *gradients))
 
 
-def by_autograd(block):
+def by_autograd(unit):
     """{name: result} of plain PyTorch in the unit's own dtype."""
-    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in block[:5]]
-    y, mean, var = reference.forward(*leaves, *block[5:-1])
+    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in unit[:5]]
+    y, mean, var = reference.forward(*leaves, *unit[5:-1])
     gradients = iter(torch.autograd.grad(y, [t for t in leaves if t is not None],
-                                         block.dy.to(y.dtype)))
+                                         unit.dy.to(y.dtype)))
     gradients = [None if t is None else next(gradients) for t in leaves]
-    return only_present(block, (y, mean, var, *gradients))
+    return only_present(unit, (y, mean, var, *gradients))
 
 
-def only_present(block, results):
-    absent = {f"d{name}" for name in ("bias", "gamma", "beta") if getattr(block, name) is None}
+def only_present(unit, results):
+    absent = {f"d{name}" for name in ("bias", "gamma", "beta") if getattr(unit, name) is None}
     return {name: t.detach() for name, t in zip(NAMES, results, strict=True) if name not in absent}
 
 
-def exact(block):
-    return by_autograd(block.map(lambda t: t.double()))
+def exact(unit):
+    return by_autograd(unit.map(lambda t: t.double()))
 
 
-def size_of_sums(block):
+def size_of_sums(unit):
     """{name: (largest sum of absolute terms, largest root of their sum of squares)} of each sum.
     Adding in float32 moves a sum by eps times the first at most. Terms that were rounded to the
     dtype of x, as plain PyTorch's are, make it wander by eps of that dtype times the second."""
-    b = block.map(lambda t: t.double())
+    b = unit.map(lambda t: t.double())
     C, K, n = b.x.shape[1], b.weight.shape[-1], b.x.numel() // b.x.shape[1]
     channel = (1, C, 1, 1)
     z = F.conv2d(b.x, b.weight, b.bias, padding=K // 2, groups=C).requires_grad_()
@@ -99,12 +99,12 @@ def size_of_sums(block):
             for name, (first, second) in sums.items()}
 
 
-def too_far(results, block):
+def too_far(results, unit):
     """Which results have more than twice the error of plain PyTorch in the same dtype. One sentence
     each. The error is the largest difference from float64 on the same inputs. PyTorch's own error
     can be small by luck, where there are few elements, and its sums on the CPU are in double. So
     one rounding of the result, or of each term of a sum, is not too far."""
-    plain, want, sums = by_autograd(block), exact(block), size_of_sums(block)
+    plain, want, sums = by_autograd(unit), exact(unit), size_of_sums(unit)
     assert results.keys() == want.keys()
     problems = []
     for name, t in results.items():
@@ -114,7 +114,7 @@ def too_far(results, block):
         floor = torch.finfo(t.dtype).eps * want[name].abs().max().item()
         if name in sums:
             floor = (torch.finfo(torch.float32).eps * sums[name][0]
-                     + torch.finfo(block.x.dtype).eps * sums[name][1])
+                     + torch.finfo(unit.x.dtype).eps * sums[name][1])
         error, plain_error = ((r.double() - want[name]).abs().max().item()
                               for r in (t, plain[name]))
         if error > 2 * plain_error + floor:
