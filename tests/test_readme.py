@@ -126,6 +126,8 @@ def test_the_front_table_is_that_of_the_results():
                       if line[0].endswith(f"lr {rate}") and "kernel_size 1," not in line[0]}
                      for rate in ("0.0001", "0.001"))
     usual["MLP-Mixer 24"]["minutes"] = ""  # of another CPU
+    minutes = [round(float(usual[title]["minutes"])) for title in ("ResNet-18", "ConvMixer 24")]
+    assert "At 1e-4 they took {} and {} minutes".format(*minutes) in FRONT
     table = re.findall(r"^\| (.*?) \| `(--arch .*?)` \| (.*?) \|$", FRONT, flags=re.M)
     assert [title for title, *_ in table] == [row.title for row in ROWS if row.title in usual]
     for title, arguments, row in table:
