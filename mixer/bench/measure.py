@@ -1,7 +1,7 @@
 """What a model takes: parameters, FLOPs, bytes saved for backward, memory, time.
 
 Each model is measured in fresh processes, so that none inherits another's allocator, caches or
-cuDNN choices. A measurement is a row: a dict; most keys name their unit (p20, p80: ms).
+cuDNN choices. A measurement is a dict; most keys name their unit (p20, p80: ms).
 """
 import itertools
 import sys
@@ -73,9 +73,9 @@ def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, l
 
     # one list a table
     measured = measure_in_turn(groups, config.repeats)
-    lists = {"models": [row for row in measured if row["candidate"] == "ours"]}
+    lists = {"models": [result for result in measured if result["candidate"] == "ours"]}
     if config.peers:
-        lists["peers"] = [row for row in measured if row["row"] in compared]
+        lists["peers"] = [result for result in measured if result["row"] in compared]
     if config.data:
         announce(config.data)
         stages, failed = in_fresh_process(measure_data, config.data, config.image_size[0],
@@ -86,47 +86,47 @@ def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, l
 
 def measure_in_turn(groups: list[tuple[Workload, dict[tuple, MakeModel]]],
                     repeats: int) -> list[dict]:
-    """A row per model. A group: a workload and {(title, image size, candidate): how to make it}.
+    """A result per model. A group: a workload and {(title, image size, candidate): how to make it}.
 
     `faster` and `memory_ratio` compare it to the first one of its title and image size. A model
-    that fails is not measured again, and its row says why.
+    that fails is not measured again, and its result says why.
     """
     # counts and memory, each model in a process of its own
-    rows, times = {}, {}
+    results, times = {}, {}
     for workload, models in groups:
         for key, make in models.items():
             announce("memory:", *key)
             taken, failed = in_fresh_process(measure_memory, make, workload)
-            rows[key] = {"row": key[0], "candidate": key[2], "image_size": workload.image_size,
-                         "batch_size": workload.batch_size, **(taken or {"failed": failed})}
+            results[key] = {"row": key[0], "candidate": key[2], "image_size": workload.image_size,
+                            "batch_size": workload.batch_size, **(taken or {"failed": failed})}
 
     # times, the groups in turn, and in each process its models in turn
     for number, (workload, models) in itertools.product(range(PROCESSES_PER_ROW), groups):
-        models = {key: make for key, make in models.items() if "failed" not in rows[key]}
+        models = {key: make for key, make in models.items() if "failed" not in results[key]}
         if not models:
             continue
         announce(f"time, {number + 1} of {PROCESSES_PER_ROW}:", *next(iter(models)))
         taken, failed = in_fresh_process(
             time_models, models, workload, repeats // PROCESSES_PER_ROW)
         for key in models if failed else ():
-            rows[key]["failed"] = failed
+            results[key]["failed"] = failed
         for key, ms in (taken or {}).items():
             times.setdefault(key, []).extend(ms)
 
     # medians and ratios of the times
-    for key, row in rows.items():
-        if "failed" in row:
+    for key, result in results.items():
+        if "failed" in result:
             continue
         for mode in ("training", "inference"):
             ms = percentiles(times[key, mode])
-            row |= {f"{mode}_{name}": value for name, value in ms.items()}
-            row[f"{mode}_images_per_s"] = 1000 * row["batch_size"] / ms["ms"]
-        row["seconds_per_25000_images"] = EPOCH_IMAGES / row["training_images_per_s"]
-        first = next(other for other in rows if other[:2] == key[:2])
-        if "failed" not in rows[first]:
-            row["faster"] = median_ratio(times[first, "training"], times[key, "training"])
-            row["memory_ratio"] = rows[first]["training_mib"] / row["training_mib"]
-    return list(rows.values())
+            result |= {f"{mode}_{name}": value for name, value in ms.items()}
+            result[f"{mode}_images_per_s"] = 1000 * result["batch_size"] / ms["ms"]
+        result["seconds_per_25000_images"] = EPOCH_IMAGES / result["training_images_per_s"]
+        first = next(other for other in results if other[:2] == key[:2])
+        if "failed" not in results[first]:
+            result["faster"] = median_ratio(times[first, "training"], times[key, "training"])
+            result["memory_ratio"] = results[first]["training_mib"] / result["training_mib"]
+    return list(results.values())
 
 
 def time_models(models: dict, workload: Workload, repeats: int) -> dict[tuple, list[float]]:

@@ -47,7 +47,7 @@ def measure_kernels(config, rows: list[Row], device: torch.device) -> dict[str, 
         measured, failed = in_fresh_process(measure_unit, shape, dtypes, config.repeats, device,
                                             candidates)
         lists[name] += measured or [{"shape": shape_text(shape), "failed": failed}]
-    lists["shapes"] = [row for row in lists["shapes"] if row.get("candidate") != "eager"]
+    lists["shapes"] = [one for one in lists["shapes"] if one.get("candidate") != "eager"]
 
     # training steps: our ConvMixers, and one of timm's
     workload = Workload(250 if on_gpu else 32, 192, device, amp)
@@ -73,7 +73,7 @@ def measure_unit(shape: Shape, dtypes: Sequence[torch.dtype | None], repeats: in
     backward in training mode, forward in evaluation mode.
     """
     keep_freed_memory()
-    (_, C, _, K), rows = shape, []
+    (_, C, _, K), results = shape, []
     for amp in dtypes:
         models = unit_candidates(C, K, device)
         units = {name: unit_steps(models[name], shape, amp, device, "NHWC" in name)
@@ -84,11 +84,11 @@ def measure_unit(shape: Shape, dtypes: Sequence[torch.dtype | None], repeats: in
                 model.train(mode == "training")
             steps = {name: step[mode] for name, (step, _) in units.items()}
             count = math.ceil(4 / race({"": steps["eager"]}, 3, device)[""]["ms"])  # 4 ms or more
-            rows += [{"shape": shape_text(shape), "mode": mode, "candidate": name, **times,
+            results += [{"shape": shape_text(shape), "mode": mode, "candidate": name, **times,
                       "dtype": str(amp or torch.float32).removeprefix("torch."),
                       "saved_bytes_per_sample": units[name][1]}
                      for name, times in race(steps, repeats, device, count).items()]
-    return rows
+    return results
 
 
 def unit_steps(model: nn.Module, shape: Shape, amp: torch.dtype | None, device: torch.device,

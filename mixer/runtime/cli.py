@@ -97,6 +97,7 @@ def run(main: Callable[[list[str]], object], argv: list[str]) -> typing.NoReturn
 
     Of several ranks, only rank 0 prints to stdout, and reports a divergence or a signal.
     """
+    # the command
     rank, size = rank_and_size()
     if rank:
         sys.stdout = open(os.devnull, "w")
@@ -114,6 +115,7 @@ def run(main: Callable[[list[str]], object], argv: list[str]) -> typing.NoReturn
             prefix = "" if isinstance(e, Interrupted) else prefix
             print(prefix + message(e), file=sys.stderr)
         sys.exit(getattr(e, "exit_code", 1))
+    # success
     if size > 1:  # gloo's threads sometimes abort the process during Python's normal exit
         sys.stdout.flush()
         os._exit(0)
