@@ -48,7 +48,7 @@ def open_source(path: Path | str, nested: Sequence[str] = ("train.zip",)
 
 
 def _list_folder(root):
-    """The Files below a folder; links are followed, but no folder is read twice."""
+    """The Files below a folder. Links are followed; a folder that is found twice is an error."""
     files, seen = {}, set()
 
     def refuse(e):
