@@ -1,4 +1,4 @@
-"""Imports go in one direction, model files import torch and each other, and do nothing else."""
+"""Imports go in one direction and do nothing else; long functions have signposts."""
 import ast
 import os
 import re
@@ -50,6 +50,15 @@ def test_a_model_file_imports_torch_and_parts_of_other_models(name):
     others = {f"mixer.models.{other}" for other in MODEL_FILES}
     names = set(imported(ROOT / "mixer" / "models" / f"{name}.py")) - others
     assert {n.split(".")[0] for n in names} <= {"torch", "math"}
+
+
+def test_long_functions_have_signposts():
+    for path in MODULES + SCRIPTS:
+        for node in ast.walk(ast.parse(source := path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                body = ast.get_source_segment(source, node).split('"""')[-1].splitlines()
+                comments = sum(line.lstrip().startswith("#") for line in body)
+                assert len(body) < 22 or comments > 1, f"{path}: {node.name}"
 
 
 def test_rooms_import_downwards_only():

@@ -65,8 +65,7 @@ def test_identical_images_stay_on_one_side(capsys):
 
 
 def test_training_goes_without_its_copies_of_the_sources_validation_images(capsys):
-    names = Names(["cat.0", "cat.1", "dog.0", "cat.2", "dog.1"],
-                  splits=["train"] * 3 + ["val"] * 2)
+    names = Names(["cat.0", "cat.1", "dog.0", "cat.2", "dog.1"], splits=["train"] * 3 + ["val"] * 2)
     train, val = split(names, np.arange(5), [0, 1, 2, 0, 4], 0.1, 0)
     assert train.tolist() == [1, 2] and val.tolist() == [3, 4]
     assert "left out 1 training images" in capsys.readouterr().out

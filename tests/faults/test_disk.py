@@ -27,8 +27,7 @@ def test_a_disk_that_fills_up(train, pictures, tmp_path, whole, tally, count):
     for _ in range(count):
         # where nothing is decoded yet, or where all is
         cache = rng.choice([tmp_path / "cache", whole.parent, whole.parent])
-        arguments = [*SHORT, "--data", pictures, "--out", out, "--cache", cache,
-                     "--resume", "auto"]
+        arguments = [*SHORT, "--data", pictures, "--out", out, "--cache", cache, "--resume", "auto"]
         # from less than the smallest file, but for the message on stderr, to more than the
         # decoded images, which are 123 KB
         limit = rng.choice([rng.randrange(700, 3000), rng.randrange(3000, largest),

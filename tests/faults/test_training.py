@@ -67,8 +67,7 @@ def test_a_loss_that_explodes(run, out):
 def test_a_signal_after_an_explosion_saves_nothing(run, out, explosion, sigterm):
     """Else the last good checkpoint, of step 20, would be lost to one that is not."""
     assert run("--steps", 20).returncode == 0
-    plants = [Plant(TRAIN_STEP, signal.SIGTERM, sigterm - 20, after=True),
-              Explode(explosion - 20)]
+    plants = [Plant(TRAIN_STEP, signal.SIGTERM, sigterm - 20, after=True), Explode(explosion - 20)]
     assert_error(run("--resume", "auto", plants=plants), 3, "between steps 20 and")
     assert is_finite(out / "last.pt")
     assert load_checkpoint(out / "last.pt")["state"]["step"] == 20

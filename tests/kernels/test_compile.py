@@ -1,8 +1,5 @@
-"""The Triton kernels compile for GPUs that are not there: without spills, with shared memory and
-tensor cores as designed.
-
-By default each kernel once; every case with -m campaign.
-"""
+"""The Triton kernels compile for GPUs that are not there, without spills, with shared memory and
+tensor cores as designed: by default each kernel once, every case with -m campaign."""
 import json
 import os
 import subprocess

@@ -57,8 +57,7 @@ def test_large_values_and_offsets(dtype):
     """float16 ends at 65504. A variance taken as E[g^2] - E[g]^2 loses its digits if the mean is
     far from 0."""
     for fixed_stats in (False, True):
-        unit = make_unit(3, 2, 8, 8, 5, dtype, scale=2000.0, fixed_stats=fixed_stats,
-                           device=DEVICE)
+        unit = make_unit(3, 2, 8, 8, 5, dtype, scale=2000.0, fixed_stats=fixed_stats, device=DEVICE)
         if dtype != torch.float32:
             assert unit.x.abs().max() > 5000 and not too_far(run(launched(1), unit), unit)
     unit = make_unit(4, 2, 8, 8, 5, dtype, device=DEVICE)

@@ -1,7 +1,5 @@
-"""Several ranks train one run: the numbers of one process, one writer, one end for all.
-
-Ranks are started by torchrun where its own part matters, otherwise with its environment variables.
-"""
+"""Several ranks train one run: the numbers of one process, one writer, one end for all. torchrun
+starts them where its own part matters, otherwise its environment variables do."""
 import json
 import shutil
 import signal
