@@ -50,7 +50,6 @@ def open_source(path: Path | str, nested: Sequence[str] = ("train.zip",)
 def _list_folder(root):
     """The Files below a folder. Links are followed; a folder that is found twice is an error."""
     # no folder twice, and none that cannot be read
-    # no folder twice, and none that cannot be read
     files, seen = {}, set()
 
     def refuse(e):
