@@ -94,8 +94,8 @@ def run_fused(operation, x, conv, bn, **options):
 # Which modules are fused
 
 def kind_of(unit: list[nn.Module]) -> str | None:
-    """"depthwise" for a conv with odd kernel, stride 1 and "same" padding, "dense" for a conv over
-    all channels whose stride is its kernel, or None if the three parts cannot be fused.
+    """Either "depthwise" for a conv with odd kernel, stride 1 and "same" padding; or "dense" for a
+    conv over all channels whose stride is its kernel; or None if the parts cannot be fused.
     """
     # exactly the three parts, whose forward is their own
     types = [type(module) for module in unit]

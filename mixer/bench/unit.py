@@ -68,7 +68,7 @@ def shape_text(shape: Shape) -> str:
 
 
 def measure_unit(shape: Shape, dtypes: Sequence[torch.dtype | None], repeats: int,
-                  device: torch.device, names: Sequence[str] = ()) -> list[dict]:
+                 device: torch.device, names: Sequence[str] = ()) -> list[dict]:
     """Each implementation of the unit, or those named, in autocast to each dtype: forward and
     backward in training mode, forward in evaluation mode.
     """
@@ -77,7 +77,7 @@ def measure_unit(shape: Shape, dtypes: Sequence[torch.dtype | None], repeats: in
     for amp in dtypes:
         models = unit_candidates(C, K, device)
         units = {name: unit_steps(models[name], shape, amp, device, "NHWC" in name)
-                  for name in names or models}
+                 for name in names or models}
         # all candidates in turn, in one mode, then in the other
         for mode in ("training", "evaluation"):
             for model in models.values():
@@ -85,14 +85,14 @@ def measure_unit(shape: Shape, dtypes: Sequence[torch.dtype | None], repeats: in
             steps = {name: step[mode] for name, (step, _) in units.items()}
             count = math.ceil(4 / race({"": steps["eager"]}, 3, device)[""]["ms"])  # 4 ms or more
             results += [{"shape": shape_text(shape), "mode": mode, "candidate": name, **times,
-                      "dtype": str(amp or torch.float32).removeprefix("torch."),
-                      "saved_bytes_per_sample": units[name][1]}
-                     for name, times in race(steps, repeats, device, count).items()]
+                         "dtype": str(amp or torch.float32).removeprefix("torch."),
+                         "saved_bytes_per_sample": units[name][1]}
+                        for name, times in race(steps, repeats, device, count).items()]
     return results
 
 
 def unit_steps(model: nn.Module, shape: Shape, amp: torch.dtype | None, device: torch.device,
-                channels_last: bool) -> tuple[dict[str, Callable], float]:
+               channels_last: bool) -> tuple[dict[str, Callable], float]:
     """{mode: the step to time} of a unit on x (N, C, side, side); bytes it saves per sample."""
     N, C, side, _ = shape
     layout = torch.channels_last if channels_last else torch.contiguous_format

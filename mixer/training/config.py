@@ -68,13 +68,13 @@ class Config:
     def __str__(self):
         """The options that differ from the defaults, those of the model included."""
         usual = vars(Config()) | (MODELS[self.arch].defaults if self.arch in MODELS else {})
-        return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-                         for name, value in vars(self).items() if value != usual[name])
+        return ", ".join(f"{name} {value}" for name, value in vars(self).items()
+                         if value != usual[name])
 
 
 # the defaults of a run without --data
 DEMO = dict(image_size=96, batch_size=16, steps=450, lr=2e-4, schedule="cosine", warmup=40,
-            clip_grad=1.0)
+            clip_grad=1)
 
 
 def read_config(argv: list[str], description: str) -> tuple[Config, list[tuple]]:

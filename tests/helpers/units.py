@@ -37,7 +37,7 @@ def make_unit(N, C, H, W, K, dtype=torch.float32, *, residual=True, fixed_stats=
     parameters = (None, None, None) if bare else (bias, randn(4, C) + 1.5, randn(5, C))
     stats = (randn(6, C) * 0.1, randn(7, C).abs() + 0.5) if fixed_stats else (None, None)
     unit = Unit(scale * randn(1, N, C, H, W).to(dtype), (randn(2, C, 1, K, K) / K).to(dtype),
-                  *parameters, *stats, 1e-5, residual, randn(8, N, C, H, W).to(dtype))
+                *parameters, *stats, 1e-5, residual, randn(8, N, C, H, W).to(dtype))
     return unit.map(lambda t: t.to(device))
 
 

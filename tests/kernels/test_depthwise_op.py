@@ -63,7 +63,7 @@ def test_autocast_casts_as_a_conv_does(through, dtype):
     not rounded."""
     unit = make_unit(2, 1, 4, 5, 3, device=DEVICE)
     low = unit._replace(x=unit.x.to(dtype), weight=unit.weight.to(dtype),
-                         bias=unit.bias.to(dtype), residual=False)
+                        bias=unit.bias.to(dtype), residual=False)
     with torch.autocast(DEVICE, dtype):
         y, gradients = as_op(unit._replace(residual=False))
         with_residual, _ = as_op(unit)
@@ -196,7 +196,7 @@ def test_every_memory_format_of_every_tensor(through, fixed_stats):
     some = list(itertools.product(formats, repeat=3))
     for x, weight, dy in some[-1:] if through == "triton" else some:  # interpreted, it is slow
         other = unit._replace(x=unit.x.to(memory_format=x), dy=unit.dy.to(memory_format=dy),
-                               weight=unit.weight.to(memory_format=weight))
+                              weight=unit.weight.to(memory_format=weight))
         y, got = as_op(other)
         assert y.is_contiguous(memory_format=x) and got["x"].is_contiguous(memory_format=x)
         torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
