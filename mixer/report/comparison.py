@@ -76,7 +76,7 @@ def comparison_text(runs: dict[str, list[Run]], points: Sequence[dict],
     if runs:
         text = [main_table(runs), *text, notes(runs)]
     if _least_val_images(runs):
-        text.append(cost_text(runs))
+        text.append(cost_text(runs, {}))
     if points:
         text.append(reproduction_text(points))
     return "\n\n".join(text) + "\n"
@@ -85,7 +85,7 @@ def comparison_text(runs: dict[str, list[Run]], points: Sequence[dict],
 def main_table(runs: dict[str, list[Run]]) -> str:
     """Ours, means over the seeds, beside what was published for the same images."""
     curves = published_curves() if on_published_images(runs) else {}
-    intervals = {key: _intervals(runs, key) for key in ("val_acc", "best_val_acc")}
+    intervals = {key: _intervals(runs, key, {}) for key in ("val_acc", "best_val_acc")}
     lines = []
     for name, seeds in runs.items():
         line = {"row": TITLES.get(name, name), "n": len(seeds),
@@ -111,19 +111,22 @@ def notes(runs: dict[str, list[Run]]) -> str:
         + PUBLISHED * (on_published_images(runs) and not TITLES.keys().isdisjoint(runs))]))
 
 
-def cost_text(runs: dict[str, list[Run]]) -> str:
-    """Validation accuracy after equal images, seconds and FLOPs, and who is on the frontier."""
+def cost_text(runs: dict[str, list[Run]], others: dict[str, list[Run]]) -> str:
+    """Validation accuracy after equal images, seconds and FLOPs, and who is on the frontier.
+
+    others: further runs, not shown; their variance between seeds is pooled, too.
+    """
     lines = {name: {"row": TITLES.get(name, name), "n": len(runs[name])} for name in runs}
 
     # the accuracy within each budget; a star beside the best
     for heading, (cost, budget) in _budgets(runs).items():
-        intervals = _intervals(runs, partial(accuracy_at, cost=cost, budget=budget))
+        intervals = _intervals(runs, partial(accuracy_at, cost=cost, budget=budget), others)
         best = best_of(intervals)
         for name, line in lines.items():
             line[heading] = f"{intervals.get(name, '-')}{' *' if name in best else ''}"
 
     # the frontier of the final accuracy
-    final = _intervals(runs, "val_acc")
+    final = _intervals(runs, "val_acc", others)
     for heading, cost in (("frontier, s", "seconds"), ("frontier, FLOPs", "flops")):
         spent = {name: statistics.fmean(_values(runs[name], cost)) for name in final}
         for name, verdict in frontier(spent, final).items():
@@ -164,10 +167,11 @@ def _values(seeds: list[Run], value: str | Callable[[Run], float | None]) -> lis
     return [v for v in values if v is not None]
 
 
-def _intervals(runs, accuracy):
+def _intervals(runs, accuracy, others):
     """{row: Interval} of accuracies over as many images as the smallest validation has."""
-    return accuracy_intervals({name: _values(seeds, accuracy) for name, seeds in runs.items()},
-                              _least_val_images(runs))
+    values = {name: _values(seeds, accuracy) for name, seeds in (runs | others).items()}
+    intervals = accuracy_intervals(values, _least_val_images(runs))
+    return {name: interval for name, interval in intervals.items() if name in runs}
 
 
 def _least_val_images(runs):

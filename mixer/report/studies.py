@@ -14,22 +14,25 @@ chosen value; if it has other seeds, which had no part in the choice, only those
 
 def write_studies(folders: Sequence[Path], out: Path) -> str:
     """Write table.md of the runs in all `folders` into `out`. Returns it."""
-    everything, chosen = {}, {}
+    everything, chosen, rest = {}, {}, {}
     for name, variants in find_variants(folders).items():
         # choose by seed 0
         at_seed_0 = {label: runs[0].summary["best_val_acc"] or 0
                      for label, runs in variants.items() if 0 in runs}
         best = max(at_seed_0, key=at_seed_0.get, default=None)
         # report by the other seeds
-        for label, runs in variants.items():
+        for label, runs in sorted(variants.items()):
             title = ", ".join(filter(None, [TITLES.get(name, name), label]))
-            everything[title + " (chosen)" * (label == best)] = list(runs.values())
+            several, seeds = len(variants) > 1, list(runs.values())
+            everything[title + " (chosen)" * (several and label == best)] = seeds
             if label == best:
-                others = [run for seed, run in runs.items() if seed or len(variants) == 1]
+                others = [run for seed, run in runs.items() if seed or not several]
                 chosen[title] = others or [runs[0]]
+            else:
+                rest[title] = seeds
     text = [main_table(everything), f"{notes(everything)}\n{paragraph(CHOSEN)}"]
     if chosen:
-        text.append(cost_text(chosen))
+        text.append(cost_text(chosen, rest))
     write_text(out / "table.md", "\n\n".join(text) + "\n")
     return "\n\n".join(text)
 

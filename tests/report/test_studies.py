@@ -17,7 +17,8 @@ def folders(tmp_path):
     finished_run(low, "resnet18", 1, val_acc=0.9)
     for seed, acc in enumerate((0.79, 0.71, 0.73)):
         finished_run(high, "convmixer-p24", seed, val_acc=acc, lr=1e-3, step_s=0.01)
-    finished_run(high, "vit_cnn-p24", val_acc=0.60, lr=1e-3)
+    for seed, acc in enumerate((0.60, 0.70)):
+        finished_run(high, "vit_cnn-p24", seed, val_acc=acc, lr=1e-3)
     return low, high
 
 
@@ -30,16 +31,17 @@ def test_each_row_is_at_its_own_rate_and_judged_on_other_seeds(folders, tmp_path
     heads = [i for i, line in enumerate(lines) if line[0] == "row"]
     every, chosen = lines[heads[0] + 1:heads[1]], lines[heads[1] + 1:]
     assert [(line[0], line[2], line[3][:5]) for line in every] == [
-        ("ResNet-18, lr 0.0001 (chosen)", "2", "0.850"),
+        ("ResNet-18, lr 0.0001", "2", "0.850"),
         ("ViT 24 CNN, lr 0.0001 (chosen)", "1", "0.650"),
-        ("ViT 24 CNN, lr 0.001", "1", "0.600"),
+        ("ViT 24 CNN, lr 0.001", "2", "0.650"),
         ("ConvMixer 24, lr 0.0001", "1", "0.700"),
         ("ConvMixer 24, lr 0.001 (chosen)", "3", "0.743")]
-    # without the seed that chose; ResNet-18 had no choice
-    assert [(line[0], line[1], line[2][:5], line[-2]) for line in chosen] == [
-        ("ResNet-18, lr 0.0001", "2", "0.850", "tie"),
-        ("ViT 24 CNN, lr 0.0001", "1", "0.650", "tie"),
-        ("ConvMixer 24, lr 0.001", "2", "0.720", "yes")]
+    # without the seed that chose; ResNet-18 had no choice. Of three rows' variance between seeds:
+    # 3.182 * sqrt((0.005 + 0.0002 + 0.005) / 3) = 0.186
+    assert [(line[0], line[1], line[2], line[-2]) for line in chosen] == [
+        ("ResNet-18, lr 0.0001", "2", "0.850 ± 0.131 *", "tie"),
+        ("ViT 24 CNN, lr 0.0001", "1", "0.650 ± 0.186 *", "tie"),
+        ("ConvMixer 24, lr 0.001", "2", "0.720 ± 0.131 *", "yes")]
 
 
 def test_all_options_in_which_they_differ_are_named_where_they_are_on(folders, tmp_path):

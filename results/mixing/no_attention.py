@@ -1,6 +1,6 @@
 """train.py, with ViTs whose patches do not see each other: only the class token mixes, by a mean.
 
-python results/no-attention/train.py --arch vit_cnn --patch 24 [options of train.py for one run]
+python results/mixing/no_attention.py --arch vit_cnn --patch 24 [options of train.py for one run]
 """
 import sys
 from pathlib import Path
