@@ -81,6 +81,28 @@ def draw_comparison(out: Path, runs: dict[str, list[Run]]) -> None:
         save(figure, out / f"{name}.png")
 
 
+@drawing
+def draw_settings(path: Path, settings: dict[str, list[tuple[bool, list[Run]]]]) -> None:
+    """Final validation accuracy against the FLOPs of training: a point per setting of a row.
+
+    settings: {row name: [(whether this one was chosen, its runs)]}; the chosen points are filled.
+    """
+    figure, (panel,) = new_figure(9, 5, 1)
+    for name, points in settings.items():
+        style = _style(name) | {"linestyle": "none", "markersize": 8}
+        for chosen, runs in points:
+            ends = [run.log[-1] for run in runs if run.log[-1]["val_acc"] is not None]
+            if ends:
+                flops, acc = (statistics.fmean(end[key] for end in ends)
+                              for key in ("flops", "val_acc"))
+                panel.plot(flops, acc, **style | (
+                    {} if chosen else {"label": None, "markerfacecolor": "none"}))
+    panel.set(xlabel="FLOPs of training", ylabel="validation accuracy", xscale="log")
+    figure.legend(loc="outside right center", fontsize=8, title_fontsize=8,
+                  title="filled: each row's\nbest setting")
+    save(figure, path)
+
+
 def _draw_band(panel, name, seeds, x, y):
     """The mean of the seeds' logs at each step, and the band from their lowest to highest."""
     steps = {}  # {step: the seeds' points}

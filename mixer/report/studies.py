@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..runtime.files import write_text
 from .comparison import TITLES, cost_text, main_table, notes
+from .figures import draw_settings
 from .runs import RUN_OPTIONS, Run, find_runs
 from .tables import paragraph
 
@@ -13,8 +14,8 @@ chosen value; if it has other seeds, which had no part in the choice, only those
 
 
 def write_studies(folders: Sequence[Path], out: Path) -> str:
-    """Write table.md of the runs in all `folders` into `out`. Returns it."""
-    everything, chosen, rest = {}, {}, {}
+    """Write table.md and a figure of the runs in all `folders` into `out`. Returns table.md."""
+    everything, chosen, rest, points = {}, {}, {}, {}
     for name, variants in find_variants(folders).items():
         # choose by seed 0
         at_seed_0 = {label: runs[0].summary["best_val_acc"] or 0
@@ -27,12 +28,14 @@ def write_studies(folders: Sequence[Path], out: Path) -> str:
             everything[title + " (chosen)" * (several and label == best)] = seeds
             if label == best:
                 others = [run for seed, run in runs.items() if seed or not several]
-                chosen[title] = others or [runs[0]]
+                chosen[title] = seeds = others or seeds
             else:
                 rest[title] = seeds
+            points.setdefault(name, []).append((label == best, seeds))
     text = [main_table(everything), f"{notes(everything)}\n{paragraph(CHOSEN)}"]
     if chosen:
         text.append(cost_text(chosen, rest))
+        draw_settings(out / "val_acc_flops.png", points)
     write_text(out / "table.md", "\n\n".join(text) + "\n")
     return "\n\n".join(text)
 
