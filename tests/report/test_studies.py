@@ -28,9 +28,7 @@ def test_each_row_is_at_its_own_rate_and_judged_on_other_seeds(folders, tmp_path
     text = (out / "table.md").read_text()
     assert capsys.readouterr() == (text, "") and (out / "val_acc_flops.png").exists()
     assert "published" not in text.lower()
-    lines = cells(text)
-    heads = [i for i, line in enumerate(lines) if line[0] == "row"]
-    every, chosen = lines[heads[0] + 1:heads[1]], lines[heads[1] + 1:]
+    every, chosen = (cells(part)[1:] for part in text.split("\n\n")[::3])
     assert [(line[0], line[2], line[3][:5]) for line in every] == [
         ("ResNet-18, lr 0.0001", "2", "0.850"),
         ("ViT 24 CNN, lr 0.0001 (chosen)", "1", "0.650"),
@@ -55,8 +53,9 @@ def test_all_options_in_which_they_differ_are_named_where_they_are_on(folders, t
 
 
 def test_which_folders_and_where_to(folders, tmp_path):
-    for arguments in (folders, [folders[0], "--out", tmp_path / "out"]):
-        with pytest.raises(InputError, match="several folders need --out"):
+    low, out = folders[0], ["--out", tmp_path / "out"]
+    several, unfinished = "several folders need --out", "name a folder that holds finished runs"
+    for arguments, message in ((folders, several), ([low, *out], several), (
+            [low, tmp_path / "nowhere", *out], unfinished), ([low / "vit_cnn-p24"], unfinished)):
+        with pytest.raises(InputError, match=message):
             report.main(list(map(str, arguments)))
-    with pytest.raises(InputError, match="name a folder that holds finished runs"):
-        report.main([str(folders[0]), str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])
