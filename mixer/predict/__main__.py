@@ -117,7 +117,7 @@ def read_config(argv: list[str]) -> Config:
     """argv -> Config, checked. Raises InputError."""
     config = Config(**parse(Config, argv, __doc__, words="paths"))
     count = len(config.paths) - 1
-    if count < (0 if config.split else 1) or config.evaluate and count > 1:
+    if count < (0 if config.split else 1) or (config.evaluate or config.split) and count > 1:
         raise InputError("name a run's folder or a checkpoint, and then images, folders or zips; "
                          "with --evaluate one folder or zip of labelled images, or --split val")
     return config
@@ -130,10 +130,15 @@ def select_images(config: Config, folder: Path, identity: dict) -> tuple[ImageSe
         names = set(json.loads((folder / "split.json").read_text())[config.split])
         data = paths[0] if paths else json.loads((folder / "config.json").read_text())["data"]
         images = find_images(data) if data else drawn_images()
-        if images.key != identity["images"] or not names:
+        if not names:
+            raise InputError(f"--split: the run has no {config.split} images")
+        if images.key != identity["images"]:
             raise InputError(f"--split: {images.path} does not hold the run's {config.split} "
                              "images; if they were moved, name their path after the run's")
-        return images, np.flatnonzero([name in names for name in images.names])
+        # its train and val folders may hold equal names
+        return images, np.flatnonzero([
+            name in names and split in ("", config.split)
+            for name, split in zip(images.names, images.splits, strict=True)])
     # images given on the command line: of unknown labels, or a labelled set
     if not config.evaluate:
         images = find_unlabelled(paths)
@@ -165,7 +170,10 @@ def kaggle_ids(files: list[str], classes: list[str]) -> tuple[list[int], int]:
     ids = [re.fullmatch(r"(\d{1,9})\.\w+", Path(file).name) for file in files]
     if other := [file for file, found in zip(files, ids, strict=True) if not found]:
         raise InputError(f"--submission needs files named by id, e.g. 1.jpg, not {listed(other)}")
-    return [int(found[1]) for found in ids], animals.index("dog")
+    numbers = [int(found[1]) for found in ids]
+    if len(set(numbers)) < len(numbers):
+        raise InputError("--submission needs one file for each id")
+    return numbers, animals.index("dog")
 
 
 def write_predictions(path: Path, files: list[str], probabilities: torch.Tensor,

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import mixer
+import train
 from mixer.predict.__main__ import kaggle_ids, labels_for
 from mixer.runtime.errors import InputError
 from mixer.runtime.files import read_csv
@@ -21,7 +22,6 @@ pytestmark = pytest.mark.faults
 @pytest.fixture(scope="module")
 def a_run(pictures, tmp_path_factory):
     """The folder of a finished run on the pictures, in float32."""
-    import train
     out = tmp_path_factory.mktemp("run")
     cache = tmp_path_factory.mktemp("cache")
     train.main([*TINY, f"--data={pictures}", "--steps=12", "--log-every=4", f"--out={out}",
@@ -133,6 +133,19 @@ def test_the_split_of_a_run_gives_the_numbers_of_the_run(predict, a_run, picture
     assert fewer.returncode == 2 and "does not hold the run's val images" in fewer.stderr
 
 
+def test_the_val_images_of_a_place_whose_train_images_have_equal_names(predict, pictures, tmp_path):
+    for number, picture in enumerate(sorted(pictures.iterdir())):
+        folder = tmp_path / "data" / ("train", "val")[number % 2] / picture.name[:3]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, folder / f"{number // 2}.png")
+    out, run = tmp_path / "out", tmp_path / "run"
+    train.main([*TINY, f"--data={tmp_path}/data", "--steps=1", f"--out={run}", f"--cache={out}"])
+    result = predict(run, "--evaluate", "--split", "val", "--out", tmp_path / "new")
+    assert "over 20 images" in result.stdout, result
+    none = predict(run, "--split", "val", tmp_path, tmp_path)
+    assert none.returncode == 2 and "name a run's folder or a checkpoint" in none.stderr
+
+
 @pytest.mark.parametrize("splits", [("train", "test"), ("train", "val")])
 def test_of_a_place_with_splits_test_is_evaluated_alone(predict, a_run, pictures, tmp_path, splits):
     data = tmp_path / "data"
@@ -193,6 +206,7 @@ def test_labels_are_in_the_order_of_the_models_classes():
 @pytest.mark.parametrize("classes, dog", [(["cat", "dog"], 1), (["Dogs", "cats"], 0)])
 def test_the_ids_of_a_submission_and_the_label_of_dogs(classes, dog):
     assert kaggle_ids(["test1/12.jpg", "7.png"], classes) == ([12, 7], dog)
-    for files, others in ((["cat.1.jpg"], classes), (["1.jpg"], [*classes, "fox"])):
+    for files, others in ((["cat.1.jpg"], classes), (["1.jpg"], [*classes, "fox"]),
+                          (["1.jpg", "b/01.png"], classes)):
         with pytest.raises(InputError, match="--submission"):
             kaggle_ids(files, others)
