@@ -73,10 +73,12 @@ def train_one(config, name, out, device, amp, world):
 
     # the images
     images = drawn_images() if config.data is None else find_images(config.data)
-    if config.val_fraction is None:
+    if "val" in images.splits:
+        if config.val_fraction is not None:
+            raise InputError(f"--val-fraction: {images.path} comes with a validation set; leave it "
+                             "out")
+    elif config.val_fraction is None:
         config = replace(config, val_fraction=0.1)
-    elif "val" in images.splits:
-        raise InputError(f"--val-fraction: {images.path} comes with a validation set; leave it out")
     train_set, val_set, splits, contents = load_data(config, images, out, device, world)
 
     # the model, and the checkpoint that it goes on from
@@ -99,9 +101,12 @@ def train_one(config, name, out, device, amp, world):
 
     # the step that it starts at
     step = checkpoint["state"]["step"] if checkpoint else 0
-    if step >= config.steps and world.broadcast((out / "summary.json").exists()):
-        print(f"{name} is trained already, to step {step:,}: nothing to do")
-        return
+    if step >= config.steps:
+        if world.broadcast((out / "summary.json").exists()):
+            print(f"{name} is trained already, to step {step:,}: nothing to do")
+            return
+        if step > config.steps or step not in [e["step"] for e in checkpoint["state"]["log"]]:
+            raise InputError(f"--steps {config.steps}: the checkpoint is at step {step:,} already")
     if checkpoint:
         print(f"resumed at step {step:,}")
 

@@ -215,3 +215,5 @@ def test_what_was_written_for_a_shorter_run_does_not_stay(train, pictures, tmp_p
     longer = train(*arguments, "--steps", 4, plants=[Plant(TRAIN_STEP, signal.SIGKILL, 2)])
     assert longer.returncode == -signal.SIGKILL
     assert not (out / "summary.json").exists() and not (out / "bad_images.csv").exists()
+    shorter = train(*arguments, "--steps", 1)
+    assert shorter.returncode == 2 and "the checkpoint is at step 2 already" in shorter.stderr

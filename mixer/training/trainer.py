@@ -149,7 +149,8 @@ class Trainer:
         """Continue from a checkpoint of `save_last`."""
         self.model.load_state_dict(checkpoint["state_dict"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.scaler.load_state_dict(checkpoint["scaler"])
+        if checkpoint["scaler"]:  # empty: it trained without fp16, as on a CPU
+            self.scaler.load_state_dict(checkpoint["scaler"])
         # a single process may stop between two entries, so its sums are restored; several ranks
         # stop only at an entry, where the sums are 0
         sums = {name: checkpoint["state"][name].to(self.device) * (self.world.rank == 0)
@@ -206,10 +207,10 @@ class Trainer:
             self.bar.update()
 
     def interval_ended(self) -> bool:
-        """Whether a log entry is due. Right after a resume it is not: the step is in the log."""
+        """Whether a log entry is due. Right after a resume it is not: there is nothing to time."""
         step = self.state.step
         due = step % self.config.log_every == 0 or step >= self.config.steps
-        return due and step > self.state.logged_step()
+        return due and step > self.first_step
 
     def stop_requested(self, stop: Stop, interval_ended: bool) -> bool:
         """Whether any rank got a signal. Several ranks agree on it at the end of an interval."""

@@ -98,6 +98,18 @@ def test_resume_equals_the_uninterrupted_run(tmp_path, amp, after_step):
     assert_same_run(whole, cut)
 
 
+def test_a_run_goes_on_with_another_interval_and_with_fp16(tmp_path, after_step):
+    """At the step where it stopped no entry is due, though 4 is even: there is nothing to time."""
+    after_step(4, lambda model: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        trainer(tmp_path).fit()
+    again = trainer(tmp_path, replace(SMALL, log_every=2), amp=torch.float16)
+    again.resume(load_checkpoint(tmp_path / "last.pt"))
+    log = again.fit().log
+    assert [entry["step"] for entry in log] == [3, 6, 8, 9]
+    assert all(entry["images_per_s"] > 0 for entry in log)
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path, after_step):
     after_step(5, lambda model: model.head.weight.data.fill_(math.nan))
     with pytest.raises(Diverged, match="between steps 3 and 6, with training loss nan, "):
