@@ -96,6 +96,11 @@ def read_config(argv: list[str]) -> tuple[Config, list[Row], torch.device]:
         rows = [Row(title, config.arch, options=given)]
     elif given:
         raise InputError(f"{', '.join(map(flag, given))} needs --arch")
+    unused = ["rows"] if config.arch else []
+    if config.kernels_table:  # it has shapes and models of its own
+        unused += ["peers", "data", "batch_size", "image_size", "compile"]
+    if unused := [flag(name) for name in unused if name in options]:
+        raise InputError(f"{', '.join(unused)} would have no effect; leave it out")
     sizes = whole_numbers("image_size", config.image_size, least=1)
     for row, side in itertools.product(rows, sizes):
         try:

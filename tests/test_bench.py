@@ -109,6 +109,8 @@ def test_the_kernels_table_and_its_files(small, tmp_path, capsys):
     (["--image-size", "192,200"], "ViT 24 Linear at --image-size 200: patch 24"),
     (["--arch", "resnet18", "--patch", "16"], "resnet18 has no patch"),
     (["--patch", "16"], "--patch needs --arch"), (["--data", "nowhere"], "nowhere does not exist"),
+    (["--arch", "resnet18", "--rows", "resnet18"], "--rows would have no effect"),
+    (["--kernels-table", "--compile", "--peers"], "--peers, --compile would have no effect"),
     (["--batch-size", "1"], "--batch-size must be in [2, inf)"),
     (["--image-size", "-1"], "--image-size must be in [1, inf)"),
     (["--device", "cpu", "--out", __file__], "cannot write to")])

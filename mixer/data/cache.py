@@ -1,4 +1,5 @@
 """Decode every image once, into one file on disk."""
+import contextlib
 import hashlib
 import json
 import math
@@ -36,7 +37,8 @@ def decode_to_cache(images: ImageSet, size: int, cache: Path | str | None = None
     # read it, or decode first; one process at a time
     busy = "another process is decoding these images: waiting for it"
     with locked(cache / f"{name}.lock", lambda: print(busy, flush=True)):
-        if not (found := _read_cache(path, shape, key)):
+        found = _read_cache(path, shape, key)
+        if not found or _readable_now(images, *found[1:]):
             save_atomically(path, lambda temporary: _decode_all(images, shape, key, temporary))
             found = _read_cache(path, shape, key)
     return found
@@ -53,6 +55,16 @@ def _read_cache(path, shape, key):
     except Exception:  # on damaged bytes, json and numpy raise nearly every exception type
         return None
     return (array, faults, digests) if found == key else None
+
+
+def _readable_now(images, faults, digests):
+    """Whether an image can be read that could not be read when the cache was made."""
+    for index in faults:
+        with contextlib.suppress(ValueError):
+            if digests[index] is None:
+                images.read(index)
+                return True
+    return False
 
 
 def _decode_all(images, shape, key, path):

@@ -11,15 +11,15 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from .images import ImageSet
 
-CLASSES = ["cat", "dog"]
+CLASSES, COUNT = ["cat", "dog"], 4400
 LIGHT, DARK, PINK = (244, 240, 230), (30, 26, 28), (226, 128, 132)
 IRISES = [LIGHT, (214, 196, 84), (140, 196, 110), (130, 184, 220)]
 
 
-def smooth(points, rounds=3):
-    """Closed polygon (N, 2) -> (N * 2**rounds, 2) with its corners cut, Chaikin 1974."""
+def smooth(points):
+    """Closed polygon (N, 2) -> (8 * N, 2) with its corners cut three times, Chaikin 1974."""
     p = np.asarray(points, dtype=float)
-    for _ in range(rounds):
+    for _ in range(3):
         q = np.roll(p, -1, axis=0)
         p = np.stack([0.75 * p + 0.25 * q, 0.25 * p + 0.75 * q], axis=1).reshape(-1, 2)
     return p
@@ -55,9 +55,8 @@ class Pen:
         if outline:
             self.draw.line(xy + xy[:4], fill=outline, width=max(1, round(0.01 * self.n)))
 
-    def line(self, points, colour, width=0.006):
-        """`width` as a fraction of the picture's side."""
-        self.draw.line(self.place(points), fill=colour, width=max(1, round(width * self.n)))
+    def line(self, points, colour):
+        self.draw.line(self.place(points), fill=colour, width=max(1, round(0.006 * self.n)))
 
     def place(self, points):
         return (points @ self.matrix + self.origin).ravel().tolist()
@@ -152,11 +151,11 @@ def render(index: int, size: int) -> np.ndarray:
     return x.clip(0, 255).astype(np.uint8)
 
 
-def drawn_images(count: int = 4400) -> ImageSet:
-    """`count` synthetic images, half cats and half dogs. The file of a picture holds its number."""
-    names, path = [f"{CLASSES[index % 2]}.{index}" for index in range(count)], Path(__file__)
+def drawn_images() -> ImageSet:
+    """4,400 synthetic images, half cats and half dogs. The file of a picture holds its number."""
+    names, path = [f"{CLASSES[index % 2]}.{index}" for index in range(COUNT)], Path(__file__)
     return ImageSet(path, "synthetic images", CLASSES, files=names, names=names,
-                    labels=[index % 2 for index in range(count)], splits=[""] * count,
-                    stamps=[(0, path.stat().st_mtime_ns)] * count,
+                    labels=[index % 2 for index in range(COUNT)], splits=[""] * COUNT,
+                    stamps=[(0, path.stat().st_mtime_ns)] * COUNT,
                     read_file=lambda name: name.split(".")[1].encode(),
                     decode=lambda data, size: render(int(data), size))

@@ -100,8 +100,10 @@ def match_weights(model: nn.Module, source: Mapping | Path | str,
     if name in own and name in state and (own[name].ndim, state[name].ndim) == (2, 4):
         state[name] = state[name].permute(0, 2, 3, 1).flatten(1)  # (D, C, P, P) -> (D, P * P * C)
     name = "pos_embed"
-    if name in own and name in state and own[name].shape[1] != state[name].shape[1]:
-        state[name] = resample_positions(state[name], math.isqrt(own[name].shape[1] - 1))
+    if name in own and name in state and state[name].ndim == 3:
+        n, side = (math.isqrt(s[name].shape[1] - 1) for s in (state, own))
+        if n != side and n * n == state[name].shape[1] - 1:
+            state[name] = resample_positions(state[name], side)
 
     # skip a head of another size or of other classes, where that is allowed
     head = list(own)[-2:]  # every model defines it last: weight and bias

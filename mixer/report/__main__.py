@@ -14,6 +14,7 @@ from ..runtime.cli import option, parse, run
 from ..runtime.errors import InputError
 from ..runtime.files import writable_folder
 from .comparison import write_comparison
+from .runs import find_runs
 from .studies import write_studies
 
 
@@ -28,8 +29,9 @@ class Config:
 def main(argv: list[str]) -> None:
     config = Config(**parse(Config, argv, __doc__, words="folders"))
     folders = [Path(folder) for folder in config.folders]
-    if not folders or not all(list(folder.glob("*/summary.json")) for folder in folders):
-        raise InputError("name a folder that holds finished runs: python -m mixer.report FOLDER")
+    if not folders or not all(map(find_runs, folders)):
+        raise InputError("name a folder that holds finished runs, the --out of train.py with "
+                         "--arch all or --seeds: python -m mixer.report FOLDER")
     if (len(folders) > 1) != (config.out is not None):
         raise InputError("several folders need --out; with one folder, leave it out")
     if config.out:

@@ -55,8 +55,9 @@ class Run:
 def find_runs(out: Path) -> dict[str, list[Run]]:
     """{row name: its runs by seed} of the finished runs in the folders of `out`, in ROWS' order.
 
-    Folders with other names than train.py gives are skipped. The seconds are images over the median
-    images/s of the log entries: a pause, or another job during some of them, does not count.
+    Folders with other names than `--arch all` and `--seeds` give are skipped. The seconds are
+    images over the median images/s of the log entries: a pause, or another job during some of
+    them, does not count.
     """
     found = {row.name: {} for row in ROWS}
     for path in sorted(out.glob("*/summary.json")):

@@ -2,6 +2,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..runtime.errors import InputError
 from ..runtime.files import write_text
 from .comparison import TITLES, cost_text, main_table, notes
 from .figures import draw_settings
@@ -32,18 +33,18 @@ def write_studies(folders: Sequence[Path], out: Path) -> str:
             else:
                 rest[title] = seeds
             points.setdefault(name, []).append((label == best, seeds))
-    text = [main_table(everything), f"{notes(everything)}\n{paragraph(CHOSEN)}"]
+    text = f"{main_table(everything)}\n\n{notes(everything)}\n{paragraph(CHOSEN)}\n"
     if chosen:
-        text.append(cost_text(chosen, rest))
+        text += f"\n{cost_text(chosen, rest)}\n"
         draw_settings(out / "val_acc_flops.png", points)
-    write_text(out / "table.md", "\n\n".join(text) + "\n")
-    return "\n\n".join(text)
+    write_text(out / "table.md", text)
+    return text
 
 
 def find_variants(folders: Sequence[Path]) -> dict[str, dict[str, dict[int, Run]]]:
     """{row name: {"lr 0.001": {seed: run}}}, labelled by the options in which runs of a row differ.
 
-    Of runs with equal options and seeds, the first one counts.
+    Raises InputError for two runs with equal options and seeds.
     """
     # all runs of a row
     found = {}
@@ -63,5 +64,8 @@ def find_variants(folders: Sequence[Path]) -> dict[str, dict[str, dict[int, Run]
         for run in runs:
             label = ", ".join(f"{option} {value(run, option)}" for option in differ
                               if value(run, option))
-            variants[name].setdefault(label, {}).setdefault(run.summary["seed"], run)
+            seeds, seed = variants[name].setdefault(label, {}), run.summary["seed"]
+            if seeds.setdefault(seed, run) is not run:
+                raise InputError(f"two of these folders hold {name} with seed {seed} and equal "
+                                 "options; leave one of them out")
     return variants

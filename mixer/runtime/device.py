@@ -5,6 +5,7 @@ import datetime
 import os
 import platform
 import resource
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -57,8 +58,11 @@ def peak_memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     with contextlib.suppress(OSError), open("/proc/self/status") as f:
-        return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # a Mac counts bytes
+        for line in f:
+            if line.startswith("VmHWM"):  # some sandboxes do not give it
+                return int(line.split()[1]) / 2**10
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # a Mac counts bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def keep_freed_memory() -> None:

@@ -125,6 +125,15 @@ def test_a_full_disk_is_an_error_and_leaves_what_was_there(folder, tmp_path, mon
     assert {path: path.read_bytes() for path in (tmp_path / "cache").iterdir()} == before
 
 
+def test_what_could_not_be_read_is_tried_again(folder, tmp_path):
+    images, broken = find_images(folder), ["cat.3.png"]
+    read = images.read_file
+    images.read_file = lambda name: read("absent" if name in broken else name)
+    for faults in ([3], []):
+        assert list(decode_to_cache(images, 8, tmp_path / "cache")[1]) == faults
+        broken.clear()
+
+
 def test_faults_are_kept_and_either_stop_or_are_left_out(folder, tmp_path, capsys):
     (folder / "cat.3.png").write_bytes(b"")
     (folder / "dog.5.png").write_bytes(b"<html>")

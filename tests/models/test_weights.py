@@ -174,6 +174,9 @@ def test_a_vit_takes_the_weights_of_another_image_size():
     load_weights(ours, theirs.state_dict())
     assert torch.equal(ours.pos_embed, resample_positions(theirs.pos_embed, 6))
     assert ours(torch.rand(1, 3, 48, 48)).shape == (1, 2)
+    for positions in (theirs.pos_embed[:, 1:], theirs.pos_embed[0, 0]):  # without a class token
+        with pytest.raises(ValueError, match="of another shape pos_embed"):
+            load_weights(ours, {**theirs.state_dict(), "pos_embed": positions})
 
 
 # what names do not tell

@@ -136,7 +136,7 @@ STUDIES = [RESULTS / "study-a", RESULTS / "mlp-mixer", *sorted(RESULTS.glob("stu
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*/table.md")), ids=lambda p: p.parent.name)
 def test_committed_tables_are_those_of_their_runs(path: Path, tmp_path):
     if path.parent.name == "rates":
-        text = write_studies(STUDIES, tmp_path) + "\n"
+        text = write_studies(STUDIES, tmp_path)
     elif path.parent.name == "mixing":
         script = runpy.run_path(str(path.with_name("kernel_sizes.py")))
         text = script["as_table"](script["find_settings"]())

@@ -1,4 +1,6 @@
 """Several learning rates side by side."""
+import shutil
+
 import pytest
 
 from mixer.report import __main__ as report
@@ -26,7 +28,7 @@ def test_each_row_is_at_its_own_rate_and_judged_on_other_seeds(folders, tmp_path
     out = tmp_path / "out"
     report.main([*map(str, folders), "--out", str(out)])
     text = (out / "table.md").read_text()
-    assert capsys.readouterr() == (text, "") and (out / "val_acc_flops.png").exists()
+    assert capsys.readouterr() == (text + "\n", "") and (out / "val_acc_flops.png").exists()
     assert "published" not in text.lower()
     every, chosen = (cells(part)[1:] for part in text.split("\n\n")[::3])
     assert [(line[0], line[2], line[3][:5]) for line in every] == [
@@ -53,9 +55,12 @@ def test_all_options_in_which_they_differ_are_named_where_they_are_on(folders, t
 
 
 def test_which_folders_and_where_to(folders, tmp_path):
-    low, out = folders[0], ["--out", tmp_path / "out"]
+    (low, high), out, dated = folders, ["--out", tmp_path / "out"], tmp_path / "dated"
+    shutil.copytree(low / "resnet18", dated / "resnet18-20260101-000000")  # train.py without --out
     several, unfinished = "several folders need --out", "name a folder that holds finished runs"
-    for arguments, message in ((folders, several), ([low, *out], several), (
-            [low, tmp_path / "nowhere", *out], unfinished), ([low / "vit_cnn-p24"], unfinished)):
+    for arguments, message in (
+            (folders, several), ([low, *out], several), ([low / "vit_cnn-p24"], unfinished),
+            ([low, tmp_path / "nowhere", *out], unfinished), ([dated], unfinished),
+            ([high, low, high, *out], "hold vit_cnn-p24 with seed 0 and equal options")):
         with pytest.raises(InputError, match=message):
             report.main(list(map(str, arguments)))

@@ -7,6 +7,7 @@ import resource
 import pytest
 import torch
 
+from mixer.runtime import device
 from mixer.runtime.cli import run
 from mixer.runtime.device import cores, dtype_name, environment, pick_amp, pick_device
 from mixer.runtime.errors import InputError
@@ -41,6 +42,11 @@ def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(InputError, match="cuda:2: no such device; choose from cpu, cuda:0, cuda:1"):
         pick_device("auto")
+
+
+def test_peak_memory_where_the_system_does_not_give_the_peak(monkeypatch):
+    monkeypatch.setattr(builtins, "open", lambda path: io.StringIO("VmRSS: 1 kB\n"))
+    assert 50 < device.peak_memory_mib(CPU) < 2**20
 
 
 def test_environment_names_what_a_number_was_measured_on():
