@@ -25,15 +25,13 @@ from kernels import module as kernels_module
 from mixer.runtime import cli
 from tests.helpers.commands import Command
 
-FAULTS = Path(__file__).parent / "faults"
-
 
 def pytest_collection_modifyitems(config, items):
     """Mark what starts commands, and leave the campaign to those who ask for it."""
     for item in items:
         parameters = getattr(item, "callspec", None) and item.callspec.params or {}
         fixtures = set(item.fixturenames) - set(parameters)
-        if fixtures & {"command", "train"} or item.path.is_relative_to(FAULTS):
+        if fixtures & {"command", "train"} or item.path.parent.name == "faults":
             item.add_marker(pytest.mark.faults)
     if "campaign" not in config.option.markexpr:
         items[:] = [item for item in items if not item.get_closest_marker("campaign")]
@@ -57,6 +55,12 @@ def pictures(tmp_path_factory):
         pixels[slice(0, 16) if i % 2 else slice(16, 32)] += 100
         Image.fromarray(pixels).save(root / f"{'cat' if i % 2 else 'dog'}.{i}.png")
     return root
+
+
+@pytest.fixture
+def out(tmp_path):
+    """Where a test's run goes."""
+    return tmp_path / "run"
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """No README can rot: commands parse, links lead somewhere, numbers are those of results/."""
 import contextlib
-import json
 import re
 import shlex
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -18,9 +16,10 @@ from mixer.predict.__main__ import read_config as read_predict_config
 from mixer.report.tables import number
 from mixer.runtime.cli import parse
 from mixer.training.config import MODEL_OPTIONS, read_config
+from tests.helpers.commands import ROOT, succeeded
+from tests.helpers.runs import read_json
 from tests.helpers.tables import cells
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "CONTRIBUTING.md", *(
     path for path in sorted(ROOT.glob("**/README.md"))
     if not {".venv", "runs"} & set(path.relative_to(ROOT).parts))]
@@ -46,7 +45,7 @@ COMMANDS = sorted({(m[1], m[2].split("&&")[0].strip()) for line in SHELL + INLIN
 
 
 def results(path):
-    return json.loads((ROOT / "results" / path).read_text())
+    return read_json(ROOT / "results" / path)
 
 
 def test_the_front_page_is_one_screen():
@@ -78,10 +77,10 @@ def test_every_kind_of_command_is_found():
 @pytest.mark.faults
 def test_the_campaigns_command_finds_its_tests():
     command = re.search(r"FAULTS=\S+ DOGS_VS_CATS=\S+ (python -m pytest [^`\n]*)", ALL)[1]
-    result = subprocess.run([sys.executable, *command.split()[1:], "--collect-only", "-q"],
-                            cwd=ROOT, capture_output=True, text=True)
+    result = succeeded(subprocess.run([sys.executable, *command.split()[1:], "--collect-only",
+                                       "-q"], cwd=ROOT, capture_output=True, text=True))
     found = len(re.findall("^tests/", result.stdout, flags=re.M))
-    assert result.returncode == 0 and found >= 12, result.stdout + result.stderr
+    assert found >= 12, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("page", TEXTS)

@@ -1,5 +1,4 @@
 """train.py as a user starts it: exit codes, messages, files."""
-import json
 import os
 import re
 import shutil
@@ -14,20 +13,18 @@ from mixer.models import load_weights
 from mixer.models.weights import load_checkpoint
 from mixer.report import __main__ as report
 from mixer.runtime.files import read_csv
-from tests.helpers.commands import TINY
+from tests.helpers.commands import TINY, assert_error, succeeded
 from tests.helpers.networks import tiny_convmixer
 from tests.helpers.plants import TRAIN_STEP, Plant
-from tests.helpers.runs import assert_same_run
+from tests.helpers.runs import assert_same_run, read_json
 from tests.helpers.tables import cells
 
 pytestmark = pytest.mark.faults
 
 
-def test_a_run_leaves_everything_it_promises(train, pictures, tmp_path):
-    out = tmp_path / "run"
+def test_a_run_leaves_everything_it_promises(train, pictures, tmp_path, out):
     arguments = [*TINY, "--data", pictures, "--log-every", 10, "--out", out, "--lr", 0.003]
-    result = train(*arguments, "--steps", 25)
-    assert result.returncode == 0, result.stderr
+    result = succeeded(train(*arguments, "--steps", 25))
     assert result.stderr == "", "no bar where there is no terminal"
     lines = result.stdout.splitlines()
     changed = result.stdout.split("device:")[0]
@@ -45,7 +42,7 @@ def test_a_run_leaves_everything_it_promises(train, pictures, tmp_path):
     assert {p.name for p in out.iterdir()} == {
         ".lock", "config.json", "environment.json", "split.json", "log.csv", "curves.png",
         "last.pt", "best.pt", "summary.json", "mistakes.png", "filters.png"}
-    config, split, summary = (json.loads((out / f"{name}.json").read_text())
+    config, split, summary = (read_json(out / f"{name}.json")
                               for name in ("config", "split", "summary"))
     assert config["steps"] == 25 and config["lr"] == 0.003 and config["heads"] is None
     assert len(split["train"]) == 36 and len(split["val"]) == 4
@@ -59,8 +56,7 @@ def test_a_run_leaves_everything_it_promises(train, pictures, tmp_path):
     assert summary["seconds_per_25000_images"] == 25000 / summary["images_per_s"]
     load_weights(tiny_convmixer(), out / "best.pt")
 
-    longer = train(*arguments, "--steps", 30, "--resume", "auto")
-    assert longer.returncode == 0, longer.stderr
+    succeeded(train(*arguments, "--steps", 30, "--resume", "auto"))
     assert [row["step"] for row in read_csv(out / "log.csv")] == [10, 20, 25, 30]
 
 
@@ -68,25 +64,23 @@ def test_folder_and_zip_give_the_same_run(train, pictures, tmp_path):
     """The same bits, as each run of one command has."""
     shutil.make_archive(str(tmp_path / "train"), "zip", pictures)
     for data, out in ((pictures, "folder"), (tmp_path / "train.zip", "zip")):
-        result = train(*TINY, "--data", data, "--steps", 12, "--out", tmp_path / out)
-        assert result.returncode == 0, result.stderr
+        succeeded(train(*TINY, "--data", data, "--steps", 12, "--out", tmp_path / out))
     assert_same_run(tmp_path / "folder", tmp_path / "zip")
     splits = [(tmp_path / out / "split.json").read_text() for out in ("folder", "zip")]
     assert splits[0] == splits[1]
 
 
-def test_without_validation(train, pictures, tmp_path):
-    out = tmp_path / "run"
-    result = train(*TINY, "--data", pictures, "--steps", 4, "--val-fraction", 0, "--out", out)
-    assert result.returncode == 0, result.stderr
-    summary = json.loads((out / "summary.json").read_text())
+def test_without_validation(train, pictures, out):
+    result = succeeded(train(*TINY, "--data", pictures, "--steps", 4, "--val-fraction", 0,
+                             "--out", out))
+    summary = read_json(out / "summary.json")
     assert summary["val_acc"] is None and summary["best_step"] is None
     assert not (out / "best.pt").exists()
     assert "40 training and 0 validation images" in result.stdout
     assert "final train accuracy" in result.stdout
 
 
-def test_three_classes_and_compile(train, tmp_path):
+def test_three_classes_and_compile(train, tmp_path, out):
     if not shutil.which("g++"):
         pytest.skip("torch.compile needs a C++ compiler on the CPU")
     rng = np.random.default_rng(0)
@@ -95,13 +89,12 @@ def test_three_classes_and_compile(train, tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
-    out = tmp_path / "run"
-    result = train.start(*TINY, "--data", tmp_path / "data", "--steps", 3, "--compile",
-                         "--out", out).wait()
-    assert result.returncode == 0, result.stderr
+    process = train.start(*TINY, "--data", tmp_path / "data", "--steps", 3, "--compile",
+                          "--out", out)
+    succeeded(process.wait())
     names = set(load_checkpoint(out / "last.pt")["state_dict"])
     assert "head.weight" in names and not any("_orig_mod" in name for name in names)
-    assert len(json.loads((out / "summary.json").read_text())["confusion"]) == 3
+    assert len(read_json(out / "summary.json")["confusion"]) == 3
 
 
 def test_several_rows_go_on_after_a_failure_and_resume(train, pictures, tmp_path):
@@ -121,8 +114,7 @@ def test_several_rows_go_on_after_a_failure_and_resume(train, pictures, tmp_path
     finished = out / "convmixer-p24" / "last.pt"
     before = finished.stat().st_mtime_ns
     (out / "convmixer-p16").unlink()
-    second = train.start(*arguments, "--resume", "auto").wait()
-    assert second.returncode == 0, second.stderr
+    second = succeeded(train.start(*arguments, "--resume", "auto").wait())
     assert second.stdout.count("trained already") == 1 and "2 of 2 runs done" in second.stdout
     assert finished.stat().st_mtime_ns == before
     assert "failed" not in (out / "table.md").read_text()
@@ -131,18 +123,15 @@ def test_several_rows_go_on_after_a_failure_and_resume(train, pictures, tmp_path
             assert image.width > 800
 
 
-def test_several_seeds_of_one_model_resume_and_are_reported_again(train, pictures, tmp_path):
+def test_several_seeds_of_one_model_resume_and_are_reported_again(train, pictures, out):
     """A run with seed 0, then one more seed; then the table again without images, checkpoints."""
     arguments = [*TINY, "--data", pictures, "--steps", 10, "--log-every", 5]
-    single = train(*arguments, "--out", tmp_path / "runs" / "convmixer-p8-d1")
-    assert single.returncode == 0, single.stderr
-    out = tmp_path / "runs"
-    several = train.start(*arguments, "--out", out, "--seeds", "0,1").wait()
-    assert several.returncode == 0, several.stderr
+    succeeded(train(*arguments, "--out", out / "convmixer-p8-d1"))
+    several = succeeded(train.start(*arguments, "--out", out, "--seeds", "0,1").wait())
     assert several.stdout.count("trained already") == 1 and "2 of 2 runs done" in several.stdout
     for seed, folder in enumerate(("", "-seed1")):
         folder = f"convmixer-p8-d1{folder}"
-        assert json.loads((out / folder / "summary.json").read_text())["seed"] == seed
+        assert read_json(out / folder / "summary.json")["seed"] == seed
         log = read_csv(out / folder / "log.csv")
         assert log[1]["flops"] == 2 * log[0]["flops"]
     table = (out / "table.md").read_text()
@@ -161,9 +150,9 @@ def test_several_seeds_of_one_model_resume_and_are_reported_again(train, picture
      "--batch-size 37: must be at least 1 (ranks) and at most 36 (training images)"),
     (["--device", "cuda:7"], "--device cuda:7: no such device"),
     (["--resume", "nowhere.pt"], "nowhere.pt is not a readable checkpoint")])
-def test_what_only_the_machine_or_the_data_can_tell(train, pictures, tmp_path, arguments, message):
-    result = train(*TINY, "--data", pictures, "--steps", 1, "--out", tmp_path / "run", *arguments)
-    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+def test_what_only_the_machine_or_the_data_can_tell(train, pictures, out, arguments, message):
+    result = train(*TINY, "--data", pictures, "--steps", 1, "--out", out, *arguments)
+    assert_error(result, 2, message)
 
 
 def test_kernels_are_chosen_named_and_interchangeable(pictures, tmp_path, capsys):
@@ -186,34 +175,28 @@ def test_kernels_are_chosen_named_and_interchangeable(pictures, tmp_path, capsys
 def test_fine_tuning_starts_from_another_run(train, pictures, tmp_path):
     first = tmp_path / "first" / "best.pt"
     common = [*TINY, "--data", pictures, "--steps", 2, "--resume", "auto"]
-    assert train(*common, "--out", first.parent).returncode == 0
+    succeeded(train(*common, "--out", first.parent))
     start = shutil.copy(first, tmp_path / "start.pt")
-    arguments = [*common, "--out", tmp_path / "second", "--init-from", start]
-    result = train(*arguments)
-    assert result.returncode == 0, result.stderr
+    arguments = [*common, "--out", tmp_path / "second", "--init-from"]
+    result = succeeded(train(*arguments, start))
     assert "start.pt: loaded 23 of 23 tensors (stem.0.weight, " in result.stdout
     assert "newly initialised: none" in result.stdout
 
     os.remove(start)
-    longer = train(*arguments[:-2], "--steps", 3, "--init-from", start)
-    assert longer.returncode == 0, longer.stderr
+    longer = succeeded(train(*arguments, start, "--steps", 3))
     assert "--init-from ignored: resuming from the checkpoint" in longer.stdout
-    other = train(*arguments[:-2], "--steps", 4, "--init-from", tmp_path / "second" / "last.pt")
-    assert other.returncode == 2 and "of another run: init_from was '" in other.stderr
-    relu = train(*arguments[:-2], "--out", tmp_path / "third", "--init-from", first,
-                 "--act", "relu")
-    assert relu.returncode == 2 and relu.stderr.count("\n") == 1
-    assert "trained with act 'gelu', and this model has 'relu'" in relu.stderr
+    other = train(*arguments, tmp_path / "second" / "last.pt", "--steps", 4)
+    assert_error(other, 2, "of another run: init_from was '")
+    relu = train(*arguments, first, "--out", tmp_path / "third", "--act", "relu")
+    assert_error(relu, 2, "trained with act 'gelu', and this model has 'relu'")
 
 
-def test_what_was_written_for_a_shorter_run_does_not_stay(train, pictures, tmp_path):
+def test_what_was_written_for_a_shorter_run_does_not_stay(train, pictures, out):
     """A longer run that fails must not look finished, and old faults are not those of new data."""
-    out = tmp_path / "run"
     arguments = [*TINY, "--data", pictures, "--out", out, "--resume", "auto"]
-    assert train(*arguments, "--steps", 2).returncode == 0
+    succeeded(train(*arguments, "--steps", 2))
     (out / "bad_images.csv").write_text("of images that were repaired")
     longer = train(*arguments, "--steps", 4, plants=[Plant(TRAIN_STEP, signal.SIGKILL, 2)])
     assert longer.returncode == -signal.SIGKILL
     assert not (out / "summary.json").exists() and not (out / "bad_images.csv").exists()
-    shorter = train(*arguments, "--steps", 1)
-    assert shorter.returncode == 2 and "the checkpoint is at step 2 already" in shorter.stderr
+    assert_error(train(*arguments, "--steps", 1), 2, "the checkpoint is at step 2 already")

@@ -11,7 +11,7 @@ from tests.helpers.pictures import encoded, png
 JPEG = encoded(colour=(200, 30, 30))
 
 
-def test_decode_is_upright_rgb(tmp_path):
+def test_decode_is_upright_rgb():
     left_red = Image.new("RGB", (40, 20), (0, 0, 255))
     left_red.paste((255, 0, 0), (0, 0, 20, 20))
     exif = Image.Exif()

@@ -1,5 +1,4 @@
 """train.py on damaged, strange or hostile images, folders and zips: skipped or refused by name."""
-import csv
 import io
 import json
 import os
@@ -18,8 +17,9 @@ from PIL import Image
 from mixer.data.demo import render
 from mixer.data.images import find_images
 from mixer.runtime.errors import InputError
-from tests.helpers.commands import TINY, forked
+from tests.helpers.commands import TINY, assert_error, forked, succeeded
 from tests.helpers.pictures import encoded, load, make_unreadable, png, zipped
+from tests.helpers.runs import read_json, read_rows
 
 RUN = [*TINY, "--steps", 1, "--lr", 1e-9]
 
@@ -55,14 +55,15 @@ def damaged(rng, data, others):
     return bytes(data)
 
 
-def faults_of(run):
-    """{image: fault} of bad_images.csv."""
-    with open(run / "bad_images.csv", newline="") as f:
-        return {row["image"]: row["fault"] for row in csv.DictReader(f)}
+def faults_of(train, data, out):
+    """{image: fault} of bad_images.csv, from a run that leaves these images out."""
+    result = succeeded(train(*RUN, "--data", data, "--out", out, "--bad-images", "skip"))
+    assert result.stderr == "", result.stderr
+    return {row["image"]: row["fault"] for row in read_rows(out / "bad_images.csv")}
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(50_000, marks=pytest.mark.campaign)])
-def test_damaged_jpegs_are_skipped_and_counted(train, tmp_path, tally, count):
+def test_damaged_jpegs_are_skipped_and_counted(train, tmp_path, out, tally, count):
     """Beside forty good ones. Exit code 0; every image is either decoded or in bad_images.csv."""
     originals, rng, folder = jpegs(12), random.Random(1), tmp_path / "jpegs"
     folder.mkdir()
@@ -71,18 +72,14 @@ def test_damaged_jpegs_are_skipped_and_counted(train, tmp_path, tally, count):
         (folder / f"{('cat', 'dog')[i % 2]}.{i}.jpg").write_bytes(data)
     for i in range(40):
         (folder / f"{('cat', 'dog')[i % 2]}.{count + i}.jpg").write_bytes(originals[i % 12])
-    result = train(*RUN, "--data", folder, "--out", tmp_path / "run", "--bad-images", "skip")
-    assert result.returncode == 0 and result.stderr == "", result.stderr
-    faults = faults_of(tmp_path / "run")
-    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    faults = faults_of(train, folder, out)
+    split = read_json(out / "split.json")
     decoded = {*split["train"], *split["val"]}
     assert decoded.isdisjoint(faults) and len(decoded) + len(faults) == count + 40
     assert all(int(name.split(".")[1]) < count for name in faults)
     assert count * 0.2 < len(faults) < count * 0.9
-    stopped = train(*RUN, "--data", folder, "--out", tmp_path / "other")
-    assert stopped.returncode == 2
-    assert f"{len(faults):,} of {count + 40:,} images do not decode" in stopped.stderr
-    assert stopped.stderr.count("\n") == 1
+    assert_error(train(*RUN, "--data", folder, "--out", tmp_path / "other"), 2,
+                 f"{len(faults):,} of {count + 40:,} images do not decode")
     tally("damaged JPEG decoded or left out", count, count)
 
 
@@ -121,17 +118,17 @@ def read_damaged_zips(seeds, folder):
 
 
 @pytest.mark.parametrize("count", [500, pytest.param(50_000, marks=pytest.mark.campaign)])
-def test_damaged_zips_are_refused_or_read(train, tmp_path, tally, count):
+def test_damaged_zips_are_refused_or_read(tmp_path, tally, count):
     process = forked(read_damaged_zips, range(count), tmp_path)
     process.join()
-    outcomes = json.loads((tmp_path / "outcomes.json").read_text())
+    outcomes = read_json(tmp_path / "outcomes.json")
     assert process.exitcode == 0, outcomes
     for outcome in ("refused", "opened", "images decoded", "images damaged"):
         assert outcomes[outcome] > count / 20, outcomes
     tally("damaged zip refused or read", count, outcomes["refused"] + outcomes["opened"])
 
 
-def test_hostile_files_are_skipped_one_by_one(train, tmp_path, pictures):
+def test_hostile_files_are_skipped_one_by_one(train, tmp_path, out, pictures):
     """Each is named with its reason. Only FORMATS are decoded. Memory stays within bounds."""
     data = shutil.copytree(pictures, tmp_path / "data")
     bomb = zlib.compress(bytes(100_000_000), 9)
@@ -151,48 +148,41 @@ def test_hostile_files_are_skipped_one_by_one(train, tmp_path, pictures):
     with open(data / "dog.101.jpg", "wb") as f:
         f.truncate(10**11)  # a hundred gigabytes, declared
     os.mkfifo(data / "dog.102.jpg")  # not a file, so not read
-    result = train(*RUN, "--data", data, "--out", tmp_path / "run", "--bad-images", "skip")
-    assert result.returncode == 0 and result.stderr == "", result.stderr
-    faults = faults_of(tmp_path / "run")
+    faults = faults_of(train, data, out)
     for i, (_, fault) in enumerate(hostile.values(), 100):
         assert fault.lower() in faults.pop(f"cat.{i}.jpg").lower()
     assert "cannot be read" in faults.pop("dog.100.jpg")
     assert "over the limit" in faults.pop("dog.101.jpg") and not faults
 
 
-def test_hostile_zips(train, tmp_path, pictures):
-    member, out = (pictures / "cat.1.png").read_bytes(), tmp_path / "run"
-    path = tmp_path / "x.zip"
+def test_hostile_zips(train, tmp_path, out, pictures):
+    member, path = (pictures / "cat.1.png").read_bytes(), tmp_path / "x.zip"
 
     def write(names):
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
             for name in names:
                 z.writestr(name, bytes(200_000_000) if "99" in name else member)
     write(["../../escaped/cat.1.png", "/up/dog.1.png", "cat.2.png", "C:\\dog.2.png", "dog.3.png"])
-    result = train(*RUN, "--data", path, "--out", out)
-    assert result.returncode == 2 and "x.zip are ambiguous: images lie" in result.stderr
+    assert_error(train(*RUN, "--data", path, "--out", out), 2, "x.zip are ambiguous: images lie")
     names = [f"/up/{kind}.{i}.png" for kind in ("cat", "dog") for i in range(9)]
     write([*names, "/up/dog.99.png", ".cat.3.png"])
-    result = train(*RUN, "--data", path, "--out", out, "--bad-images", "skip")
-    assert result.returncode == 0, result
+    result = succeeded(train(*RUN, "--data", path, "--out", out, "--bad-images", "skip"))
     assert ("skipped 1 of 19 images that do not decode: up/dog.99.png (200,000,000 bytes"
             in result.stdout)
     assert not any(Path(folder, "up").exists() for folder in (tmp_path, tmp_path.parent, "/", "."))
 
 
-def test_strange_folders(train, tmp_path, pictures):
+def test_strange_folders(train, tmp_path, out, pictures):
     data = shutil.copytree(pictures, tmp_path / "data" / "train", dirs_exist_ok=True).parent
     (data / "train" / "again").symlink_to(data / "train")  # its images would count twice, or more
-    result = train(*RUN, "--data", data, "--out", tmp_path / "run")
-    assert result.returncode == 2
-    assert "would count twice" in result.stderr and "again" in result.stderr
+    assert_error(train(*RUN, "--data", data, "--out", out), 2, "would count twice", "again")
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for flag, path, message in (("--data", pipe, "neither a folder nor a file"),
                                 ("--resume", pipe, "not a file"),
                                 ("--data", "/dev/zero", "neither a folder nor a file")):
-        result = train.start(*RUN, "--data", pictures, flag, path, "--out", tmp_path / "run").wait()
-        assert result.returncode == 2 and message in result.stderr, result.stderr
+        process = train.start(*RUN, "--data", pictures, flag, path, "--out", out)
+        assert_error(process.wait(), 2, message)
 
 
 def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, pictures, monkeypatch):
@@ -204,40 +194,39 @@ def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, pictures, monkey
         find_images(data)
 
 
-def test_a_run_goes_on_after_its_images_were_copied(train, tmp_path, pictures):
+def test_a_run_goes_on_after_its_images_were_copied(train, tmp_path, out, pictures):
     """With other times, or in a zip; but not where the size or the name of one differs."""
     copy, archive = tmp_path / "copy", tmp_path / "archive.zip"
     shutil.copytree(pictures, copy, copy_function=shutil.copyfile)
     archive.write_bytes(zipped({path.name: path.read_bytes() for path in copy.iterdir()}))
-    out = ["--out", tmp_path / "run", "--resume", "auto"]
+    run = [*TINY, "--out", out, "--resume", "auto"]
     for steps, data in enumerate([pictures, copy, archive], 1):
-        result = train(*TINY, "--steps", steps, "--data", data, *out)
-        assert result.returncode == 0, result.stderr
+        result = succeeded(train(*run, "--steps", steps, "--data", data))
         assert steps == 1 or f"resumed at step {steps - 1}" in result.stdout
     with open(copy / "cat.1.png", "ab") as f:
         f.write(b"?")
     for change in (lambda: None, lambda: (copy / "cat.1.png").rename(copy / "cat.101.png")):
         change()
-        result = train(*TINY, "--steps", 4, "--data", copy, *out)
-        assert result.returncode == 2 and "another run: images was" in result.stderr
+        assert_error(train(*run, "--steps", 4, "--data", copy), 2, "another run: images was")
 
 
 def test_results_among_the_images_are_no_images(train, tmp_path, pictures):
     data = shutil.copytree(pictures, tmp_path / "data")
     for steps in (1, 2):
-        result = train(*TINY, "--data", data, "--out", data, "--steps", steps, "--resume", "auto")
-        assert result.returncode == 0 and "40 images in data" in result.stdout, result
+        result = succeeded(train(*TINY, "--data", data, "--out", data, "--steps", steps,
+                                 "--resume", "auto"))
+        assert "40 images in data" in result.stdout, result
     assert "left out: figures of results 3" in result.stdout and "resumed at" in result.stdout
 
 
-def test_a_val_folder_excludes_val_fraction(train, tmp_path, pictures):
+def test_a_val_folder_excludes_val_fraction(train, tmp_path, out, pictures):
     for i, picture in enumerate(sorted(pictures.iterdir())):
         folder = tmp_path / "data" / ("train", "val")[i // 4 % 2] / picture.name[:3]
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(picture, folder)
-    run = [*RUN, "--data", tmp_path / "data", "--out", tmp_path / "run"]
+    run = [*RUN, "--data", tmp_path / "data", "--out", out]
     refused = train(*run, "--val-fraction", 0.1)  # the default, but given
-    assert refused.returncode == 2 and "comes with a validation set" in refused.stderr
+    assert_error(refused, 2, "comes with a validation set")
     assert "20 training and 20 validation images" in train(*run).stdout
 
 
@@ -263,7 +252,7 @@ def test_names_of_any_bytes(train, tmp_path, pictures, tally):
         assert all(line.isprintable() for line in (result.stdout + result.stderr).splitlines())
         assert result.stderr.count("\n") == spoilt
         if not spoilt:
-            split = json.loads((tmp_path / f"run{i}" / "split.json").read_text())
+            split = read_json(tmp_path / f"run{i}" / "split.json")
             assert len(split["train"]) + len(split["val"]) == 2 * len(files)
-            assert train(*arguments, "--resume", "auto").returncode == 0
+            succeeded(train(*arguments, "--resume", "auto"))
     tally("names of any bytes", tried, tried)

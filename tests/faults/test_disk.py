@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mixer.runtime.files import read_csv
-from tests.helpers.commands import SHORT, TINY, running, wait_until
+from tests.helpers.commands import SHORT, TINY, assert_error, running, succeeded, wait_until
 from tests.helpers.runs import assert_same_run, assert_whole_files
 
 
@@ -40,9 +40,9 @@ def test_a_disk_that_fills_up(train, pictures, tmp_path, whole, tally, count):
             done += 1
             out = tmp_path / f"run{done}"
         else:
-            assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
+            assert_error(result, 1)
             refused.add(refused_file(result.stderr))
-    assert train(*arguments).returncode == 0
+    succeeded(train(*arguments))
     assert_same_run(whole, Path(arguments[arguments.index("--out") + 1]))
     assert {"decoded images", "best.pt", "last.pt"} <= refused, refused
     tally("disk that fills up", count, count)
@@ -54,21 +54,20 @@ def refused_file(message):
     return "decoded images" if name.endswith(".uint8") else name
 
 
-def test_figures_and_summary_on_a_full_disk(train, pictures, tmp_path, whole):
+def test_figures_and_summary_on_a_full_disk(train, pictures, out, whole):
     """A run that has only these left to write, which are smaller than its checkpoints."""
-    out = shutil.copytree(whole, tmp_path / "run")
+    shutil.copytree(whole, out)
     arguments = [*SHORT, "--data", pictures, "--out", out, "--cache", whole.parent,
                  "--resume", "auto"]
     (out / "summary.json").unlink()
     for name, limit in (("log.csv", 900), ("split.json", 500)):
         result = train(*arguments, limits={resource.RLIMIT_FSIZE: limit})
-        assert result.returncode == 1, result
-        assert f"cannot write {out / name}: File too large" in result.stderr, result
+        assert_error(result, 1, f"cannot write {out / name}: File too large")
         assert_whole_files(out)
 
     # a picture is not worth a run
-    result = train(*arguments, limits={resource.RLIMIT_FSIZE: 5000})
-    assert result.returncode == 0 and "curves.png is not drawn: " in result.stderr
+    result = succeeded(train(*arguments, limits={resource.RLIMIT_FSIZE: 5000}))
+    assert "curves.png is not drawn: " in result.stderr
     assert_whole_files(out)
     assert_same_run(whole, out)
 
@@ -100,15 +99,15 @@ def test_bench_stopped_takes_its_row_along(command, tmp_path, signum):
 
 
 @pytest.mark.parametrize("steps", [3_000, pytest.param(200_000, marks=pytest.mark.campaign)])
-def test_many_steps_take_no_more_memory_than_some(train, pictures, tmp_path, steps):
+def test_many_steps_take_no_more_memory_than_some(train, pictures, out, steps):
     """Resident memory and open files of the process, looked at from outside; the slope over the
     later three quarters."""
     tiny = [*TINY, "--dim", 4, "--batch-size", 2, "--patch", 16, "--image-size", 16]
-    out = tmp_path / "run"
     process = train.start(*tiny, "--data", pictures, "--steps", steps, "--log-every", steps // 8,
                           "--out", out)
     seen = watch(process.wait_for("into"), steps)
-    assert process.wait().returncode == 0 and read_csv(out / "log.csv")[-1]["step"] == steps
+    succeeded(process.wait())
+    assert read_csv(out / "log.csv")[-1]["step"] == steps
 
     # memory: the log's rows, a dict of ten numbers each, are some KiB; one leaked batch a step
     # would be 1.5 MiB per 1,000 steps

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.helpers.commands import EXIT_CODES, HANGS, SHORT, wait_until
+from tests.helpers.commands import EXIT_CODES, HANGS, SHORT, succeeded, wait_until
 from tests.helpers.plants import TRAIN_STEP, Hang, Plant
 from tests.helpers.runs import assert_same_run, assert_whole_files
 
@@ -24,27 +24,27 @@ MOMENTS_AND_SIGNALS = [
 
 
 @pytest.mark.parametrize("moment, signum", MOMENTS_AND_SIGNALS)
-def test_a_signal_at_a_chosen_moment_of_the_loop(train, pictures, tmp_path, whole, moment, signum):
+def test_a_signal_at_a_chosen_moment_of_the_loop(train, pictures, tmp_path, out, whole,
+                                                 moment, signum):
     """Exit code 128 + n, one line, all saved; and the resumed run is the whole run."""
     where, call = MOMENTS[moment]
-    arguments = [*SHORT, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto"]
+    arguments = [*SHORT, "--data", pictures, "--out", out, "--resume", "auto"]
     assert_stopped(train(*arguments, plants=[Plant(where, signum, call)]), signum)
-    assert_whole_files(tmp_path / "run")
+    assert_whole_files(out)
     assert not list(tmp_path.rglob("*.tmp*"))
-    resumed = train(*arguments)
-    assert resumed.returncode == 0 and "resumed at step" in resumed.stdout
-    assert_same_run(whole, tmp_path / "run")
+    assert "resumed at step" in succeeded(train(*arguments)).stdout
+    assert_same_run(whole, out)
 
 
 @pytest.mark.parametrize("where", [
     "mixer.models.create_model", "os.pwrite", "mixer.report.runs.summarise"])
-def test_a_signal_outside_the_loop_ends_the_process(train, pictures, tmp_path, whole, where):
-    arguments = [*SHORT, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto"]
+def test_a_signal_outside_the_loop_ends_the_process(train, pictures, out, whole, where):
+    arguments = [*SHORT, "--data", pictures, "--out", out, "--resume", "auto"]
     result = train(*arguments, plants=[Plant(where, signal.SIGTERM)])
     assert result.returncode == -signal.SIGTERM and result.stderr == ""
-    assert_whole_files(tmp_path / "run")
-    assert train(*arguments).returncode == 0
-    assert_same_run(whole, tmp_path / "run")
+    assert_whole_files(out)
+    succeeded(train(*arguments))
+    assert_same_run(whole, out)
 
 
 def assert_stopped(result, signum):
@@ -53,18 +53,18 @@ def assert_stopped(result, signum):
     assert "--resume auto" in result.stderr and result.stderr.count("\n") == 1, result.stderr
 
 
-def test_a_second_ctrl_c_leaves_at_once(train, pictures, tmp_path, whole):
+def test_a_second_ctrl_c_leaves_at_once(train, pictures, out, whole):
     """The first is for after the step, which hangs."""
-    arguments = [*SHORT, "--data", pictures, "--out", tmp_path / "run", "--resume", "auto"]
+    arguments = [*SHORT, "--data", pictures, "--out", out, "--resume", "auto"]
     process = train.start(*arguments, plants=[Hang(step=31)]).wait_for("hanging")
     process.send(signal.SIGINT)
     before = process.output().count("hanging")
     wait_until(lambda: process.output().count("hanging") > before + 1)  # it is still there
     process.send(signal.SIGINT)
     assert process.wait().returncode == 130
-    assert_whole_files(tmp_path / "run")
-    assert train(*arguments).returncode == 0
-    assert_same_run(whole, tmp_path / "run")
+    assert_whole_files(out)
+    succeeded(train(*arguments))
+    assert_same_run(whole, out)
 
 
 @pytest.mark.parametrize("count", [25, pytest.param(1000, marks=pytest.mark.campaign)])
@@ -78,8 +78,7 @@ def test_killed_at_random_moments(train, pictures, tmp_path, whole, tally, count
             assert_whole_files(out)
         except (AssertionError, ValueError) as e:
             lost.append(e)
-    arguments = [*SHORT, "--data", pictures]
-    kills = stop_and_resume(train, arguments, tmp_path, whole, [signal.SIGKILL], count, check)
+    kills = stop_and_resume(train, pictures, tmp_path, whole, [signal.SIGKILL], count, check)
     tally("kill -9 at a random moment of a run", kills, kills - len(lost))
 
 
@@ -89,12 +88,11 @@ def test_signals_at_random_moments(train, pictures, tmp_path, whole, tally, coun
         if process.code() not in (-signum, 130):  # the loop had ended
             assert_stopped(process.wait(), signum)
         assert_whole_files(out)
-    arguments = [*SHORT, "--data", pictures]
-    sent = stop_and_resume(train, arguments, tmp_path, whole, list(EXIT_CODES), count, check)
+    sent = stop_and_resume(train, pictures, tmp_path, whole, list(EXIT_CODES), count, check)
     tally("SIGTERM, Ctrl-C, SIGHUP or SIGUSR1 at a random moment of a run", sent, sent)
 
 
-def stop_and_resume(train, arguments, tmp_path, whole, signals, count, check):
+def stop_and_resume(train, pictures, tmp_path, whole, signals, count, check):
     """Stop runs after a moment by a random signal, at least `count` times; resume each of them
     until it ends, as the run `whole`. check(process, folder, signal) comes after each signal.
     Returns how many signals were sent."""
@@ -102,7 +100,7 @@ def stop_and_resume(train, arguments, tmp_path, whole, signals, count, check):
     while sent < count or not finished:
         out = tmp_path / f"run{finished}"
         while True:
-            process = train.start(*arguments, "--out", out, "--resume", "auto",
+            process = train.start(*SHORT, "--data", pictures, "--out", out, "--resume", "auto",
                                   "--cache", tmp_path / f"cache{finished}")
             signum = rng.choice(signals)
             if signum != signal.SIGKILL:
@@ -111,13 +109,11 @@ def stop_and_resume(train, arguments, tmp_path, whole, signals, count, check):
             if process.ends_within(pause if sent < count else HANGS):
                 break
             process.send(signum)
-            code = process.wait().returncode
-            if code == 0:  # it was done in the meantime
+            if process.wait().returncode == 0:  # it was done in the meantime
                 break
             sent += 1
             check(process, out, signum)
-        result = process.wait()
-        assert result.returncode == 0, result.stderr
+        succeeded(process.wait())
         assert_same_run(whole, out)
         finished += 1
     return sent

@@ -12,35 +12,19 @@ import pytest
 import torch
 
 from mixer.models.weights import load_checkpoint
-from tests.helpers.commands import TINY, forked
+from tests.helpers.commands import TINY, TINY_VIT, assert_error, forked, succeeded
 from tests.helpers.plants import TRAIN_STEP, Explode, Plant
+from tests.helpers.runs import is_finite, read_json
 
-RUN = [*TINY, "--steps", 40, "--log-every", 10, "--lr", 0.003]
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "run"
+STEPS = ["--steps", 40, "--log-every", 10, "--lr", 0.003]
 
 
 @pytest.fixture
 def run(train, pictures, out):
     """run(*arguments) -> train.py on the pictures, in the folder `run`."""
     def run(*arguments, **options):
-        return train(*RUN, "--data", pictures, "--out", out, *arguments, **options)
+        return train(*TINY, *STEPS, "--data", pictures, "--out", out, *arguments, **options)
     return run
-
-
-def assert_error(result, code, *words):
-    """It ends with this exit code, and one line that has all the words."""
-    assert result.returncode == code, (result.stdout, result.stderr)
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
-    assert all(word in result.stderr for word in words), result.stderr
-
-
-def is_finite(path):
-    state_dict = load_checkpoint(path)["state_dict"]
-    return all(tensor.isfinite().all() for tensor in state_dict.values())
 
 
 def contents(folder):
@@ -51,7 +35,7 @@ def contents(folder):
 def test_a_loss_that_explodes(run, out):
     """Exit code 3 within a log interval, with its steps; what was good before stays, and no word of
     success is printed or written."""
-    assert run("--steps", 20).returncode == 0
+    succeeded(run("--steps", 20))
     before = {name: (out / name).read_bytes() for name in ("last.pt", "best.pt")}
     (out / "summary.json").unlink()
     result = run("--resume", "auto", plants=[Explode(step=4)])
@@ -60,13 +44,14 @@ def test_a_loss_that_explodes(run, out):
     assert {name: (out / name).read_bytes() for name in before} == before
     assert not (out / "summary.json").exists()
     assert "final" not in result.stdout and "step    30" not in result.stdout
-    assert run("--resume", "auto").returncode == 0 and is_finite(out / "last.pt")
+    succeeded(run("--resume", "auto"))
+    assert is_finite(out / "last.pt")
 
 
 @pytest.mark.parametrize("explosion, sigterm", [(24, 26), (24, 24), (30, 30), (29, 30)])
 def test_a_signal_after_an_explosion_saves_nothing(run, out, explosion, sigterm):
     """Else the last good checkpoint, of step 20, would be lost to one that is not."""
-    assert run("--steps", 20).returncode == 0
+    succeeded(run("--steps", 20))
     plants = [Plant(TRAIN_STEP, signal.SIGTERM, sigterm - 20, after=True), Explode(explosion - 20)]
     assert_error(run("--resume", "auto", plants=plants), 3, "between steps 20 and")
     assert is_finite(out / "last.pt")
@@ -103,13 +88,13 @@ class Hostile:
 
 
 def test_hostile_checkpoints_execute_nothing(run, out, tmp_path):
-    assert run("--steps", 10).returncode == 0
+    succeeded(run("--steps", 10))
     good = load_checkpoint(out / "last.pt")
     path, hostile = tmp_path / "evil.pt", Hostile(tmp_path / "executed")
 
     def assert_refused():
-        result = run("--resume", path, "--out", tmp_path / "new")
-        assert_error(result, 2, "evil.pt is not a readable checkpoint")
+        assert_error(run("--resume", path, "--out", tmp_path / "new"), 2,
+                     "evil.pt is not a readable checkpoint")
     for evil in (hostile, {**good, "identity": hostile},
                  {**good, "state": {**good["state"], "log": [hostile]}}):
         torch.save(evil, path)
@@ -122,13 +107,12 @@ def test_hostile_checkpoints_execute_nothing(run, out, tmp_path):
 def test_a_resume_file_that_is_not_one(run, train, pictures, out, tmp_path):
     """Missing, cut, weights alone, of another model, other data, other settings: named, and
     nothing is touched."""
-    assert run().returncode == 0
+    succeeded(run())
     last = (out / "last.pt").read_bytes()
 
     def assert_refused(*words, arguments=()):
         before = contents(out)
-        result = run("--steps", 50, "--resume", "auto", *arguments)
-        assert_error(result, 2, *words)
+        assert_error(run("--steps", 50, "--resume", "auto", *arguments), 2, *words)
         assert contents(out) == before
     missing = run("--resume", tmp_path / "none.pt", "--out", tmp_path / "new")
     assert_error(missing, 2, "none.pt is not a readable checkpoint", "No such file")
@@ -143,9 +127,8 @@ def test_a_resume_file_that_is_not_one(run, train, pictures, out, tmp_path):
     other = shutil.copytree(pictures, tmp_path / "pictures")
     (other / "cat.1.png").write_bytes((other / "cat.3.png").read_bytes())
     assert_refused("images was ", arguments=["--data", other])
-    vit = ["--arch", "vit_cnn", "--patch", 8, "--dim", 16, "--heads", 2, "--depth", 1,
-           "--image-size", 32, "--batch-size", 8, "--device", "cpu", *RUN[len(TINY):]]
-    result = train(*vit, "--data", pictures, "--out", out, "--resume", "auto")
+    result = train(*TINY_VIT, "--arch", "vit_cnn", *STEPS, "--data", pictures, "--out", out,
+                   "--resume", "auto")
     assert_error(result, 2, "arch was 'convmixer' and is 'vit_cnn'", "heads was None and is 2")
 
 
@@ -182,10 +165,10 @@ def is_same(got, want):
 
 @pytest.mark.parametrize("count", [600, pytest.param(30_000, marks=pytest.mark.campaign)])
 def test_damaged_checkpoints_are_refused_or_unharmed(run, out, tmp_path, tally, count):
-    assert run("--steps", 10).returncode == 0
+    succeeded(run("--steps", 10))
     process = forked(damage_checkpoints, out / "last.pt", range(count), tmp_path)
     process.join()
-    outcomes = json.loads((tmp_path / "outcomes.json").read_text())
+    outcomes = read_json(tmp_path / "outcomes.json")
     assert process.exitcode == 0 and outcomes["refused"] > count / 2, outcomes
     survived = outcomes["refused"] + outcomes.get("unharmed", 0)
     tally("damaged checkpoint refused or unharmed", count, survived)
@@ -194,10 +177,9 @@ def test_damaged_checkpoints_are_refused_or_unharmed(run, out, tmp_path, tally, 
 # folders
 
 def test_a_finished_run_says_so_and_changes_nothing(run, out):
-    assert run().returncode == 0
+    succeeded(run())
     before = contents(out)
-    result = run("--resume", "auto")
-    assert result.returncode == 0
+    result = succeeded(run("--resume", "auto"))
     assert "is trained already, to step 40: nothing to do" in result.stdout
     assert contents(out) == before
 
@@ -209,5 +191,5 @@ def test_folders_that_are_taken_or_cannot_be(run, tmp_path):
         for path in (file, file / "below", "/proc/nothing"):
             assert_error(run(flag, path), 2, f"{flag}: cannot write to {path}")
     assert file.read_text() == "precious"
-    assert run("--steps", 10).returncode == 0
+    succeeded(run("--steps", 10))
     assert_error(run(), 2, "holds another run", "--resume auto")

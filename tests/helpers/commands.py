@@ -22,6 +22,8 @@ from mixer.runtime.processes import STOPPING
 ROOT = Path(__file__).parent.parent.parent
 TINY = ["--arch", "convmixer", "--patch", "8", "--dim", "16", "--depth", "1",
         "--kernel-size", "3", "--image-size", "32", "--batch-size", "8", "--device", "cpu"]
+TINY_VIT = ["--arch", "vit_linear", "--patch", 8, "--dim", 16, "--heads", 2, "--depth", 1,
+            "--image-size", 32, "--batch-size", 8, "--device", "cpu"]
 SHORT = [*TINY, "--steps", 60, "--log-every", 5, "--lr", 0.003, "--schedule", "cosine",
          "--warmup", 5]
 EXIT_CODES = {signum: 128 + signum for signum in STOPPING}
@@ -36,8 +38,7 @@ class Command:
     """A command that has been started. limits: {resource.RLIMIT_...: bytes}; stdout, which they
     would cut, is then thrown away. plants: faults inside the command, see helpers/plants.py."""
 
-    def __init__(self, script, arguments, folder, env=None, *, limits=None, plants=(),
-                 fresh=False):
+    def __init__(self, script, arguments, folder, env=None, *, limits=None, plants=(), fresh=False):
         assert not (fresh and plants), "a fault can only be planted in a forked command"
         folder.mkdir(exist_ok=True)
         stamp = time.time_ns()
@@ -98,6 +99,19 @@ class Command:
         missed = [plant for marker, plant in self.plants.items() if not marker.exists()]
         assert not missed, f"planted, but never happened: {missed}, in {result}"
         return result
+
+
+def succeeded(result):
+    """The result of a command, which must have ended with exit code 0."""
+    assert result.returncode == 0, (result.returncode, result.stdout, result.stderr)
+    return result
+
+
+def assert_error(result, code, *words):
+    """It ended with this exit code, and one line that has all the words."""
+    assert result.returncode == code, (result.returncode, result.stdout, result.stderr)
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
 
 
 def wait_until(condition, command=None):

@@ -3,7 +3,6 @@ import itertools
 import math
 import os
 import pkgutil
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,11 @@ class Plant:
     """Call number `call` of the function `where` sends its process the signal `signum`. `where` is
     the dotted name by which the code under test looks the function up, so a function imported by
     name is planted where it is called, not where it is defined. The signal comes before the call,
-    after it (`after`), or `delay` seconds later, whatever runs then. Command.wait raises when the
-    planted fault has not happened."""
+    or after it (`after`). Command.wait raises when the planted fault has not happened."""
 
     where: str
     signum: int
     call: int = 1
-    delay: float = 0
     after: bool = False
 
     def set(self, marker: Path):
@@ -42,9 +39,7 @@ class Plant:
         def send():
             marker.touch()
             os.kill(os.getpid(), self.signum)
-        if self.delay:
-            threading.Timer(self.delay, send).start()
-        elif not self.after:
+        if not self.after:
             send()
         result = call_function()
         if self.after:

@@ -1,4 +1,5 @@
 """What a run leaves in its folder: whole files, and the same ones as another run."""
+import csv
 import json
 from pathlib import Path
 
@@ -6,6 +7,22 @@ from mixer.models.weights import load_checkpoint
 from mixer.runtime.files import read_csv
 
 TIMING = {"images_per_s", "data_wait", "memory_mib"}
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text())
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a csv file, their values as text."""
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def is_finite(path: Path) -> bool:
+    """Whether all weights of a checkpoint are."""
+    weights = load_checkpoint(path)["state_dict"].values()
+    return all(tensor.isfinite().all() for tensor in weights)
 
 
 def assert_whole_files(folder: Path):
@@ -19,7 +36,7 @@ def assert_whole_files(folder: Path):
         if path.suffix == ".pt":
             load_checkpoint(path)
         elif path.suffix == ".json":
-            json.loads(path.read_text())
+            read_json(path)
         elif path.name == "log.csv":
             assert path.read_text().count("step") == 1
             steps = [row["step"] for row in read_csv(path)]

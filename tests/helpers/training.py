@@ -13,14 +13,14 @@ SMALL = Config(arch="convmixer", image_size=32, batch_size=8, steps=9, log_every
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 
 
-def subsets(count=40):
+def subsets():
     """Two classes that differ in which half is bright; the last ten images are for validation."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 128, (count, 32, 32, 3), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(count) % 2
+    images = torch.randint(0, 128, (40, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(len(images)) % 2
     images[labels == 0, :16] += 100
     images[labels == 1, 16:] += 100
-    indices = np.arange(count)
+    indices = np.arange(len(images))
     return Subset(images, labels, indices[:-10]), Subset(images, labels, indices[-10:])
 
 

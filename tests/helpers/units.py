@@ -61,6 +61,17 @@ def by_autograd(unit):
     return only_present(unit, (y, mean, var, *gradients))
 
 
+def saved_bytes(function, least):
+    """(its result, bytes that autograd saves for it in tensors of at least `least` bytes)."""
+    saved = {}
+
+    def save(t):
+        return saved.setdefault(t.data_ptr(), t)
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
+        result = function()
+    return result, sum(t.nbytes for t in saved.values() if t.nbytes >= least)
+
+
 def only_present(unit, results):
     absent = {f"d{name}" for name in ("bias", "gamma", "beta") if getattr(unit, name) is None}
     return {name: t.detach() for name, t in zip(NAMES, results, strict=True) if name not in absent}

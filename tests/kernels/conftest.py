@@ -17,6 +17,23 @@ def poisoned():
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.fixture
+def counted(monkeypatch):
+    """counted(module, *names) -> a list that gets the name of each of these functions of the module
+    when it is called."""
+    def plan(module, *names):
+        calls = []
+        for name in names:
+            function = getattr(module, name)
+
+            def count(*args, name=name, function=function, **options):
+                calls.append(name)
+                return function(*args, **options)
+            monkeypatch.setattr(module, name, count)
+        return calls
+    return plan
+
+
 @pytest.fixture(autouse=True)
 def interpreter_as_a_gpu(monkeypatch):
     """Mend Triton's interpreter where it differs from a GPU: it keeps bfloat16 as raw bits,

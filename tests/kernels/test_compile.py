@@ -30,8 +30,7 @@ def start(tmp_path_factory):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-@pytest.fixture(scope="module",
-                params=["sample", pytest.param("all", marks=pytest.mark.campaign)])
+@pytest.fixture(scope="module", params=["sample", pytest.param("all", marks=pytest.mark.campaign)])
 def compiled(start, request):
     """What each kernel of each case takes, or how its compiler died."""
     processes = [start(request.param, str(part), "2") for part in range(2)]

@@ -11,7 +11,7 @@ from kernels import depthwise_cpu, depthwise_gelu_bn, fuse, reference, unfuse
 from kernels import module as kernels_module
 from mixer.models import create_model
 from tests.helpers.networks import randomise
-from tests.helpers.units import exact, make_unit, run, too_far
+from tests.helpers.units import exact, make_unit, run, saved_bytes, too_far
 
 # N, C, H, W, K
 SHAPES = [(3, 2, 8, 8, 9), (5, 2, 12, 12, 9), (2, 3, 16, 16, 7), (1, 2, 32, 32, 3), (3, 1, 7, 5, 3),
@@ -31,17 +31,6 @@ def channel_major(request, monkeypatch):
     return request.param
 
 
-def counted(monkeypatch, module, name):
-    """A list that gets an entry for each call of module.name."""
-    calls, function = [], getattr(module, name)
-
-    def count(*args, **options):
-        calls.append(name)
-        return function(*args, **options)
-    monkeypatch.setattr(module, name, count)
-    return calls
-
-
 # the depthwise half
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -55,8 +44,8 @@ def test_as_exact_as_plain_pytorch(shape, dtype):
 @pytest.mark.parametrize("channel_major", [True], indirect=True, ids=[""])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SMALL_MAPS, ids=str)
-def test_products_are_as_exact_as_plain_pytorch(channel_major, monkeypatch, shape, dtype):
-    built = counted(monkeypatch, depthwise_cpu, "toeplitz")
+def test_products_are_as_exact_as_plain_pytorch(channel_major, counted, shape, dtype):
+    built = counted(depthwise_cpu, "toeplitz")
     for options in OPTIONS:
         unit = make_unit(*shape, dtype, **options)
         assert not too_far(run(depthwise_cpu, unit), unit), options
@@ -64,8 +53,8 @@ def test_products_are_as_exact_as_plain_pytorch(channel_major, monkeypatch, shap
 
 
 @pytest.mark.parametrize("channel_major", [True], indirect=True, ids=[""])
-def test_a_block_by_products_keeps_the_layout_of_its_input(channel_major, monkeypatch):
-    built = counted(monkeypatch, depthwise_cpu, "toeplitz")
+def test_a_block_by_products_keeps_the_layout_of_its_input(channel_major, counted):
+    built = counted(depthwise_cpu, "toeplitz")
     x = make_unit(3, 2, 8, 8, 5).x
     for channel_major in (False, True):
         x = depthwise_cpu.with_layout(x, channel_major)
@@ -174,21 +163,16 @@ def test_a_dense_unit_is_as_exact_as_its_parts(channel_major, C, D, P, side, dty
 
 def test_it_saves_two_activations_and_asks_no_gradient_of_an_image(channel_major):
     fused, x = dense_unit(16, 16, 1, fused=True), torch.randn(8, 16, 8, 8)
-    saved = {}
-
-    def save(t):
-        return saved.setdefault(t.data_ptr(), t)
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
-        y = fused(x)
-    assert sum(t.nbytes for t in saved.values() if t.nbytes >= x.nbytes) == 2 * x.nbytes
+    y, saved = saved_bytes(lambda: fused(x), x.nbytes)
+    assert saved == 2 * x.nbytes
     y.sum().backward()
     assert x.grad is None and fused[0].weight.grad is not None
 
 
-def test_fuse_takes_it_in_and_unfuse_gives_it_back(channel_major, monkeypatch):
+def test_fuse_takes_it_in_and_unfuse_gives_it_back(channel_major, counted):
     """The layers of a ConvMixer and its patch embedding, in each memory format, both orders of
     `fuse` and `.to`."""
-    calls = counted(monkeypatch, kernels_module, "dense_gelu_bn")
+    calls = counted(kernels_module, "dense_gelu_bn")
     plain = create_model("convmixer", patch=4, dim=8, depth=2, kernel_size=5, image_size=32)
     randomise(plain, seed=2)
     x, dy = torch.randn(4, 3, 32, 32), torch.randn(4, 2)

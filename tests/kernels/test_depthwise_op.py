@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels import depthwise_cpu, depthwise_gelu_bn, depthwise_op, reference, why_not_triton
-from tests.helpers.units import DEVICE, make_unit, run
+from tests.helpers.units import DEVICE, make_unit, run, saved_bytes
 
 
 def as_op(unit, wrt=("x", "weight", "bias", "gamma", "beta")):
@@ -87,22 +87,12 @@ def test_two_backwards_and_no_second_derivative():
 @pytest.mark.parametrize("residual", [False, True])
 def test_one_activation_is_saved_instead_of_three(residual):
     unit = make_unit(4, 8, 8, 8, 3, device=DEVICE)
-    x, weight, bias, gamma, beta = (t.requires_grad_() for t in unit[:5])
-    activation = x.nbytes
-
-    def saved_bytes(f):
-        saved = {}
-
-        def save(t):
-            return saved.setdefault(t.data_ptr(), t)
-        with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
-            f()
-        return sum(t.nbytes for t in saved.values() if t.nbytes >= activation)
-
-    assert activation == saved_bytes(
-        lambda: depthwise_gelu_bn(x, weight, bias, gamma, beta, residual=residual))
-    assert 3 * activation == saved_bytes(
-        lambda: reference.forward(x, weight, bias, gamma, beta, None, None, 1e-5, residual))
+    leaves = [t.requires_grad_() for t in unit[:5]]
+    activation = unit.x.nbytes
+    _, fused = saved_bytes(lambda: depthwise_gelu_bn(*leaves, residual=residual), activation)
+    _, plain = saved_bytes(lambda: reference.forward(*leaves, None, None, 1e-5, residual),
+                           activation)
+    assert fused == activation and plain == 3 * activation
 
 
 def test_flops_are_those_of_the_convs():

@@ -120,17 +120,13 @@ def test_fifty_steps_with_and_without():
     (3, 32, True, True, False), (9, 1, True, True, False), (9, 32, False, True, False),
     (3, 32, False, False, "16 bits")])
 def test_the_parts_run_where_they_are_faster(monkeypatch, dtype, kernel_size, N, training, avx512,
-                                             fused):
+                                             fused, counted):
     """On a CPU: without a gradient, for 3x3 kernels, and for a few images, but not where PyTorch's
     conv of 16 bits is slow. The same model, in one call or another."""
     monkeypatch.setattr(depthwise_cpu, "fusing_pays", fusing_pays)
     monkeypatch.setattr(kernels_module, "FEWEST_OUTPUTS", 100_000)
     monkeypatch.setattr(depthwise_cpu, "AVX512", avx512)
-    ran = []
-    for name in ("depthwise_gelu_bn", "dense_gelu_bn"):
-        operation = getattr(kernels_module, name)
-        monkeypatch.setattr(kernels_module, name, lambda *args, operation=operation, **options: (
-            ran.append(operation.__name__), operation(*args, **options))[1])
+    ran = counted(kernels_module, "depthwise_gelu_bn", "dense_gelu_bn")
     model = create_model("convmixer", patch=4, dim=32, depth=1, kernel_size=kernel_size,
                          image_size=64)
     fuse(model)

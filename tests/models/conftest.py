@@ -9,6 +9,11 @@ from tests.helpers.networks import randomise, relative_error
 
 
 @pytest.fixture
+def timm():
+    return pytest.importorskip("timm", reason="needs timm: pip install timm")
+
+
+@pytest.fixture
 def assert_same_network():
     """Give `model` the weights of `peer` through `load(model, state_dict)`, then compare them.
     Logits, every parameter's gradient and the running statistics, in eval and in train mode, agree

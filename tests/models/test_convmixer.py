@@ -6,10 +6,9 @@ from tests.helpers.networks import authors_convmixer
 
 
 @pytest.mark.parametrize("act", ["gelu", "relu"])
-def test_equals_timm(assert_same_network, act):
-    convmixer = pytest.importorskip("timm.models.convmixer", reason="needs timm: pip install timm")
-    peer = convmixer.ConvMixer(dim=48, depth=3, kernel_size=5, patch_size=8, num_classes=4,
-                               act_layer=ACTIVATIONS[act])
+def test_equals_timm(assert_same_network, timm, act):
+    peer = timm.models.ConvMixer(dim=48, depth=3, kernel_size=5, patch_size=8, num_classes=4,
+                                 act_layer=ACTIVATIONS[act])
     model = ConvMixer(dim=48, depth=3, kernel_size=5, patch=8, num_classes=4, act=act)
     assert_same_network(model, peer, load_weights)
 

@@ -6,7 +6,6 @@ from torch.nn import functional as F
 from mixer.experiments import ROWS
 from mixer.models import MODELS, create_model
 
-SMALL_VIT = dict(image_size=32, patch=8, dim=16, depth=2, heads=4)
 PARAMETERS = {  # at 2 classes, the original's counted in its models
     "resnet18": 11_177_538, "efficientnetv2_b0": 5_861_266,
     "vit_linear-p24": 13_524_482, "vit_cnn-p24": 13_524_482,

@@ -9,8 +9,7 @@ from mixer.models import create_model, load_weights, vit
 from mixer.models.vit import ConvPatchEmbed, LinearPatchEmbed, ViT
 
 
-def timm_vit(**options):
-    timm = pytest.importorskip("timm", reason="needs timm: pip install timm")
+def timm_vit(timm, **options):
     return timm.models.VisionTransformer(img_size=64, patch_size=16, embed_dim=64, depth=3,
                                          num_heads=4, num_classes=5, **options)
 
@@ -22,18 +21,18 @@ TIMM = dict(qkv_bias=True, norm_eps=1e-6)
 @pytest.mark.parametrize("ours, timms", [
     ({**TIMM, "patch_embed": ConvPatchEmbed}, {}), ({**TIMM, "patch_embed": LinearPatchEmbed}, {}),
     ({}, dict(qkv_bias=False, norm_layer=partial(nn.LayerNorm, eps=1e-5)))])
-def test_equals_timm(assert_same_network, ours, timms):
+def test_equals_timm(assert_same_network, timm, ours, timms):
     """With timm's settings, and with the original's."""
-    assert_same_network(ViT(**OURS, **ours), timm_vit(**timms), load_weights)
+    assert_same_network(ViT(**OURS, **ours), timm_vit(timm, **timms), load_weights)
 
 
-def test_the_measure_rejects_spoilt_networks(assert_same_network):
+def test_the_measure_rejects_spoilt_networks(assert_same_network, timm):
     tanh = ViT(**OURS, **TIMM)
     for block in tanh.blocks:
         block.mlp.act = nn.GELU("tanh")
     for spoilt in (tanh, ViT(**OURS, qkv_bias=True, norm_eps=1e-3)):
         with pytest.raises(AssertionError):
-            assert_same_network(spoilt, timm_vit(), nn.Module.load_state_dict)
+            assert_same_network(spoilt, timm_vit(timm), nn.Module.load_state_dict)
 
 
 @pytest.mark.parametrize("name", ["vit_linear", "vit_cnn"])

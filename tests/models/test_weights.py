@@ -160,11 +160,10 @@ def test_batchnorm_without_counters_loads():
 # positions
 
 @pytest.mark.parametrize("old, new", [(4, 3), (4, 7), (14, 12), (2, 8), (1, 2), (5, 1)])
-def test_positions_are_resampled_as_timm_does(old, new):
-    layers = pytest.importorskip("timm.layers", reason="needs timm: pip install timm")
+def test_positions_are_resampled_as_timm_does(timm, old, new):
     positions = torch.randn(1, 1 + old * old, 16)
     for dtype in (torch.float32, torch.bfloat16):
-        want = layers.resample_abs_pos_embed(positions.to(dtype), [new, new])
+        want = timm.layers.resample_abs_pos_embed(positions.to(dtype), [new, new])
         assert torch.equal(resample_positions(positions.to(dtype), new), want)
 
 
@@ -190,9 +189,8 @@ def test_a_checkpoint_that_states_other_options_is_refused(name, own, stated):
     (key, value), = stated.items()
     with pytest.raises(ValueError, match=f"trained with {key} {value!r}, and this model has"):
         load_weights(model, {"state_dict": model.state_dict(), "description": {"options": stated}})
-    load_weights(model, {"state_dict": model.state_dict(), "description": {"options": own}})
-    load_weights(model, {"state_dict": model.state_dict(), "description": {"options": {}}})
-    load_weights(model, {"state_dict": model.state_dict(), "description": "a tiny model"})
+    for description in ({"options": own}, {"options": {}}, "a tiny model"):
+        load_weights(model, {"state_dict": model.state_dict(), "description": description})
 
 
 def test_a_head_of_another_size_is_left_fresh_when_asked_for():

@@ -1,7 +1,5 @@
 """python -m mixer.predict as a user starts it: answers, files, messages, exit codes."""
-import csv
 import functools
-import json
 import math
 import shutil
 from types import SimpleNamespace
@@ -13,8 +11,9 @@ import train
 from mixer.predict.__main__ import kaggle_ids, labels_for
 from mixer.runtime.errors import InputError
 from mixer.runtime.files import read_csv
-from tests.helpers.commands import TINY
+from tests.helpers.commands import TINY, assert_error, succeeded
 from tests.helpers.pictures import zipped
+from tests.helpers.runs import read_json, read_rows
 
 pytestmark = pytest.mark.faults
 
@@ -23,9 +22,8 @@ pytestmark = pytest.mark.faults
 def a_run(pictures, tmp_path_factory):
     """The folder of a finished run on the pictures, in float32."""
     out = tmp_path_factory.mktemp("run")
-    cache = tmp_path_factory.mktemp("cache")
     train.main([*TINY, f"--data={pictures}", "--steps=12", "--log-every=4", f"--out={out}",
-                "--lr=0.003", "--amp=off", f"--cache={cache}"])
+                "--lr=0.003", "--amp=off", f"--cache={tmp_path_factory.mktemp('cache')}"])
     return out
 
 
@@ -37,11 +35,6 @@ def predict(command):
     return run
 
 
-def rows_of(path):
-    with open(path, newline="") as f:
-        return list(csv.DictReader(f))
-
-
 def kaggles_zip(pictures, path):
     """A zip like Kaggle's: test1.zip with test1/N.png in it. Returns which are dogs."""
     files = sorted(pictures.iterdir())
@@ -51,19 +44,17 @@ def kaggles_zip(pictures, path):
 
 
 def test_files_folders_and_zips_are_answered_as_the_model_answers(predict, a_run, pictures,
-                                                                  tmp_path):
+                                                                  tmp_path, out):
     one = next(pictures.iterdir())
     kaggles_zip(pictures, tmp_path / "kaggle.zip")
-    result = predict(a_run, one, pictures, tmp_path / "kaggle.zip", "--out", tmp_path / "out",
-                     fresh=True)
-    assert result.returncode == 0 and result.stderr == "", result
-    rows = rows_of(tmp_path / "out" / "predictions.csv")
+    result = succeeded(predict(a_run, one, pictures, tmp_path / "kaggle.zip", "--out", out,
+                               fresh=True))
+    assert result.stderr == "", result
+    rows = read_rows(out / "predictions.csv")
     assert len(rows) == 1 + 40 - 1 + 40, "an image that is named twice counts once"
-    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [
-        "filters.png", "predictions.csv"]
+    assert {path.name for path in out.iterdir()} == {"filters.png", "predictions.csv"}
     assert f"of {a_run / 'best.pt'} (its best validation), 32x32 pixels" in result.stdout
-    again = predict(a_run, one, "--out", tmp_path / "out")
-    assert again.returncode == 2 and "is not empty; choose a new folder" in again.stderr
+    assert_error(predict(a_run, one, "--out", out), 2, "is not empty; choose a new folder")
 
     model = mixer.load_model(a_run / "best.pt")
     want = model(model.preprocess(one)).softmax(1)[0]
@@ -77,8 +68,7 @@ def test_files_folders_and_zips_are_answered_as_the_model_answers(predict, a_run
 def test_one_image_is_answered_on_the_terminal_beside_the_run(predict, a_run, pictures):
     one = next(pictures.iterdir())
     calls = [predict.start(a_run / "last.pt", one) for _ in range(2)]
-    for result in [call.wait() for call in calls]:
-        assert result.returncode == 0, result.stderr
+    for result in [succeeded(call.wait()) for call in calls]:
         assert f"\n{one}: cat 0." in result.stdout or f"\n{one}: dog 0." in result.stdout
     folders = list(a_run.glob("predictions-*"))
     assert len(folders) == 2, "each call has its own, also in one second"
@@ -87,29 +77,26 @@ def test_one_image_is_answered_on_the_terminal_beside_the_run(predict, a_run, pi
         shutil.rmtree(folder)
 
 
-def test_a_submission_has_the_log_loss_of_the_model(predict, a_run, pictures, tmp_path):
+def test_a_submission_has_the_log_loss_of_the_model(predict, a_run, pictures, tmp_path, out):
     kaggle, submission = tmp_path / "kaggle.zip", tmp_path / "new" / "submission.csv"
     dogs = kaggles_zip(pictures, kaggle)
-    result = predict(a_run, kaggle, "--submission", submission, "--out", tmp_path / "o")
-    assert result.returncode == 0, result.stderr
-    rows = rows_of(submission)
+    succeeded(predict(a_run, kaggle, "--submission", submission, "--out", tmp_path / "o"))
+    rows = read_rows(submission)
     assert [int(row["id"]) for row in rows] == list(range(1, 41))
     log_loss = -sum(math.log(float(row["label"]) if dog else 1 - float(row["label"]))
                     for row, dog in zip(rows, dogs, strict=True)) / len(rows)
 
-    result = predict(a_run, "--evaluate", pictures, "--out", tmp_path / "evaluation")
-    assert result.returncode == 0, result.stderr
-    loss = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["loss"]
+    succeeded(predict(a_run, "--evaluate", pictures, "--out", out))
+    loss = read_json(out / "evaluation.json")["loss"]
     assert log_loss == pytest.approx(loss, rel=1e-6)  # float32 losses, summed in float64
 
 
 @pytest.mark.parametrize("name,row", [("last.pt", -1), ("best.pt", None)])
 def test_the_split_of_a_run_gives_the_numbers_of_the_run(predict, a_run, pictures, tmp_path,
-                                                         name, row):
-    result = predict(a_run / name, "--evaluate", "--split", "val", "--out", tmp_path / "out")
-    assert result.returncode == 0, result.stderr
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    log, summary = read_csv(a_run / "log.csv"), json.loads((a_run / "summary.json").read_text())
+                                                         out, name, row):
+    result = succeeded(predict(a_run / name, "--evaluate", "--split", "val", "--out", out))
+    found = read_json(out / "evaluation.json")
+    log, summary = read_csv(a_run / "log.csv"), read_json(a_run / "summary.json")
     if row is None:
         row = [int(line["step"]) for line in log].index(summary["best_step"])
         assert found["accuracy"] == summary["best_val_acc"]
@@ -119,9 +106,9 @@ def test_the_split_of_a_run_gives_the_numbers_of_the_run(predict, a_run, picture
     assert (found["accuracy"], found["loss"]) == (log[row]["val_acc"], log[row]["val_loss"])
     assert found["images"] == 4
     assert f"accuracy {found['accuracy']:.4f} (95 % interval" in result.stdout
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+    assert {path.name for path in out.iterdir()} == {
         "predictions.csv", "evaluation.json", "filters.png", "mistakes.png"}
-    truths = [row["truth"] for row in rows_of(tmp_path / "out" / "predictions.csv")]
+    truths = [row["truth"] for row in read_rows(out / "predictions.csv")]
     assert sorted(truths) == ["cat", "cat", "dog", "dog"]
 
     # the same images at another place
@@ -130,7 +117,7 @@ def test_the_split_of_a_run_gives_the_numbers_of_the_run(predict, a_run, picture
     assert result.stdout.splitlines()[4:-1] == again.stdout.splitlines()[4:-1], again
     next(copy.iterdir()).unlink()
     fewer = predict(a_run / name, *place, "--split", "val", "--out", tmp_path / "none")
-    assert fewer.returncode == 2 and "does not hold the run's val images" in fewer.stderr
+    assert_error(fewer, 2, "does not hold the run's val images")
 
 
 def test_the_val_images_of_a_place_whose_train_images_have_equal_names(predict, pictures, tmp_path):
@@ -143,7 +130,7 @@ def test_the_val_images_of_a_place_whose_train_images_have_equal_names(predict, 
     result = predict(run, "--evaluate", "--split", "val", "--out", tmp_path / "new")
     assert "over 20 images" in result.stdout, result
     none = predict(run, "--split", "val", tmp_path, tmp_path)
-    assert none.returncode == 2 and "name a run's folder or a checkpoint" in none.stderr
+    assert_error(none, 2, "name a run's folder or a checkpoint")
 
 
 @pytest.mark.parametrize("splits", [("train", "test"), ("train", "val")])
@@ -156,22 +143,22 @@ def test_of_a_place_with_splits_test_is_evaluated_alone(predict, a_run, pictures
     shutil.make_archive(data, "zip", data)
     result = predict(a_run, data, "--evaluate", "--out", tmp_path / "out")
     if "test" in splits:
-        assert result.returncode == 0 and f"20 images of {data / 'test'}" in result.stdout, result
+        assert f"20 images of {data / 'test'}" in succeeded(result).stdout, result
         result = predict(a_run, f"{data}.zip", "--evaluate", "--out", tmp_path / "new")
-    assert result.returncode == 2 and "has splits: give the folder of one" in result.stderr
+    assert_error(result, 2, "has splits: give the folder of one")
 
 
 def test_damaged_images_are_named_get_no_row_and_fail_the_command(predict, a_run, pictures,
-                                                                  tmp_path):
+                                                                  tmp_path, out):
     folder = shutil.copytree(pictures, tmp_path / "images")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
     (folder / "phone.heic").write_bytes(b"x")
-    result = predict(a_run, folder, "--out", tmp_path / "out")
+    result = predict(a_run, folder, "--out", out)
     assert result.returncode == 1
     assert "left out: .heic 1" in result.stdout
     assert "broken.jpg (" in result.stdout
     assert result.stderr.startswith("error: 1 images do not decode and have no row")
-    files = [row["file"] for row in rows_of(tmp_path / "out" / "predictions.csv")]
+    files = [row["file"] for row in read_rows(out / "predictions.csv")]
     assert len(files) == 40 and not any("broken" in file for file in files)
 
 
@@ -185,15 +172,14 @@ def test_damaged_images_are_named_get_no_row_and_fail_the_command(predict, a_run
     (("{run}", "{run}/log.csv"), "no image decodes"),
     (("{run}", "{pictures}", "--submission", "{tmp}/s.csv"), "needs files named by id"),
 ])
-def test_a_wrong_argument_is_named(predict, a_run, pictures, tmp_path, arguments, message):
+def test_a_wrong_argument_is_named(predict, a_run, pictures, tmp_path, out, arguments, message):
     places = {"run": a_run, "pictures": pictures, "tmp": tmp_path / "empty"}
     (tmp_path / "empty").mkdir()
     arguments = [argument.format(**places) for argument in arguments]
-    result = predict(*arguments, "--out", tmp_path / "out")
-    assert result.returncode == (1 if "decodes" in message else 2), result
-    assert message in result.stderr and result.stderr.startswith("error: ")
+    result = predict(*arguments, "--out", out)
+    assert_error(result, 1 if "decodes" in message else 2, message)
     assert "--data" not in result.stderr, "a flag of another command"
-    assert not (tmp_path / "out" / "predictions.csv").exists()
+    assert not (out / "predictions.csv").exists()
 
 
 def test_labels_are_in_the_order_of_the_models_classes():

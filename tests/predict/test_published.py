@@ -1,6 +1,4 @@
 """The trained model of the front page: it loads, and answers as the run's checkpoint did."""
-import csv
-import json
 import os
 
 import pytest
@@ -11,6 +9,7 @@ from mixer.data.augment import to_float
 from mixer.data.demo import render
 from mixer.data.images import find_images
 from mixer.models.weights import load_checkpoint
+from tests.helpers.runs import read_json, read_rows
 from tests.helpers.tables import RESULTS
 
 FOLDER = RESULTS / "cats-and-dogs"
@@ -30,16 +29,14 @@ def test_it_answers_as_in_float32():
     """On synthetic images, whose probabilities were kept before the weights were rounded to 11
     bits: each of some ten layers adds 1e-3 of its result at most, and a probability changes by a
     quarter of its logit."""
-    with open(FOLDER / "float32.csv", newline="") as f:
-        kept = torch.tensor([float(row["p_dog"]) for row in csv.DictReader(f)])
+    kept = torch.tensor([float(row["p_dog"]) for row in read_rows(FOLDER / "float32.csv")])
     x = to_float(torch.stack([torch.from_numpy(render(i, 192)) for i in range(len(kept))]))
     with torch.inference_mode():
         ours = load_model(FOLDER / "best.pt")(x).softmax(1)[:, 1]
     torch.testing.assert_close(ours, kept, rtol=0, atol=0.01)
     assert kept.std() > 0.01, "the pictures differ"
     run = RESULTS / "study-c-lr1e-3" / "convmixer-p16"  # whose best.pt it was
-    summary, evaluation = (json.loads(path.read_text())
-                           for path in (run / "summary.json", FOLDER / "evaluation.json"))
+    summary, evaluation = map(read_json, (run / "summary.json", FOLDER / "evaluation.json"))
     # of 2,500 images, 20 have a probability within 0.01 of a half
     assert abs(summary["best_val_acc"] - evaluation["accuracy"]) <= 20 / 2500
 

@@ -1,5 +1,4 @@
 """table.md: rows and seeds side by side."""
-import csv
 import re
 import runpy
 from pathlib import Path
@@ -13,6 +12,7 @@ from mixer.report.reproduction import compare_curves
 from mixer.report.runs import find_runs
 from mixer.report.studies import write_studies
 from tests.helpers.finished import ENVIRONMENT, finished_run
+from tests.helpers.runs import read_rows
 from tests.helpers.tables import RESULTS, cells
 
 
@@ -93,8 +93,7 @@ def test_the_reproduction_is_counted(tmp_path):
     assert rows["ConvMixer 24"][0:2] == ["1", "500"]
     assert rows["ConvMixer 24"][4:6] == ["+0.001", "5 of 5"]
     assert rows["ResNet-18"][5] == rows["ResNet-18"][8] == "0 of 2"
-    with open(tmp_path / "reproduction.csv", newline="") as f:
-        points = list(csv.DictReader(f))
+    points = read_rows(tmp_path / "reproduction.csv")
     assert len(points) == 7 and points[0]["row"] == "resnet18"
     assert {p["acc_inside"] for p in points if p["row"] == "resnet18"} == {"False"}
 

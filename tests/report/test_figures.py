@@ -8,6 +8,7 @@ from PIL import Image
 
 from mixer.report.figures import draw_comparison, draw_curves
 from mixer.report.runs import find_runs
+from tests.helpers.commands import succeeded
 from tests.helpers.finished import finished_run
 
 LOG = [{"step": step, "train_loss": 0.7 - step / 1000, "train_acc": 0.5 + step / 1000,
@@ -56,9 +57,9 @@ def test_the_settings_of_a_machine_change_no_figure(tmp_path):
     for name, changes in (("plain", {}), ("changed", {"MPLBACKEND": "module://nowhere.inline",
                                                       "MATPLOTLIBRC": str(settings)})):
         path = tmp_path / f"{name}.png"
-        result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True,
-                                env={**os.environ, **changes})
-        assert result.returncode == 0 and path.exists(), result.stderr
+        succeeded(subprocess.run([sys.executable, "-c", code, path], capture_output=True,
+                                 text=True, env={**os.environ, **changes}))
+        assert path.exists()
         pictures.append(path.read_bytes())
     assert pictures[0] == pictures[1]
 

@@ -1,6 +1,5 @@
 """Several ranks train one run: the numbers of one process, one writer, one end for all. torchrun
 starts them where its own part matters, otherwise its environment variables do."""
-import json
 import shutil
 import signal
 import subprocess
@@ -11,31 +10,27 @@ import torch
 
 from mixer.models.weights import load_checkpoint
 from mixer.runtime.files import read_csv
-from tests.helpers.commands import HANGS, ROOT, TINY
+from tests.helpers.commands import HANGS, ROOT, TINY, TINY_VIT, succeeded
 from tests.helpers.plants import TRAIN_STEP, Plant
 from tests.helpers.ranks import rank_environments
-from tests.helpers.runs import assert_same_run
+from tests.helpers.runs import assert_same_run, read_json
 
 pytestmark = pytest.mark.faults
-VIT = ["--arch", "vit_linear", "--patch", 8, "--dim", 16, "--heads", 2, "--depth", 1,
-       "--image-size", 32, "--batch-size", 8, "--device", "cpu"]
 STEPS = ["--steps", 30, "--log-every", 10, "--lr", 0.003]
 
 
 @pytest.fixture
 def ranks(train):
     """ranks(count, *arguments) -> the results of that many ranks of one run. plants: {rank: its
-    Plants}; own: {rank: its further arguments}."""
-    def run(count, *arguments, plants=None, own=None):
+    Plants}; own: {rank: its further arguments}; codes: their exit codes, each 0 if not given."""
+    def run(count, *arguments, plants=None, own=None, codes=None):
         plants, own = plants or {}, own or {}
         started = [train.start(*arguments, *own.get(rank, ()), plants=plants.get(rank, ()), env=env)
                    for rank, env in enumerate(rank_environments(count))]
-        return [process.wait() for process in started]
+        results = [process.wait() for process in started]
+        assert [result.returncode for result in results] == (codes or [0] * count), results
+        return results
     return run
-
-
-def exit_codes(results):
-    return [result.returncode for result in results]
 
 
 def torchrun(count, *arguments):
@@ -78,37 +73,27 @@ def assert_same_numbers(one, other):
 
 
 @pytest.mark.parametrize("model, count, batch", [
-    pytest.param(VIT, 3, 8, id="uneven slices"),
-    pytest.param([*VIT, "--val-fraction", 0.25], 2, 9, id="last batch of one image"),
+    pytest.param(TINY_VIT, 3, 8, id="uneven slices"),
+    pytest.param([*TINY_VIT, "--val-fraction", 0.25], 2, 9, id="last batch of one image"),
 ])
 def test_as_one_process_with_the_same_batch(ranks, train, pictures, tmp_path, model, count, batch):
     arguments = [*model, *STEPS, "--amp", "off", "--batch-size", batch, "--data", pictures]
-    first, several_first, one, several = (
-        tmp_path / name for name in ("first", "first of several", "one", "several"))
 
-    # the first gradient
-    assert train(*arguments, "--steps", 1, "--out", first).returncode == 0
-    results = ranks(count, *arguments, "--steps", 1, "--out", several_first)
-    assert exit_codes(results) == [0] * count, results
-    assert_same_numbers(first, several_first)
-
-    # thirty steps
-    assert train(*arguments, "--out", one).returncode == 0
-    results = ranks(count, *arguments, "--out", several)
-    assert exit_codes(results) == [0] * count, results
+    def train_both(name, *more):
+        """(folder of one process, folder of several, results of the several)."""
+        one, several = tmp_path / name, tmp_path / f"{name} of several"
+        succeeded(train(*arguments, *more, "--out", one))
+        results = ranks(count, *arguments, *more, "--out", several)
+        assert_same_numbers(one, several)
+        return one, several, results
+    train_both("the first gradient", "--steps", 1)
+    one, several, results = train_both("thirty steps")
     assert results[1].stdout == "" and all(result.stderr == "" for result in results)
     assert f"in {count} processes" in results[0].stdout
-    assert_same_numbers(one, several)
-
-    # from weights that rank 0 alone loads
-    arguments += ["--steps", 10, "--init-from", one / "last.pt"]
-    started, several_started = tmp_path / "started", tmp_path / "several started"
-    assert train(*arguments, "--out", started).returncode == 0
-    assert exit_codes(ranks(count, *arguments, "--out", several_started)) == [0] * count
-    assert_same_numbers(started, several_started)
+    train_both("weights that rank 0 alone loads", "--steps", 10, "--init-from", one / "last.pt")
 
     # the files
-    environment, split, summary = (json.loads((several / f"{name}.json").read_text())
+    environment, split, summary = (read_json(several / f"{name}.json")
                                    for name in ("environment", "split", "summary"))
     assert environment["processes"] == count
     assert (one / "split.json").read_text() == (several / "split.json").read_text()
@@ -118,8 +103,8 @@ def test_as_one_process_with_the_same_batch(ranks, train, pictures, tmp_path, mo
 def test_batchnorm_of_each_rank_is_another_run(ranks, train, pictures, tmp_path):
     """The statistics are of each rank's slice: the measure above must see it."""
     arguments = [*TINY, *STEPS, "--data", pictures]
-    assert train(*arguments, "--out", tmp_path / "one").returncode == 0
-    assert exit_codes(ranks(2, *arguments, "--out", tmp_path / "two")) == [0, 0]
+    succeeded(train(*arguments, "--out", tmp_path / "one"))
+    ranks(2, *arguments, "--out", tmp_path / "two")
     with pytest.raises(AssertionError):
         assert_same_numbers(tmp_path / "one", tmp_path / "two")
 
@@ -127,69 +112,64 @@ def test_batchnorm_of_each_rank_is_another_run(ranks, train, pictures, tmp_path)
 def test_stopped_and_resumed_in_two_ranks_is_the_same_run(ranks, pictures, tmp_path):
     """Bit for bit. The signal reaches one of them, and both stop at the end of the interval."""
     arguments = [*TINY, *STEPS, "--data", pictures, "--schedule", "cosine", "--resume", "auto"]
-    assert exit_codes(ranks(2, *arguments, "--out", tmp_path / "whole")) == [0, 0]
+    ranks(2, *arguments, "--out", tmp_path / "whole")
     moments = [(1, TRAIN_STEP, 14, 20), (0, "mixer.training.evaluate.to_float", 1, 10)]
     for i, (rank, moment, call, step) in enumerate(moments):
         out = tmp_path / f"cut{i}"
         plants = {rank: [Plant(moment, signal.SIGTERM, call)]}
-        first, second = results = ranks(2, *arguments, "--out", out, plants=plants)
-        assert exit_codes(results) == [143, 143], results
+        first, second = ranks(2, *arguments, "--out", out, plants=plants, codes=[143, 143])
         assert first.stderr.startswith(f"stopped by SIGTERM at step {step}; continue with")
         assert first.stderr.count("\n") == 1 and second.stderr == ""
-        assert exit_codes(ranks(2, *arguments, "--out", out)) == [0, 0]
+        ranks(2, *arguments, "--out", out)
         assert_same_run(tmp_path / "whole", out)
 
 
 def test_resumed_with_another_number_of_ranks(ranks, train, pictures, tmp_path):
     """One, then two, then three, then one: data order, augmentation and log are those of one."""
-    arguments = [*VIT, *STEPS, "--amp", "off", "--data", pictures, "--resume", "auto"]
-    assert train(*arguments, "--out", tmp_path / "one").returncode == 0
+    arguments = [*TINY_VIT, *STEPS, "--amp", "off", "--data", pictures, "--resume", "auto"]
+    succeeded(train(*arguments, "--out", tmp_path / "one"))
     for count, step in ((1, 7), (2, 6), (3, 9)):
         plants = {0: [Plant(TRAIN_STEP, signal.SIGTERM, step)]}
-        results = ranks(count, *arguments, "--out", tmp_path / "mixed", plants=plants)
-        assert exit_codes(results) == [143] * count
-    assert exit_codes(ranks(1, *arguments, "--out", tmp_path / "mixed")) == [0]
+        ranks(count, *arguments, "--out", tmp_path / "mixed", plants=plants, codes=[143] * count)
+    ranks(1, *arguments, "--out", tmp_path / "mixed")
     assert_same_numbers(tmp_path / "one", tmp_path / "mixed")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_dies_ends_the_run(ranks, pictures, tmp_path, rank):
+def test_a_rank_that_dies_ends_the_run(ranks, pictures, out, rank):
     """With an error, not with a hang. What was saved before is whole."""
-    results = ranks(2, *TINY, *STEPS, "--data", pictures, "--out", tmp_path / "run",
-                    plants={rank: [Plant(TRAIN_STEP, signal.SIGKILL, 15)]})
-    died, other = results[rank], results[1 - rank]
-    assert died.returncode == -signal.SIGKILL and other.returncode == 1
-    assert other.stderr.startswith("error") and other.stderr.count("\n") == 1
-    last = load_checkpoint(tmp_path / "run" / "last.pt")
-    assert last["state"]["step"] == 10
+    results = ranks(2, *TINY, *STEPS, "--data", pictures, "--out", out,
+                    plants={rank: [Plant(TRAIN_STEP, signal.SIGKILL, 15)]},
+                    codes=[-signal.SIGKILL if each == rank else 1 for each in range(2)])
+    other = results[1 - rank].stderr
+    assert other.startswith("error") and other.count("\n") == 1
+    assert load_checkpoint(out / "last.pt")["state"]["step"] == 10
 
 
-def test_each_rank_needs_an_image_of_a_batch(ranks, pictures, tmp_path):
-    results = ranks(3, *TINY, "--steps", 1, "--data", pictures, "--batch-size", 2,
-                    "--out", tmp_path / "run")
-    assert exit_codes(results) == [2] * 3
+def test_each_rank_needs_an_image_of_a_batch(ranks, pictures, out):
+    results = ranks(3, *TINY, "--steps", 1, "--data", pictures, "--batch-size", 2, "--out", out,
+                    codes=[2] * 3)
     assert "must be at least 3 (ranks) and at most 36 (training images)" in results[0].stderr
 
 
-def test_ranks_that_see_other_images_are_refused(ranks, pictures, tmp_path):
+def test_ranks_that_see_other_images_are_refused(ranks, pictures, out, tmp_path):
     """As on a machine whose copy of the data is not the same."""
     other = shutil.copytree(pictures, tmp_path / pictures.name)
     (other / "cat.1.png").unlink()
-    first, second = ranks(2, *TINY, "--steps", 1, "--out", tmp_path / "run",
-                          own={0: ["--data", pictures], 1: ["--data", other]})
-    assert second.returncode == 2 and "on rank 1 differ from those on rank 0" in second.stderr
-    assert first.returncode == 1
+    results = ranks(2, *TINY, "--steps", 1, "--out", out, codes=[1, 2],
+                    own={0: ["--data", pictures], 1: ["--data", other]})
+    assert "on rank 1 differ from those on rank 0" in results[1].stderr
 
 
-def test_torchrun_stopped_stops_its_workers_saved(pictures, tmp_path):
+def test_torchrun_stopped_stops_its_workers_saved(pictures, out, tmp_path):
     arguments = [*TINY, "--log-every", 100, "--lr", 0.003, "--data", pictures, "--steps", 100_000,
-                 "--out", tmp_path / "run", "--resume", "auto", "--cache", tmp_path / "cache"]
+                 "--out", out, "--resume", "auto", "--cache", tmp_path / "cache"]
     process = torchrun(2, *arguments)
     wait_for_line(process, "step   100")
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=HANGS)
     assert err.count("stopped by SIGTERM at step") == 1, err
-    step = load_checkpoint(tmp_path / "run" / "last.pt")["state"]["step"]
+    step = load_checkpoint(out / "last.pt")["state"]["step"]
     assert step >= 100 and step % 100 == 0  # 100: the signal came before the ranks had agreed
     assert f"stopped by SIGTERM at step {step};" in err
 
@@ -200,7 +180,7 @@ def test_several_rows_in_one_torchrun(pictures, tmp_path):
                        "--data", pictures, "--image-size", 48, "--batch-size", 4, "--device", "cpu",
                        "--out", tmp_path / "all", "--cache", tmp_path / "cache")
     out, err = process.communicate(timeout=HANGS)
-    assert process.returncode == 0, err
+    assert process.returncode == 0, (out, err)
     assert out.count("in 2 processes") == 2 and "2 of 2 runs done" in out
 
 

@@ -21,14 +21,13 @@ from tests.helpers.training import SMALL, trainer
 OPTIONS = {"convmixer": {**TINY, "kernel_size": 3, "act": "relu"},
            "vit_linear": {**TINY, "heads": 4, "qkv_bias": True, "norm_eps": 1e-6},
            "resnet18": {}}
-CONFIGS = {name: replace(SMALL, arch=name, steps=2, log_every=2, **options)
-           for name, options in OPTIONS.items()}
 
 
 def run(out, name):
     """A run of two steps, which leaves best.pt and last.pt in `out`. Returns its model."""
     model = create_model(name, image_size=IMAGE_SIZE, **OPTIONS[name])
-    trainer(out, CONFIGS[name], model=model).fit()
+    config = replace(SMALL, arch=name, steps=2, log_every=2, **OPTIONS[name])
+    trainer(out, config, model=model).fit()
     return model.eval()
 
 

@@ -1,4 +1,3 @@
-import csv
 import math
 import signal
 from dataclasses import replace
@@ -13,7 +12,7 @@ from mixer.training import trainer as trainer_module
 from mixer.training.config import Config
 from mixer.training.trainer import make_optimizer, skipped_steps, train_step
 from tests.helpers.networks import tiny_convmixer
-from tests.helpers.runs import assert_same_run
+from tests.helpers.runs import assert_same_run, is_finite, read_rows
 from tests.helpers.training import SMALL, trainer
 
 
@@ -40,8 +39,7 @@ def test_fit_learns_logs_and_saves(tmp_path):
     assert state.log[-1]["val_acc"] >= 0.9 and state.log[-1]["train_loss"] < 0.3
     assert state.best["val_acc"] == max(row["val_acc"] for row in state.log)
     assert sum(map(sum, state.confusion)) == 10
-    with open(tmp_path / "log.csv") as f:
-        assert [int(row["step"]) for row in csv.DictReader(f)] == [20, 40, 60]
+    assert [int(row["step"]) for row in read_rows(tmp_path / "log.csv")] == [20, 40, 60]
     saved = load_checkpoint(tmp_path / "last.pt")["state_dict"]
     assert all(torch.equal(saved[name], t) for name, t in run.model.state_dict().items())
     assert load_checkpoint(tmp_path / "best.pt")["entry"] == state.best
@@ -114,9 +112,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path, after_step
     after_step(5, lambda model: model.head.weight.data.fill_(math.nan))
     with pytest.raises(Diverged, match="between steps 3 and 6, with training loss nan, "):
         trainer(tmp_path).fit()
-    for name in ("last.pt", "best.pt"):
-        saved = load_checkpoint(tmp_path / name)["state_dict"]
-        assert all(tensor.isfinite().all() for tensor in saved.values())
+    assert is_finite(tmp_path / "last.pt") and is_finite(tmp_path / "best.pt")
 
 
 def test_a_loss_scale_that_collapses(tmp_path):
