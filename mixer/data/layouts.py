@@ -23,9 +23,10 @@ ROLE = re.compile(  # in folders' names
     r"(?<![a-z])(?:(?P<train>train|training|trainval)|(?P<val>val|valid|validation|dev)|"
     r"(?P<test>tests?|testing|pred|prediction))(?:set|data)?(?![a-z])")
 NOT_CLASS_FOLDERS = re.compile(  # folders that are parts of a data set
-    r"images?|imgs?|gt|unlabell?ed|"
+    r"images?|imgs?|gt|unlabell?ed|jpegimages|segmentation(class|object)|"
     r"(.+[\W_])?(masks|segmentations?|labels|annotations|ground_?truth)|"
-    r"(k?fold|cv|part|subset|split|chunk|shard|batch)s?[\W_]*\d+", re.IGNORECASE)
+    r"(.+[\W_])?(image|img|k?fold|cv|part|subset|split|chunk|shard|batch)s?[\W_]*\d+",
+    re.IGNORECASE)
 IN_NAMES = "class in the file name"
 KAGGLE = re.compile(r"(cat|dog)\.\d+\.\w+", re.IGNORECASE)  # cat.0.jpg
 OXFORD = re.compile(r"([^\W\d_]+(?:_[^\W\d_]+)*)_\d+\.\w+")  # Maine_Coon_1.jpg
@@ -157,7 +158,8 @@ def find_classes(pictures: list[Picture]) -> str:
     for picture in pictures:
         picture.label = picture.parts[0]
     names = sorted({picture.label for picture in pictures})
-    if all(map(role, names)) or any(map(NOT_CLASS_FOLDERS.fullmatch, names)):
+    roles = set(map(role, names))
+    if None not in roles or len(roles) > 2 or any(map(NOT_CLASS_FOLDERS.fullmatch, names)):
         raise InputError(f"{listed(names)} may be parts of the data set")
     # a folder of cats and dogs is not one class
     animals = {(picture.label, match[1].lower()) for picture in pictures

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..runtime.errors import InputError, first_line
+from ..runtime.errors import InputError, first_line, listed
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 SYSTEM = re.compile(  # what systems leave, and what is hidden, but not a run's .lock
@@ -80,11 +80,15 @@ def _open_zip(path, nested):
         archive = zipfile.ZipFile(path)
         names = archive.namelist()
         inner = [name for name in names if os.path.basename(name).lower() in nested]
-        if inner and not any(name.lower().endswith(EXTENSIONS) for name in names):
+        if any(name.lower().endswith(EXTENSIONS) for name in names):
+            inner = []
+        if len(inner) == 1:
             archive = zipfile.ZipFile(io.BytesIO(archive.read(inner[0])))
     except Exception as e:  # on hostile bytes, zipfile raises nearly every exception type
         raise InputError(f"--data: {path} is not a zip file, or is damaged ({first_line(e)}); "
                          "unpack a tar, 7z or rar and give the folder") from e
+    if len(inner) > 1:
+        raise InputError(f"--data: {path} holds {listed(inner)}: unpack it and give the folder")
     members = {_name(info): info for info in archive.infolist()}
     for name, info in members.items():
         if info.flag_bits & 1 or info.compress_type == 9:

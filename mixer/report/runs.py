@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..experiments import EPOCH_IMAGES, ORIGINAL_CLASSES, ORIGINAL_OPTIONS, ROWS, seed_folder
+from ..runtime.errors import InputError, listed
 from ..runtime.files import read_csv
 
 # options of a run, not of its recipe; some are of older versions
@@ -57,7 +58,7 @@ def find_runs(out: Path) -> dict[str, list[Run]]:
 
     Folders with other names than `--arch all` and `--seeds` give are skipped. The seconds are
     images over the median images/s of the log entries: a pause, or another job during some of
-    them, does not count.
+    them, does not count. Raises InputError if two runs of a row have other options, or one seed.
     """
     found = {row.name: {} for row in ROWS}
     for path in sorted(out.glob("*/summary.json")):
@@ -73,7 +74,16 @@ def find_runs(out: Path) -> dict[str, list[Run]]:
         summary |= {cost: log[-1][cost] for cost in ("images", "seconds", "flops")}
         config, environment = (json.loads((folder / f"{name}.json").read_text())
                                for name in ("config", "environment"))
-        found.setdefault(name, {})[seed] = Run(summary, config, environment, log)
+        run = Run(summary, config, environment, log)
+        # seeds of one recipe, each once
+        first = next(iter(found.setdefault(name, {}).values()), run)
+        differ = [option for option in {**config, **first.config}
+                  if option not in RUN_OPTIONS | {"log_every", "kernels"}
+                  and (config.get(option) or None) != (first.config.get(option) or None)]
+        if seed in found[name] or differ:
+            raise InputError(f"{out} holds runs of {name} that differ in {listed(differ)}" if differ
+                             else f"{out} holds two runs of {name} with seed {seed}")
+        found[name][seed] = run
     return {name: [runs[seed] for seed in sorted(runs)] for name, runs in found.items() if runs}
 
 

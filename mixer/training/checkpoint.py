@@ -100,10 +100,14 @@ def checkpoint_to_resume(resume: str | None, out: Path, identity: dict,
                          world: World) -> dict | None:
     """The checkpoint that --resume names, or None for a new run; for all ranks.
 
-    Only rank 0 reads the file. Raises InputError if it is damaged or belongs to another run.
+    Only rank 0 reads the file. Raises InputError if it is damaged, belongs to another run, or is
+    missing in the folder of a finished one.
     """
     path = out / "last.pt" if resume == "auto" else resume and Path(resume)
     checkpoint = None
+    if resume == "auto" and not path.exists() and (out / "summary.json").exists():
+        raise InputError(f"--resume auto: {printable(out)} holds a finished run without its "
+                         "last.pt; choose another --out")
     if world.rank == 0 and path and (resume != "auto" or path.exists()):
         checkpoint = load_checkpoint(path)
 

@@ -38,6 +38,9 @@ def test_kaggles_zip_in_a_zip(tmp_path):
     images = find_images(path)
     assert images.names == KAGGLE and images.labels == [0, 0, 0, 1, 1, 1]
     assert load(images, 0, 8).shape == (8, 8, 3)
+    path.write_bytes(zipped({"a/train.zip": inner, "b/train.zip": inner}))
+    with pytest.raises(InputError, match="holds a/train.zip, b/train.zip: unpack it"):
+        find_images(path)
     path.write_bytes(zipped({**outer, "train.zip": inner[:100]}))
     with pytest.raises(InputError, match="damaged"):
         find_images(path)

@@ -55,7 +55,9 @@ def test_roles():
     *((names, "may be parts of the data set") for names in (
         ["images/0.jpg", "masks/0.jpg"], ["cat/0.jpg", "dog/0.jpg", "masks/0.jpg"],
         ["cat/0.jpg", "dog/0.jpg", "cat_masks/0.jpg", "dog_masks/0.jpg"],
-        ["fold_0/0.jpg", "fold_1/0.jpg"],
+        ["fold_0/0.jpg", "fold_1/0.jpg"], ["train/0.jpg", "test/0.jpg", "extra/0.jpg"],
+        ["images_001/0.jpg", "images_002/0.jpg"], ["JPEGImages/0.jpg", "SegmentationClass/0.jpg"],
+        ["x_images_part_1/0.jpg", "x_images_part_2/0.jpg"],
         ["cats_train/0.jpg", "dogs_train/0.jpg", "cats_test/0.jpg", "dogs_test/0.jpg"])),
     # images beside class folders, or none in one
     (["a/1.jpg", "b/1.jpg", "cat.0.jpg"], "subfolders: cat.0.jpg and b/1.jpg"),

@@ -54,6 +54,16 @@ def test_all_options_in_which_they_differ_are_named_where_they_are_on(folders, t
             "ConvMixer 24, kernel_size 1, lr 0.0001"} <= titles
 
 
+def test_the_runs_of_a_row_are_of_one_recipe_and_each_seed_once(folders):
+    low, high = folders
+    shutil.copytree(high / "convmixer-p24-seed1", low / "convmixer-p24-seed1")
+    with pytest.raises(InputError, match="runs of convmixer-p24 that differ in lr"):
+        report.main([str(low)])
+    shutil.copytree(high / "convmixer-p24-seed1", high / "convmixer-p24", dirs_exist_ok=True)
+    with pytest.raises(InputError, match="two runs of convmixer-p24 with seed 1"):
+        report.main([str(high)])
+
+
 def test_which_folders_and_where_to(folders, tmp_path):
     (low, high), out, dated = folders, ["--out", tmp_path / "out"], tmp_path / "dated"
     shutil.copytree(low / "resnet18", dated / "resnet18-20260101-000000")  # train.py without --out

@@ -116,6 +116,9 @@ def test_the_checkpoint_to_resume(tmp_path):
     assert checkpoint_to_resume("auto", tmp_path, identity(label_smoothing=0.0), World())
     assert checkpoint_to_resume(None, tmp_path, identity(), World()) is None
     assert checkpoint_to_resume("auto", tmp_path / "new", identity(), World()) is None
+    (tmp_path / "last.pt").rename(tmp_path / "summary.json")
+    with pytest.raises(InputError, match="holds a finished run without its last.pt"):
+        checkpoint_to_resume("auto", tmp_path, identity(), World())
 
 
 def test_the_best_starts_anew_without_its_file(tmp_path, capsys):
