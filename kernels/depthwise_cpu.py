@@ -195,7 +195,7 @@ class _DenseGELUBN(torch.autograd.Function):
             y, mean, var = gelu_bn(z, gamma, beta, mean, var, eps)
         ctx.save_for_backward(x, weight, gamma, z, mean, var)
         ctx.mark_non_differentiable(mean, var)
-        return y.to(x.dtype), mean, var
+        return y.to(x.dtype).detach(), mean, var  # no view, so that it may change in place
 
     @staticmethod
     def backward(ctx, dy, *_):

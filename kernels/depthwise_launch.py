@@ -34,7 +34,7 @@ class GPULimits(NamedTuple):
 
 
 def limits_of(device: torch.device) -> GPULimits:
-    tf32 = torch.backends.cudnn.allow_tf32  # which the user allows to the convs of cuDNN
+    tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"  # as the user sets it
     if device.type != "cuda":  # the interpreter
         return GPULimits(tf32=tf32)
     gpu = torch.cuda.get_device_properties(device)
@@ -140,7 +140,7 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, programs=Non
 
     `programs` per channel: by programs_per_channel if None.
     """
-    x = x.contiguous()
+    x, weight, bias, gamma, beta, mean, var = _contiguous(x, weight, bias, gamma, beta, mean, var)
     y = torch.empty_like(x)
     _, samples, grid, common = _arguments(x, weight, bias, gamma, eps, residual, False, programs)
     S, C = grid[::-1]
@@ -161,7 +161,7 @@ def forward(x, weight, bias, gamma, beta, mean, var, eps, residual, programs=Non
 
 def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, programs=None):
     """As reference.backward; the last four in float32. `programs` as in `forward`."""
-    x, dy = x.contiguous(), dy.contiguous()
+    dy, x, weight, bias, gamma, mean, var = _contiguous(dy, x, weight, bias, gamma, mean, var)
     dx = torch.empty_like(x)
     tiling, _, grid, common = _arguments(x, weight, bias, gamma, eps, residual, True, programs)
     S, C = grid[::-1]
@@ -191,13 +191,18 @@ def backward(dy, x, weight, bias, gamma, mean, var, eps, residual, batch_stats, 
     return dx, dw.sum(0), db.sum(0), dgamma, dbeta
 
 
+def _contiguous(*tensors):
+    """As the kernels read them; those that are None stay."""
+    return [None if t is None else t.contiguous() for t in tensors]
+
+
 def _arguments(x, weight, bias, gamma, eps, residual, backward, programs):
     """The tiling, samples per program, the grid (C, programs), and arguments of each kernel."""
     N, C, H, W = x.shape
     tiling, options = choose_tiling(H, W, weight.shape[-1], x.dtype, backward, limits_of(x.device))
     samples = triton.cdiv(N, programs or programs_per_channel(x.shape, x.dtype))
     return tiling, samples, (C, triton.cdiv(N, samples)), dict(
-        x_ptr=x, w_ptr=weight.contiguous(), b_ptr=bias, gamma_ptr=gamma, n_samples=N,
+        x_ptr=x, w_ptr=weight, b_ptr=bias, gamma_ptr=gamma, n_samples=N,
         samples_per_program=samples, stride_n=x.stride(0), stride_c=x.stride(1), eps=eps,
         RESIDUAL=residual, META=tiling, **options)
 
@@ -207,7 +212,7 @@ def merge_moments(mean, var, samples, N):
 
     Chan, Golub & LeVeque 1983, eq. 2.1.
     """
-    weight = torch.full((len(mean), 1), samples / N, device=mean.device)
+    weight = torch.full_like(mean[:, :1], samples / N)
     weight[-1] = 1 - (len(mean) - 1) * samples / N
     centre = (mean * weight).sum(0)
     return centre, ((var + (mean - centre).square()) * weight).sum(0)

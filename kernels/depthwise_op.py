@@ -139,7 +139,7 @@ class _DepthwiseGELUBN(torch.autograd.Function):
         stats = batch_stats if mean is None else (mean, var)
         ctx.save_for_backward(x, weight, bias, gamma, *stats)
         ctx.mark_non_differentiable(*batch_stats)
-        return y, *batch_stats
+        return y.detach(), *batch_stats  # no view, so that it may change in place
 
     @staticmethod
     def backward(ctx, dy, *_):

@@ -202,8 +202,9 @@ def _normal_cdf(z):
 
 
 @triton.jit
-def _gelu(z):
-    return z * _normal_cdf(z)
+def _gelu(z, x_ptr):
+    """GELU(z), rounded to the dtype of x: what is stored has the moments that normalise it."""
+    return (z * _normal_cdf(z)).to(x_ptr.dtype.element_ty).to(tl.float32)
 
 
 @triton.jit
@@ -235,7 +236,8 @@ def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, META: tl.constexpr
         # g of a block
         n, t = _block_origin(block, start, META)
         base, tile, exists = _tile(block, start, end, stride_n, META)
-        g = _gelu(_conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, META))
+        z = _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, META)
+        g = _gelu(z, x_ptr)
         if g_ptr is not None:
             tl.store(g_ptr + base + tile, g, mask=exists)
         # how many elements each tile has: those of its map from here on, at most a whole tile
@@ -293,8 +295,8 @@ def forward_kernel(
         toeplitz = _toeplitz(w_ptr, 0, False, META).to(x_ptr.dtype.element_ty)
         for block in range(0, _num_blocks(start, end, META)):
             base, tile, exists = _tile(block, start, end, stride_n, META)
-            g = _gelu(_conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, META))
-            y = (g - mean) * scale + shift
+            z = _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, META)
+            y = (_gelu(z, x_ptr) - mean) * scale + shift
             if RESIDUAL:
                 y += tl.load(x_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
             tl.store(y_ptr + base + tile, y, mask=exists)
@@ -332,7 +334,7 @@ def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, M
         if z_ptr is not None:
             tl.store(z_ptr + base + tile, z, mask=exists)
         dy = tl.load(dy_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
-        dgamma += _group_sums(4, dy * (_gelu(z) - mean), META)
+        dgamma += _group_sums(4, dy * (_gelu(z, x_ptr) - mean), META)
         dbeta += _group_sums(4, dy, META)
     # sums of these
     dgamma = tl.reshape(dgamma, [META.BLOCK_M, META.BLOCK_OUT // 4])
@@ -341,11 +343,11 @@ def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, M
 
 
 @triton.jit
-def _gradient_of_z(z, dy, mean, rstd, scale, mean_dy, mean_dyx):
+def _gradient_of_z(z, dy, x_ptr, mean, rstd, scale, mean_dy, mean_dyx):
     """dz from dy. BatchNorm: dg = scale * (dy - mean(dy) - xhat * mean(dy * xhat)), Ioffe & Szegedy
     2015, section 3; both means are 0 if the statistics are fixed. GELU: dz = dg * GELU'(z).
     """
-    dg = scale * (dy - mean_dy) - (_gelu(z) - mean) * (scale * rstd * mean_dyx)
+    dg = scale * (dy - mean_dy) - (_gelu(z, x_ptr) - mean) * (scale * rstd * mean_dyx)
     return dg * _gelu_slope(z)
 
 
@@ -373,7 +375,8 @@ def _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rs
             at, exists = _flat_offsets(first, end * MAP, stride_n, META)
             z = tl.load(z_ptr + at, mask=exists, other=0.0).to(tl.float32)
             dy = tl.load(dy_ptr + at, mask=exists, other=0.0).to(tl.float32)
-            dz = tl.where(exists, _gradient_of_z(z, dy, mean, rstd, scale, mean_dy, mean_dyx), 0.0)
+            dz = _gradient_of_z(z, dy, x_ptr, mean, rstd, scale, mean_dy, mean_dyx)
+            dz = tl.where(exists, dz, 0.0)
             db += _group_sums(32, dz, META)
             tl.store(z_ptr + at, dz, mask=exists)
         tl.debug_barrier()  # other threads of this program wrote dz
@@ -389,7 +392,7 @@ def _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rs
             if z_ptr is None:
                 dy = tl.load(dy_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
                 z = _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, META)
-                dz = _gradient_of_z(z, dy, mean, rstd, scale, mean_dy, mean_dyx)
+                dz = _gradient_of_z(z, dy, x_ptr, mean, rstd, scale, mean_dy, mean_dyx)
                 dz = tl.where(exists, dz, 0.0)
                 db += _group_sums(32, dz, META)
                 dz = dz.to(x_ptr.dtype.element_ty)

@@ -3,6 +3,7 @@ import inspect
 import math
 import re
 import warnings
+from collections import OrderedDict
 
 import torch
 from torch import nn
@@ -12,7 +13,16 @@ from .depthwise_op import depthwise_gelu_bn, runs_whole
 from .reference import update_running_stats
 
 
-class DepthwiseGELUBN(nn.Sequential):
+class _Sliceable(nn.Sequential):
+    """A slice of it is a plain Sequential."""
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self.named_children())[index]))
+        return super().__getitem__(index)
+
+
+class DepthwiseGELUBN(_Sliceable):
     """BatchNorm(GELU(depthwise_conv(x))) (+ x) as one operation: (N, C, H, W) -> (N, C, H, W).
 
     A Sequential(Conv2d, GELU, BatchNorm2d) with the same state-dict keys and the same behaviour of
@@ -54,7 +64,7 @@ class FusedResidual(nn.Module):
         return fn(x) + x
 
 
-class FusedSequential(nn.Sequential):
+class FusedSequential(_Sliceable):
     """A Sequential that computes each dense unit among its parts as one operation.
 
     A dense unit is Conv2d, GELU, BatchNorm2d with a conv over all channels whose stride is its

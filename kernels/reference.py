@@ -105,7 +105,8 @@ def restore_layout(t, x):
 @torch.no_grad()
 def update_running_stats(bn, mean, var, n):
     """What nn.BatchNorm2d does after a batch of n values per channel; mean, biased var: (C,)."""
-    bn.num_batches_tracked += 1
+    if bn.num_batches_tracked is not None:
+        bn.num_batches_tracked += 1
     momentum = bn.momentum
     if momentum is None:  # the average of all batches
         momentum = 1.0 / bn.num_batches_tracked.to(bn.running_mean.dtype)

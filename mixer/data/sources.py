@@ -76,6 +76,7 @@ def _list_folder(root):
 
 def _open_zip(path, nested):
     """The ZipFile, and {name: ZipInfo}."""
+    # the archive, or the only one in it
     try:
         archive = zipfile.ZipFile(path)
         names = archive.namelist()

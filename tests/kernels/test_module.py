@@ -136,3 +136,11 @@ def test_the_parts_run_where_they_are_faster(monkeypatch, dtype, kernel_size, N,
         model(torch.rand(N, 3, 64, 64))
     fused = dtype == torch.bfloat16 if fused == "16 bits" else fused
     assert ran == (["dense_gelu_bn", "depthwise_gelu_bn", "dense_gelu_bn"] if fused else [])
+
+
+def test_its_output_may_change_in_place_and_a_slice_is_plain():
+    (plain, fused), x = pair(), randn((4, 4, 8, 8), seed=0)
+    y = fused(x).relu_()
+    y.sum().backward()
+    torch.testing.assert_close(y, plain(x).relu(), rtol=1e-5, atol=1e-5)
+    assert type(fused[:2]) is nn.Sequential and torch.equal(fused[:2](x), plain[:2](x))
