@@ -129,8 +129,6 @@ def test_the_val_images_of_a_place_whose_train_images_have_equal_names(predict, 
     train.main([*TINY, f"--data={tmp_path}/data", "--steps=1", f"--out={run}", f"--cache={out}"])
     result = predict(run, "--evaluate", "--split", "val", "--out", tmp_path / "new")
     assert "over 20 images" in result.stdout, result
-    none = predict(run, "--split", "val", tmp_path, tmp_path)
-    assert_error(none, 2, "name a run's folder or a checkpoint")
 
 
 @pytest.mark.parametrize("splits", [("train", "test"), ("train", "val")])
@@ -166,6 +164,7 @@ def test_damaged_images_are_named_get_no_row_and_fail_the_command(predict, a_run
     (("{run}",), "name a run's folder or a checkpoint, and then images"),
     (("{run}", "--evaluate"), "name a run's folder or a checkpoint, and then images"),
     (("{run}", "--evaluate", "{pictures}", "{pictures}"), "with --evaluate one folder or zip"),
+    (("{run}", "--split", "val", "{pictures}", "{pictures}"), "one folder or zip of labelled"),
     (("{run}", "--evaluate", "--split", "test"), "--split invalid choice: 'test'"),
     (("{tmp}", "{pictures}"), "is not a readable checkpoint: [Errno 2]"),
     (("{run}", "{tmp}/absent"), "absent does not exist"),
