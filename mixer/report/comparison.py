@@ -162,9 +162,9 @@ def reproduction_text(points: Sequence[dict]) -> str:
 
 
 def _values(seeds: list[Run], value: str | Callable[[Run], float | None]) -> list[float]:
-    """A key of summary.json, or value(run), of the seeds that have it."""
+    """A key of summary.json, or value(run), of all seeds; nothing if one of them lacks it."""
     values = [value(run) if callable(value) else run.summary.get(value) for run in seeds]
-    return [v for v in values if v is not None]
+    return [] if None in values else values
 
 
 def _intervals(runs, accuracy, others):
