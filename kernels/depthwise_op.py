@@ -26,8 +26,8 @@ def depthwise_gelu_bn(
     gradient. weight (C, 1, K, K), K odd, "same" zero padding, stride 1; bias, gamma, beta (C,) or
     None; exact GELU. Without mean and var it normalises with the statistics of this batch. With
     them it returns two empty tensors in their place. Autocast casts x and weight as for a conv.
-    There is no second derivative. Raises ValueError for shapes that do not fit, and for batch
-    statistics of a single value; RuntimeError as `as_conv_inputs` does.
+    There is no second derivative. Raises ValueError for shapes that do not fit, an empty
+    batch, and batch statistics of a single value; RuntimeError as `as_conv_inputs` does.
     """
     # a kernel would read past the end of what does not fit
     C, K = len(weight), weight.shape[-1]
@@ -37,9 +37,9 @@ def depthwise_gelu_bn(
         raise ValueError(f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and bias, gamma, beta, "
                          f"mean, var {shapes} are not (N, C, H, W), (C, 1, K, K) with odd K, and "
                          "(C,) or None")
-    if mean is None and x.numel() == C:
-        raise ValueError("batch statistics need more than one value per channel: "
-                         f"x is {tuple(x.shape)}")
+    if x.numel() <= (C if mean is None else 0):
+        raise ValueError("an empty batch, or batch statistics, which need more than one value per "
+                         f"channel: x is {tuple(x.shape)}")
 
     # if autocast changes the dtype of x, the original x is added here, in its own dtype
     x_as_conv, weight, bias = as_conv_inputs(x, weight, bias, gamma, beta, mean, var)

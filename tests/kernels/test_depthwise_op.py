@@ -118,6 +118,7 @@ def test_wrong_calls():
         ((x, weight, c[:2]), r"bias, gamma, .* \[\(2,\), None, .*\(C,\) or None"),
         ((x, weight, c, c, c, c), r"\(3,\), None\] are not"),
         ((x[:1, :, :1, :1], weight), "more than one value per channel"),
+        ((x[:0], weight, c, c, c, c, c), "an empty batch"),
     ]:
         with pytest.raises(ValueError, match=message):
             depthwise_gelu_bn(*arguments)
