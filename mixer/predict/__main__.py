@@ -147,6 +147,8 @@ def select_images(config: Config, folder: Path, identity: dict) -> tuple[ImageSe
         images = find_images(test if test.is_dir() else paths[0])
         if any(images.splits) or "test images" in images.note:
             raise InputError(f"{paths[0]} has splits: give the folder of one, e.g. test (unpacked)")
+        if images.key == identity["images"]:
+            raise InputError(f"{paths[0]} holds the run's own images: add --split val or train")
     return images, np.arange(len(images))
 
 

@@ -86,7 +86,11 @@ def test_a_submission_has_the_log_loss_of_the_model(predict, a_run, pictures, tm
     log_loss = -sum(math.log(float(row["label"]) if dog else 1 - float(row["label"]))
                     for row, dog in zip(rows, dogs, strict=True)) / len(rows)
 
-    succeeded(predict(a_run, "--evaluate", pictures, "--out", out))
+    other = tmp_path / "other"
+    other.mkdir()
+    for number, picture in enumerate(sorted(pictures.iterdir())):
+        shutil.copy(picture, other / f"{picture.name[:3]}.{1000 + number}.png")
+    succeeded(predict(a_run, "--evaluate", other, "--out", out))
     loss = read_json(out / "evaluation.json")["loss"]
     assert log_loss == pytest.approx(loss, rel=1e-6)  # float32 losses, summed in float64
 
@@ -165,6 +169,7 @@ def test_damaged_images_are_named_get_no_row_and_fail_the_command(predict, a_run
     (("{run}", "--evaluate"), "name a run's folder or a checkpoint, and then images"),
     (("{run}", "--evaluate", "{pictures}", "{pictures}"), "with --evaluate one folder or zip"),
     (("{run}", "--split", "val", "{pictures}", "{pictures}"), "one folder or zip of labelled"),
+    (("{run}", "--evaluate", "{pictures}"), "holds the run's own images: add --split val"),
     (("{run}", "--evaluate", "--split", "test"), "--split invalid choice: 'test'"),
     (("{tmp}", "{pictures}"), "is not a readable checkpoint: [Errno 2]"),
     (("{run}", "{tmp}/absent"), "absent does not exist"),
