@@ -39,7 +39,7 @@ from mixer.training.checkpoint import (
 from mixer.training.config import read_config
 from mixer.training.evaluate import predict
 from mixer.training.several import train_all
-from mixer.training.trainer import Trainer
+from mixer.training.trainer import State, Trainer
 
 
 def main(argv):
@@ -105,7 +105,7 @@ def train_one(config, name, out, device, amp, world):
         if world.broadcast((out / "summary.json").exists()):
             print(f"{name} is trained already, to step {step:,}: nothing to do")
             return
-        if step > config.steps or step not in [e["step"] for e in checkpoint["state"]["log"]]:
+        if not step == config.steps == State(**checkpoint["state"]).logged_step():
             raise InputError(f"--steps {config.steps}: the checkpoint is at step {step:,} already")
     if checkpoint:
         print(f"resumed at step {step:,}")

@@ -11,6 +11,8 @@ from ..runtime.files import read_csv
 # options of a run, not of its recipe; some are of older versions
 RUN_OPTIONS = {"rows", "data", "cache", "bad_images", "workers", "data_on_device", "device", "seed",
                "seeds", "out", "resume", "require_acc", "debug"}
+# and those that change a weight by rounding at most
+NOT_RECIPE = RUN_OPTIONS | {"log_every", "kernels"}
 
 
 def log_line(entry: dict) -> str:
@@ -52,6 +54,10 @@ class Run:
     environment: dict
     log: list[dict]
 
+    def option(self, name: str):
+        """Its value; None if it is off, or newer than the run."""
+        return self.config.get(name) or None
+
 
 def find_runs(out: Path) -> dict[str, list[Run]]:
     """{row name: its runs by seed} of the finished runs in the folders of `out`, in ROWS' order.
@@ -77,9 +83,8 @@ def find_runs(out: Path) -> dict[str, list[Run]]:
         run = Run(summary, config, environment, log)
         # seeds of one recipe, each once
         first = next(iter(found.setdefault(name, {}).values()), run)
-        differ = [option for option in {**config, **first.config}
-                  if option not in RUN_OPTIONS | {"log_every", "kernels"}
-                  and (config.get(option) or None) != (first.config.get(option) or None)]
+        differ = [key for key in {**config, **first.config}
+                  if key not in NOT_RECIPE and run.option(key) != first.option(key)]
         if seed in found[name] or differ:
             raise InputError(f"{out} holds runs of {name} that differ in {listed(differ)}" if differ
                              else f"{out} holds two runs of {name} with seed {seed}")

@@ -52,18 +52,16 @@ def find_variants(folders: Sequence[Path]) -> dict[str, dict[str, dict[int, Run]
         for name, runs in find_runs(folder).items():
             found.setdefault(name, []).extend(runs)
 
-    def value(run, option):
-        return run.config.get(option) or None  # an option that is off, or not known yet
     options = dict.fromkeys(option for runs in found.values() for run in runs
                             for option in run.config if option not in RUN_OPTIONS)
     differ = [option for option in options
-              if any(len({value(run, option) for run in runs}) > 1 for runs in found.values())]
+              if any(len({run.option(option) for run in runs}) > 1 for runs in found.values())]
     # a label per combination of these
     variants = {name: {} for name in found}
     for name, runs in found.items():
         for run in runs:
-            label = ", ".join(f"{option} {value(run, option)}" for option in differ
-                              if value(run, option))
+            label = ", ".join(f"{option} {run.option(option)}" for option in differ
+                              if run.option(option))
             seeds, seed = variants[name].setdefault(label, {}), run.summary["seed"]
             if seeds.setdefault(seed, run) is not run:
                 raise InputError(f"two of these folders hold {name} with seed {seed} and equal "

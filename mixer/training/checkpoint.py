@@ -10,14 +10,13 @@ from ..data.augment import to_float
 from ..data.images import decode
 from ..models import MODELS, create_model, load_weights
 from ..models.weights import load_checkpoint, match_weights
-from ..report.runs import RUN_OPTIONS
+from ..report.runs import NOT_RECIPE
 from ..runtime.distributed import World
 from ..runtime.errors import InputError, listed, printable
 from ..runtime.files import save_atomically
 from .config import Config
 
-# options that change a weight by rounding at most: a run may continue with others
-FREE_ON_RESUME = RUN_OPTIONS - {"seed"} | {"log_every", "kernels"}
+FREE_ON_RESUME = NOT_RECIPE - {"seed"}  # a run may continue with others
 
 
 def save_checkpoint(path: Path | str, contents: dict) -> None:

@@ -12,19 +12,19 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from mixer.report.figures import drawing, new_figure, save
 
 HERE = Path(__file__).parent
-PANELS = [("training_ms", "batch_size", "ms per training image"),
-          ("saved_mib_per_image", None, "MiB saved for the backward pass, per image")]
+PANELS = [("seconds_per_25000_images", "seconds per 25,000 training images"),
+          ("saved_mib_per_image", "MiB saved for the backward pass, per image")]
 
 
 @drawing
 def draw(path, measured):
     figure, panels = new_figure(11, 4.5, len(PANELS))
     sizes = sorted({one["image_size"] for one in measured})
-    for panel, (key, divisor, label) in zip(panels, PANELS, strict=True):
+    for panel, (key, label) in zip(panels, PANELS, strict=True):
         for row in dict.fromkeys(one["row"] for one in measured):
             ones = [one for one in measured if one["row"] == row]
-            values = [one[key] / one[divisor] if divisor else one[key] for one in ones]
-            panel.plot([one["image_size"] for one in ones], values, "o-", markersize=4, label=row)
+            panel.plot([one["image_size"] for one in ones], [one[key] for one in ones], "o-",
+                       markersize=4, label=row)
         panel.set(xlabel="image side, pixels", ylabel=label, xscale="log", yscale="log")
         panel.set_xticks(sizes, map(str, sizes))
         panel.minorticks_off()
