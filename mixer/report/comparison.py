@@ -33,8 +33,8 @@ n: number of seeds; values are their means. {interval}Minutes and seconds are de
 median images/s. They include data loading, exclude validation and saving, and ignore disturbances
 of fewer than half of the log entries. Memory: {memory}."""
 INTERVAL = """\
-±: half-width of the 95 % confidence interval, the larger of Student's (variance between seeds,
-pooled over rows) and the binomial one for {:,} validation images per seed. """
+±: half-width of the 95 % confidence interval, {combined} Student's (variance between seeds, pooled
+over rows) and Wilson's for {images:,} validation images{per_seed}. """
 PUBLISHED = " Published: one RTX 2080, 25,000 images, batch 250, fp16, 5000 steps; nvidia-smi."
 COST = """\
 Each cell is the last validation within the budget, averaged over seeds ("-": none yet). Budgets:
@@ -104,10 +104,13 @@ def notes(runs: dict[str, list[Run]]) -> str:
              for key in FACTS}
     memory = ("peak of allocated tensors" if any(run.environment["cuda"] for run in finished) else
               "peak resident size of the process, with Python, libraries and mapped images")
-    val = _least_val_images(runs)
+    images, shared = _least_val_images(runs), _share_validation(runs)
+    interval = INTERVAL.format(
+        images=images, combined="the root of the sum of the squares of" if shared else
+        "the larger of", per_seed=", the same for all seeds" if shared else " per seed")
     return "\n".join(map(paragraph, [
         "; ".join(f"{key} {' or '.join(map(str, values))}" for key, values in facts.items()),
-        NOTES.format(interval=INTERVAL.format(val) if val else "", memory=memory)
+        NOTES.format(interval=interval if images else "", memory=memory)
         + PUBLISHED * (on_published_images(runs) and not TITLES.keys().isdisjoint(runs))]))
 
 
@@ -170,13 +173,18 @@ def _values(seeds: list[Run], value: str | Callable[[Run], float | None]) -> lis
 def _intervals(runs, accuracy, others):
     """{row: Interval} of accuracies over as many images as the smallest validation has."""
     values = {name: _values(seeds, accuracy) for name, seeds in (runs | others).items()}
-    intervals = accuracy_intervals(values, _least_val_images(runs))
+    intervals = accuracy_intervals(values, _least_val_images(runs), _share_validation(runs))
     return {name: interval for name, interval in intervals.items() if name in runs}
 
 
 def _least_val_images(runs):
     return min((sum(map(sum, run.summary["confusion"])) for seeds in runs.values()
                 for run in seeds if run.summary["confusion"]), default=0)
+
+
+def _share_validation(runs):
+    """Whether runs were validated on a data set's own val folder, and so on equal images."""
+    return any(run.config["val_fraction"] is None for seeds in runs.values() for run in seeds)
 
 
 def _budgets(runs):

@@ -23,14 +23,15 @@ class Interval(NamedTuple):
         return self.mean + self.half < other.mean - other.half
 
 
-def accuracy_intervals(accuracies: dict[str, Sequence[float]],
-                       val_images: int) -> dict[str, Interval]:
+def accuracy_intervals(accuracies: dict[str, Sequence[float]], val_images: int,
+                       shared: bool = False) -> dict[str, Interval]:
     """{row: accuracies of its seeds, over `val_images` images each} -> {row: Interval}, in order.
 
     The half width is the larger of two: t * sqrt(v / n), with the variance v between seeds pooled
-    over all rows, and Student's t for its degrees of freedom; and 1.96 binomial standard errors of
-    the images of all n seeds, which is all there is where no row has two. Rows without an accuracy
-    are left out.
+    over all rows, and Student's t for its degrees of freedom; and Wilson's for the images of all n
+    seeds, which is all there is where no row has two. If the seeds share their images, v is
+    without the error of these: it is the root of the sum of both squares, the second for
+    `val_images` images. Rows without an accuracy are left out.
     """
     accuracies = {name: values for name, values in accuracies.items() if values}
     freedom = sum(len(values) - 1 for values in accuracies.values())
@@ -40,12 +41,14 @@ def accuracy_intervals(accuracies: dict[str, Sequence[float]],
     intervals = {}
     for name, values in accuracies.items():
         p, n = statistics.fmean(values), len(values)
-        binomial = 1.96 * math.sqrt(p * (1 - p) / val_images)
-        intervals[name] = Interval(p, max(between_seeds, binomial) / math.sqrt(n))
+        images = val_images if shared else val_images * n
+        low, high = wilson(p * images, images)
+        halves = between_seeds / math.sqrt(n), max(p - low, high - p)
+        intervals[name] = Interval(p, math.hypot(*halves) if shared else max(halves))
     return intervals
 
 
-def wilson(correct: int, n: int) -> tuple[float, float]:
+def wilson(correct: float, n: int) -> tuple[float, float]:
     """The 95 % interval of an accuracy over n images (Wilson 1927), which stays within 0 and 1."""
     p, z2 = correct / n, 1.96 ** 2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)

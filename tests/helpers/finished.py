@@ -29,7 +29,7 @@ def finished_run(out: Path, name: str, seed: int = 0, *, shift: float = 0.0, ste
                "confusion": None if val_acc is None else confusion,
                "images_per_s": 250 / step_s, "seconds_per_25000_images": 100 * step_s,
                "memory_mib": 900.0, "flops": last["flops"]}
-    config = {**ORIGINAL_OPTIONS, "seed": seed, **BY_NAME[name].options}
+    config = {**ORIGINAL_OPTIONS, "val_fraction": 0.1, "seed": seed, **BY_NAME[name].options}
     folder = out / seed_folder(name, seed)
     folder.mkdir(parents=True)
     write_json(folder / "summary.json", summary | {k: changes[k] for k in changes if k in summary})

@@ -2,13 +2,21 @@ import math
 
 import pytest
 
-from mixer.report.intervals import Interval, accuracy_intervals, best_of, frontier, student_t
+from mixer.report.intervals import (
+    Interval,
+    accuracy_intervals,
+    best_of,
+    frontier,
+    student_t,
+    wilson,
+)
 
 
-def test_one_seed_has_the_binomial_error_of_its_validation():
-    intervals = accuracy_intervals({"a": [0.8], "none": []}, val_images=2500)
-    assert list(intervals) == ["a"]
-    assert intervals["a"].half == pytest.approx(1.96 * math.sqrt(0.8 * 0.2 / 2500))
+def test_one_seed_has_the_interval_of_its_validation_images_also_at_accuracy_1():
+    intervals = accuracy_intervals({"a": [0.8], "b": [1.0], "none": []}, val_images=2500)
+    assert list(intervals) == ["a", "b"]
+    assert intervals["a"].half == pytest.approx(0.8 - wilson(2000, 2500)[0])
+    assert intervals["b"].half == pytest.approx(1.96**2 / (2500 + 1.96**2))
 
 
 def test_the_variance_between_seeds_is_pooled_over_the_rows():
@@ -21,9 +29,14 @@ def test_the_variance_between_seeds_is_pooled_over_the_rows():
     assert intervals["c"] == pytest.approx((0.60, half * math.sqrt(3)))
 
 
-def test_seeds_that_agree_by_chance_are_not_trusted_beyond_the_binomial_error():
+def test_seeds_that_agree_by_chance_are_not_trusted_beyond_the_error_of_their_images():
     half = accuracy_intervals({"a": [0.8, 0.8]}, val_images=2500)["a"].half
-    assert half == pytest.approx(1.96 * math.sqrt(0.8 * 0.2 / 5000))
+    assert half == pytest.approx(0.8 - wilson(4000, 5000)[0])
+
+
+def test_more_seeds_do_not_reduce_the_error_of_images_that_they_share():
+    half = accuracy_intervals({"a": [0.79, 0.80, 0.81]}, val_images=2500, shared=True)["a"].half
+    assert half == pytest.approx(math.hypot(4.303 * 0.01 / 3**0.5, 0.8 - wilson(2000, 2500)[0]))
 
 
 def test_students_t():
