@@ -20,7 +20,8 @@ FIGURES = re.compile(  # what our own commands draw
     r"(acc|attention|curves|filters|loss|mistakes|val_acc_flops|val_acc_seconds)\.png")
 MASK = re.compile(r"(.+)[_-](mask|seg|segmentation|gt|label)(_?\d+)?", re.IGNORECASE)
 ROLE = re.compile(  # in folders' names
-    r"(?<![a-z])(?:(?P<train>train|training|trainval)|(?P<val>val|valid|validation|dev)|"
+    r"(?<![a-z])(?:(?P<train>train|training|trainval)|"
+    r"(?P<val>val|valid|validation|dev|eval|evaluation|(?:hold|held)[_-]?out)|"
     r"(?P<test>tests?|testing|pred|prediction))(?:set|data)?(?![a-z])")
 NOT_CLASS_FOLDERS = re.compile(  # folders that are parts of a data set
     r"images?|imgs?|gt|unlabell?ed|jpegimages|segmentation(class|object)|"

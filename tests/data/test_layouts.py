@@ -18,6 +18,7 @@ def trees(*folders, classes=("cat", "dog"), count=2):
     ("TrainSet", "ValSet", "TestSet"), ("trainset", "valset", "testset"),
     ("TRAIN", "VALID", "TEST"), ("train", "dev", "pred"), ("a/b/train", "a/b/val", "a/b/test"),
     ("train_images", "val_images", "test_images"), ("train/train", "val/val", "test/test"),
+    ("train", "eval", "test"), ("train", "Hold-Out", "test"),
 ])
 def test_names_of_splits(tmp_path, train, val, test):
     for path in folder_and_zip(tmp_path / "three", trees(train, val, test)):
