@@ -132,12 +132,9 @@ def _style(name):
 def new_figure(width: float, height: float, panels: int, rows: int = 1, title: str = "",
                **shared) -> tuple:
     """A figure of width x height inches with `rows` rows of `panels` panels; and these in order."""
-    # imported here, because it takes half a second
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # here, because it takes half a second
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, fontsize=11, parse_math=False)
-    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, panels, squeeze=False, **shared).flatten()
     for panel in axes:
         panel.grid(alpha=0.3, which="both")
