@@ -11,7 +11,7 @@ from ..data.augment import augment
 from ..data.batches import Subset, training_batch
 from ..data.cache import decode_to_cache
 from ..data.images import find_images
-from ..data.split import fits_on
+from ..data.split import to_tensors
 from ..training.config import Config
 from .timing import race
 
@@ -34,9 +34,7 @@ def measure_data(path: Path | str, image_size: int, batch_size: int, device: tor
     # the images that are not damaged
     array, faults, _ = decode_all()
     indices = np.setdiff1d(np.arange(len(images)), list(faults))
-    held = device if fits_on(device, array.nbytes) else "cpu"
-    subset = Subset(torch.from_numpy(array).to(held), torch.tensor(images.labels).to(held),
-                    indices)
+    subset = Subset(*to_tensors(array, images.labels, device), indices)
 
     def next_batch():
         return training_batch(next(steps), len(subset), Config(batch_size=batch_size))

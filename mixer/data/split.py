@@ -32,11 +32,6 @@ def load_data(config, images: ImageSet, out: Path, device: torch.device,
         raise InputError(f"--batch-size {config.batch_size}: must be at least {world.size} (ranks) "
                          f"and at most {len(train):,} (training images)")
 
-    # on the device if they fit
-    tensor, labels = torch.from_numpy(array), torch.tensor(images.labels)
-    if fits_on(device, tensor.nbytes):
-        tensor, labels = tensor.to(device), labels.to(device)
-
     # the same images on all machines
     splits = {"seed": config.seed, "val_fraction": config.val_fraction, "classes": images.classes,
               "train": [images.names[i] for i in train], "val": [images.names[i] for i in val]}
@@ -44,7 +39,8 @@ def load_data(config, images: ImageSet, out: Path, device: torch.device,
     if world.broadcast(key := digest([splits, contents])) != key:
         raise InputError(f"--data: the images in {images.path} on rank {world.rank} differ from "
                          "those on rank 0")
-    return Subset(tensor, labels, train), Subset(tensor, labels, val), splits, contents
+    tensors = to_tensors(array, images.labels, device)
+    return Subset(*tensors, train), Subset(*tensors, val), splits, contents
 
 
 def drop_damaged(images: ImageSet, faults: dict[int, str], policy: str,
@@ -127,6 +123,9 @@ def _held_out(images, groups, val_fraction, seed):
     return val
 
 
-def fits_on(device: torch.device, size: int) -> bool:
-    """Whether `size` bytes of images take less than half of a GPU's free memory."""
-    return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2
+def to_tensors(array: np.ndarray, labels: list[int],
+               device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and labels, on a GPU if the images take less than half of its free memory."""
+    fit = device.type == "cuda" and array.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+    place = device if fit else "cpu"
+    return torch.from_numpy(array).to(place), torch.tensor(labels).to(place)
