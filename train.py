@@ -137,9 +137,8 @@ def write_results(trainer, name, images, parameters, minutes):
     """Write summary.json, then the pictures."""
     config, out, state, val_set = trainer.config, trainer.out, trainer.state, trainer.val_set
     # summary.json
-    summary = summarise(name, config, state, parameters=parameters, steps=config.steps,
-                        classes=images.classes, data=describe(images),
-                        dtype=dtype_name(trainer.amp))
+    summary = summarise(name, config, state, parameters=parameters, classes=images.classes,
+                        data=describe(images), dtype=dtype_name(trainer.amp))
     write_json(out / "summary.json", summary)
 
     # curves, filters, attention, and what the model got wrong

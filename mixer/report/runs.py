@@ -25,13 +25,13 @@ def log_line(entry: dict) -> str:
             + f" | {entry['images_per_s']:,.0f} images/s | {entry['memory_mib']:,.0f} MiB")
 
 
-def summarise(name: str, config, state, *, steps: int, parameters: int, dtype: str, data: str,
+def summarise(name: str, config, state, *, parameters: int, dtype: str, data: str,
               classes: list[str]) -> dict:
     """summary.json: the final numbers of one run, and what they were measured on."""
     last, best = state.log[-1], state.best or {}
     rate = statistics.median(entry["images_per_s"] for entry in state.log)
     return {
-        "name": name, "parameters": parameters, "steps": steps, "dtype": dtype, "data": data,
+        "name": name, "parameters": parameters, "steps": config.steps, "dtype": dtype, "data": data,
         "classes": classes,
         **{key: getattr(config, key) for key in ("arch", "patch", "depth", "kernel_size",
                                                  "batch_size", "image_size", "seed")},
