@@ -208,6 +208,5 @@ def saved_bytes(forward: Callable) -> int:
             storages[t.untyped_storage().data_ptr()] = t.untyped_storage()
         return t
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        result = forward()
-    del result
+        forward()
     return sum(storage.nbytes() for storage in storages.values())
