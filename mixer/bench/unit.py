@@ -10,7 +10,7 @@ from torch import nn
 
 from ..experiments import Row
 from ..models import create_model
-from ..runtime.device import keep_freed_memory, pick_amp
+from ..runtime.device import dtype_name, keep_freed_memory, pick_amp
 from ..runtime.processes import in_fresh_process
 from .candidates import build, unit_candidates
 from .measure import Workload, announce, measure_in_turn, saved_bytes
@@ -85,8 +85,7 @@ def measure_unit(shape: Shape, dtypes: Sequence[torch.dtype | None], repeats: in
             steps = {name: step[mode] for name, (step, _) in units.items()}
             count = math.ceil(4 / race({"": steps["eager"]}, 3, device)[""]["ms"])  # 4 ms or more
             results += [{"shape": shape_text(shape), "mode": mode, "candidate": name, **times,
-                         "dtype": str(amp or torch.float32).removeprefix("torch."),
-                         "saved_bytes_per_sample": units[name][1]}
+                         "dtype": dtype_name(amp), "saved_bytes_per_sample": units[name][1]}
                         for name, times in race(steps, repeats, device, count).items()]
     return results
 
