@@ -35,8 +35,7 @@ def open_source(path: Path | str, nested: Sequence[str] = ("train.zip",)
     if os.path.isdir(path):
         return _list_folder(path), lambda name: Path(path, name).read_bytes()
     if not os.path.isfile(path):  # opening a pipe would wait for ever
-        raise InputError(f"--data: {path or 'an empty path'} does not exist, or is neither a "
-                         "folder nor a file")
+        raise InputError(f"--data: {path} does not exist, or is neither a folder nor a file")
     archive, members = _open_zip(path, nested)
     lock = threading.Lock()
 
