@@ -80,9 +80,8 @@ def cores() -> int:
     """The cores that this process may use: its affinity, and the quota of its container."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux
     count = len(affinity(0)) if affinity else os.cpu_count()
-    with contextlib.suppress(OSError, ValueError):  # no cgroup, or "max" for no quota
-        with open("/sys/fs/cgroup/cpu.max") as f:
-            quota, period = map(int, f.read().split())
+    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max") as f:
+        quota, period = map(int, f.read().split())  # no quota: "max", a ValueError
         count = max(1, min(count, quota // period))
     return count
 
