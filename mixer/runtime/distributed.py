@@ -1,8 +1,7 @@
 """One run in several ranks (processes), as torchrun starts them.
 
 Every rank has all images, trains on its slice of each batch, and makes the same decisions at the
-same step. Rank 0 prints and writes files. Besides gradients, the ranks exchange a few numbers, over
-gloo, on the CPU.
+same step. Rank 0 prints and writes files. CUDA tensors are sent over NCCL, the rest over gloo.
 """
 import contextlib
 import os
