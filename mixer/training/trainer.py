@@ -82,7 +82,7 @@ def learning_rate(step: int, config: Config) -> float:
         return config.lr * (step + 1) / config.warmup
     if config.schedule == "constant":
         return config.lr
-    angle = math.pi * (step - config.warmup) / max(1, config.steps - config.warmup)
+    angle = math.pi * (step - config.warmup) / (config.steps - config.warmup)
     return config.lr * 0.5 * (1 + math.cos(angle))
 
 
