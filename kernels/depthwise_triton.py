@@ -259,6 +259,14 @@ def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, META: tl.constexpr
 
 
 @triton.jit
+def _store(t, to_ptr, added_ptr, at, exists, RESIDUAL: tl.constexpr):
+    """Store t, with RESIDUAL plus what is at added_ptr."""
+    if RESIDUAL:
+        t += tl.load(added_ptr + at, mask=exists, other=0.0).to(tl.float32)
+    tl.store(to_ptr + at, t, mask=exists)
+
+
+@triton.jit
 def forward_kernel(
         x_ptr, w_ptr, b_ptr, gamma_ptr, beta_ptr, y_ptr, mean_ptr, var_ptr,  # tensors
         n_samples, samples_per_program, stride_n, stride_c, eps,             # numbers
@@ -297,18 +305,13 @@ def forward_kernel(
             base, tile, exists = _tile(block, start, end, stride_n, META)
             z = _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, META)
             y = (_gelu(z, x_ptr) - mean) * scale + shift
-            if RESIDUAL:
-                y += tl.load(x_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
-            tl.store(y_ptr + base + tile, y, mask=exists)
+            _store(y, y_ptr + base, x_ptr + base, tile, exists, RESIDUAL)
     elif y_ptr is not None:
         tl.debug_barrier()  # other threads of this program wrote g
         for first in range(0, n_samples * (META.H * META.W), META.BLOCK_M * META.BLOCK_OUT):
             at, exists = _flat_offsets(first, n_samples * (META.H * META.W), stride_n, META)
             g = tl.load(y_ptr + at, mask=exists, other=0.0).to(tl.float32)
-            y = (g - mean) * scale + shift
-            if RESIDUAL:
-                y += tl.load(x_ptr + at, mask=exists, other=0.0).to(tl.float32)
-            tl.store(y_ptr + at, y, mask=exists)
+            _store((g - mean) * scale + shift, y_ptr, x_ptr, at, exists, RESIDUAL)
 
 
 @triton.jit
@@ -349,13 +352,6 @@ def _gradient_of_z(z, dy, x_ptr, mean, rstd, scale, mean_dy, mean_dyx):
     """
     dg = scale * (dy - mean_dy) - (_gelu(z, x_ptr) - mean) * (scale * rstd * mean_dyx)
     return dg * _gelu_slope(z)
-
-
-@triton.jit
-def _store_dx(dx, dy_ptr, dx_ptr, at, exists, RESIDUAL: tl.constexpr):
-    if RESIDUAL:
-        dx += tl.load(dy_ptr + at, mask=exists, other=0.0).to(tl.float32)
-    tl.store(dx_ptr + at, dx, mask=exists)
 
 
 @triton.jit
@@ -404,7 +400,7 @@ def _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rs
             # dx: the same product as forward, with T flipped
             if WINDOW <= META.BLOCK_IN:
                 dx = tl.dot(dz, flipped, input_precision=META.PRECISION)
-                _store_dx(dx, dy_ptr, dx_ptr, base + tile, exists, RESIDUAL)
+                _store(dx, dx_ptr, dy_ptr, base + tile, exists, RESIDUAL)
         i, o = tl.arange(0, META.BLOCK_IN)[:, None], tl.arange(0, META.BLOCK_OUT)[None, :]
         tl.store(products_ptr + (first + i) * META.BLOCK_OUT + o, products)
 
@@ -413,7 +409,7 @@ def _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rs
         for block in range(0, _num_blocks(start, end, META)):
             base, tile, exists = _tile(block, start, end, stride_n, META)
             dx = _conv(z_ptr, w_ptr, flipped, block, start, end, stride_n, True, META)
-            _store_dx(dx, dy_ptr, dx_ptr, base + tile, exists, RESIDUAL)
+            _store(dx, dx_ptr, dy_ptr, base + tile, exists, RESIDUAL)
     return tl.sum(db, 0)
 
 
