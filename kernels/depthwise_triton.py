@@ -168,7 +168,7 @@ def _conv(x_ptr, w_ptr, toeplitz, block, start, end, stride_n, FLIPPED: tl.const
     z = tl.dot(x, toeplitz, input_precision=META.PRECISION)
     for first in range(META.BLOCK_IN, (META.TILE_H + 2 * META.HALO) * META.W, META.BLOCK_IN):
         x = _window(x_ptr, block, start, end, first, stride_n, META)
-        more = _toeplitz(w_ptr, first, FLIPPED, META).to(x.dtype)
+        more = _toeplitz(w_ptr, first, FLIPPED, META)
         z = tl.dot(x, more, z, input_precision=META.PRECISION)
     return z
 
@@ -227,7 +227,7 @@ def _moments(x_ptr, w_ptr, bias, g_ptr, start, end, stride_n, META: tl.constexpr
     Stores g to g_ptr unless that is None. Each of BLOCK_M lanes merges the centred moments of its
     tiles (Chan, Golub & LeVeque 1983, eq. 2.1). Then the lanes are merged.
     """
-    toeplitz = _toeplitz(w_ptr, 0, False, META).to(x_ptr.dtype.element_ty)
+    toeplitz = _toeplitz(w_ptr, 0, False, META)
     count = tl.full([META.BLOCK_M], 0.0, tl.float32)
     mean = tl.full([META.BLOCK_M], 0.0, tl.float32)
     m2 = tl.full([META.BLOCK_M], 0.0, tl.float32)
@@ -273,7 +273,7 @@ def forward_kernel(
         RESIDUAL: tl.constexpr, MOMENTS: tl.constexpr, META: tl.constexpr):  # what to compile
     """y and the statistics it takes, in one launch, or in two.
 
-    x, y (N, C, H, W); w (C, K, K); b, gamma, beta (C,).
+    x, y (N, C, H, W) and w (C, K, K), of one dtype; b, gamma, beta (C,).
     MOMENTS: store each slice's mean and variance, (S, C), and stop if y_ptr is None. With y_ptr, S
     is 1: y first holds GELU's output and is then normalised in place. Not MOMENTS, as in evaluation
     and in the second of two launches: read them, (C,).
@@ -300,7 +300,7 @@ def forward_kernel(
 
     # y, recomputed from x, or normalised in place from g
     if not MOMENTS:
-        toeplitz = _toeplitz(w_ptr, 0, False, META).to(x_ptr.dtype.element_ty)
+        toeplitz = _toeplitz(w_ptr, 0, False, META)
         for block in range(0, _num_blocks(start, end, META)):
             base, tile, exists = _tile(block, start, end, stride_n, META)
             z = _conv_bias(x_ptr, w_ptr, bias, toeplitz, block, start, end, stride_n, META)
@@ -327,7 +327,7 @@ def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, M
     The loop adds groups of four elements only: adding whole rows there crashes LLVM if a map has an
     odd number of elements (Triton 3.8 and 3.9).
     """
-    toeplitz = _toeplitz(w_ptr, 0, False, META).to(x_ptr.dtype.element_ty)
+    toeplitz = _toeplitz(w_ptr, 0, False, META)
     # sums of four neighbours, over the blocks
     dgamma = tl.full([META.BLOCK_M * META.BLOCK_OUT // 4], 0.0, tl.float32)
     dbeta = tl.full([META.BLOCK_M * META.BLOCK_OUT // 4], 0.0, tl.float32)
@@ -378,8 +378,8 @@ def _gradients(x_ptr, w_ptr, bias, dy_ptr, dx_ptr, z_ptr, products_ptr, mean, rs
         tl.debug_barrier()  # other threads of this program wrote dz
 
     # for dw: products of dz windows with x; and dx, if BLOCK_IN holds a whole window
-    toeplitz = _toeplitz(w_ptr, 0, False, META).to(x_ptr.dtype.element_ty)
-    flipped = _toeplitz(w_ptr, 0, True, META).to(x_ptr.dtype.element_ty)
+    toeplitz = _toeplitz(w_ptr, 0, False, META)
+    flipped = _toeplitz(w_ptr, 0, True, META)
     for first in range(0, WINDOW, META.BLOCK_IN):
         products = tl.full([META.BLOCK_IN, META.BLOCK_OUT], 0.0, tl.float32)
         for block in range(0, _num_blocks(start, end, META)):
