@@ -91,9 +91,8 @@ class FusedSequential(_Sliceable):
 
 def run_fused(operation, x, conv, bn, **options):
     """The operation with the tensors of its parts; updates the running statistics as bn would."""
-    mean = var = None  # those of this batch
-    if not bn.training and bn.running_mean is not None:
-        mean, var = bn.running_mean, bn.running_var
+    # None: those of this batch, as in a BatchNorm without running statistics
+    mean, var = (None, None) if bn.training else (bn.running_mean, bn.running_var)
     y, mean, var = operation(x, conv.weight, conv.bias, bn.weight, bn.bias, mean, var,
                              eps=bn.eps, **options)
     if bn.training and bn.track_running_stats and bn.running_mean is not None:
