@@ -22,9 +22,9 @@ class SameConv2d(nn.Conv2d):
     symmetric, so only strided convolutions need a separate pad.
     """
 
-    def __init__(self, in_channels, channels, kernel_size, stride=1, groups=1, bias=False):
+    def __init__(self, in_channels, channels, kernel_size, stride, groups=1):
         padding = kernel_size // 2 if stride == 1 else 0
-        super().__init__(in_channels, channels, kernel_size, stride, padding, 1, groups, bias)
+        super().__init__(in_channels, channels, kernel_size, stride, padding, 1, groups, bias=False)
 
     def forward(self, x):
         if self.stride[0] > 1:
