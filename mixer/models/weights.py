@@ -1,7 +1,6 @@
 """Read checkpoints without executing anything; load their weights, and those of other programs."""
 import argparse
 import math
-import os
 import re
 import warnings
 import zipfile
@@ -89,7 +88,7 @@ def match_weights(model: nn.Module, source: Mapping | Path | str,
     classes: those of the model. A head of another size or of other classes, or none, then keeps its
     initial values. Raises as load_weights.
     """
-    if isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, Mapping):
         source = load_checkpoint(source)
     own, state = model.state_dict(), _our_names(_state_dict(source))
     stated = source.get("description")  # what a checkpoint of ours says of its model
