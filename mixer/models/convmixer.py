@@ -53,7 +53,6 @@ class ConvMixer(nn.Module):
 
     @staticmethod
     def check(*, image_size, patch, kernel_size, act, **_):
-        """Raise ValueError where these options do not fit together."""
         check_patches(image_size, image_size, patch)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size {kernel_size} is even: 'same' padding needs a centre, "

@@ -142,7 +142,6 @@ class EfficientNetV2B0(nn.Module):
 
     @staticmethod
     def check(*, image_size):
-        """Raise ValueError for images that are too small."""
         if image_size < 32:
             raise ValueError("EfficientNetV2-B0 halves the image five times: image_size must be at "
                              f"least 32 pixels, not {image_size}")

@@ -49,7 +49,6 @@ class MLPMixer(nn.Module):
 
     @staticmethod
     def check(*, image_size, patch, **_):
-        """Raise ValueError where these options do not fit together."""
         check_patches(image_size, image_size, patch)
 
     def forward(self, x):

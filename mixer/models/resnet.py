@@ -60,7 +60,6 @@ class ResNet18(nn.Module):
 
     @staticmethod
     def check(*, image_size):
-        """Raise ValueError for images that are too small."""
         if image_size < 32:
             raise ValueError("ResNet-18 halves the image five times: image_size must be at least "
                              f"32 pixels, not {image_size}")

@@ -120,7 +120,6 @@ class ViT(nn.Module):
 
     @staticmethod
     def check(*, image_size, patch, dim, heads, **_):
-        """Raise ValueError where these options do not fit together."""
         check_patches(image_size, image_size, patch)
         if dim % heads:
             raise ValueError(f"dim {dim} does not divide into {heads} heads")
