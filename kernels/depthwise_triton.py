@@ -339,7 +339,7 @@ def _sums(x_ptr, w_ptr, bias, dy_ptr, z_ptr, mean, rstd, start, end, stride_n, M
         dy = tl.load(dy_ptr + base + tile, mask=exists, other=0.0).to(tl.float32)
         dgamma += _group_sums(4, dy * (_gelu(z, x_ptr) - mean), META)
         dbeta += _group_sums(4, dy, META)
-    # sums of these
+    # sums of these, by rows first: LLVM crashes at a single sum, too
     dgamma = tl.reshape(dgamma, [META.BLOCK_M, META.BLOCK_OUT // 4])
     dbeta = tl.reshape(dbeta, [META.BLOCK_M, META.BLOCK_OUT // 4])
     return tl.sum(tl.sum(dgamma, 1), 0) * rstd, tl.sum(tl.sum(dbeta, 1), 0)
