@@ -40,11 +40,14 @@ def build(create: Callable[[], nn.Module], device: torch.device, kernels: str = 
     return model
 
 
-def peer_model(row: Row, image_size: int) -> nn.Module:
-    """The same network, with 2 classes, from the package in PEERS."""
+def peer_maker(row: Row, image_size: int) -> Callable[[], nn.Module]:
+    """What makes the same network, with 2 classes, from the package in PEERS.
+
+    A process that unpickles it imports that package first, and does not count it as the model's.
+    """
     name, translate = PEERS[row.arch]
     options = translate(image_size, **model_options(row.arch, image_size, **row.options))
-    return pkgutil.resolve_name(name)(num_classes=2, **options)
+    return partial(pkgutil.resolve_name(name), num_classes=2, **options)
 
 
 def unit_candidates(C: int, K: int, device: torch.device) -> dict[str, nn.Module]:

@@ -19,7 +19,7 @@ from ..runtime.device import keep_freed_memory, peak_memory_mib, pick_amp
 from ..runtime.processes import in_fresh_process
 from ..training.config import Config
 from ..training.trainer import make_optimizer, train_step
-from .candidates import PEERS, build, peer_model
+from .candidates import PEERS, build, peer_maker
 from .data import measure_data
 from .timing import median_ratio, percentiles, take_in_turn
 
@@ -62,7 +62,7 @@ def measure_models(config, rows: list[Row], device: torch.device) -> dict[str, l
         models = {(row.title, side, "ours"): partial(build, create, device, "auto", config.compile)}
         groups.append((workload, models))
         if config.peers and row.arch in PEERS:
-            package, create = PEERS[row.arch][0].split(".")[0], partial(peer_model, row, side)
+            package, create = PEERS[row.arch][0].split(".")[0], peer_maker(row, side)
             eager, compiled = (partial(build, create, device, compile=compile)
                                for compile in (False, True))
             models |= {(row.title, side, package): eager,
@@ -167,8 +167,9 @@ def measure_memory(make: MakeModel, workload: Workload) -> dict:
     allocated tensors, on a CPU the growth of the process. process_mib: on CUDA all memory in use on
     the GPU, the context and other processes included; on a CPU the resident size.
     """
-    # memory first: nothing ran before
+    # memory first: nothing ran before; a first optimizer imports 70 MiB, which are not the model's
     keep_freed_memory()
+    torch.optim.Adam([torch.zeros(1)])
     before, model = peak_memory_mib(workload.device), make()
     training = model_steps(model, workload)["training"]
     for _ in range(3):

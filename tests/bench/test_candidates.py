@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kernels import DepthwiseGELUBN
-from mixer.bench.candidates import PEERS, build, peer_model
+from mixer.bench.candidates import PEERS, build, peer_maker
 from mixer.experiments import ROWS, Row
 from mixer.models import create_model
 from mixer.models.flops import forward_flops
@@ -20,7 +20,7 @@ OTHERS = [Row("ViT", "vit_cnn", options={"patch": 16, "dim": 64, "depth": 2, "he
 @pytest.mark.parametrize("row", [row for row in ROWS + OTHERS if row.arch in PEERS],
                          ids=lambda row: row.name)
 def test_peers_are_the_same_networks(row):
-    ours, peer = create_model(row.arch, **row.options), peer_model(row, 192)
+    ours, peer = create_model(row.arch, **row.options), peer_maker(row, 192)()
     assert type(peer).__module__.split(".")[0] == PEERS[row.arch][0].split(".")[0]
     assert sum(p.numel() for p in peer.parameters()) == sum(p.numel() for p in ours.parameters())
     assert forward_flops(peer, 192) == forward_flops(ours, 192)
