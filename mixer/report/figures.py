@@ -104,12 +104,13 @@ def draw_settings(path: Path, settings: dict[str, list[tuple[bool, list[Run]]]])
 
 
 def _draw_band(panel, name, seeds, x, y):
-    """The mean of the seeds' logs at each step, and the band from their lowest to highest."""
+    """The mean of the seeds' logs at the steps of all, and the band from lowest to highest."""
     steps = {}  # {step: the seeds' points}
     for entry in (entry for run in seeds for entry in run.log):
         if entry[y] is not None:
             steps.setdefault(entry["step"], []).append((entry[x], entry[y]))
-    xs, ys = zip(*(zip(*points, strict=True) for points in steps.values()), strict=True)
+    shared = [points for _, points in sorted(steps.items()) if len(points) == len(seeds)]
+    xs, ys = zip(*(zip(*points, strict=True) for points in shared), strict=True)
     xs, style = list(map(statistics.fmean, xs)), _style(name)
     marker = style["marker"] if len(xs) < 15 else ""  # a line of one point is invisible
     panel.plot(xs, list(map(statistics.fmean, ys)),

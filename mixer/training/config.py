@@ -52,7 +52,8 @@ class Config:
     compile: bool = option(False, "torch.compile the model")
     kernels: str = option("auto", "ConvMixer's depthwise unit; auto: fused; torch: plain PyTorch",
                           choices=("auto", "torch"))
-    seed: int = option(0, "seed of initialisation, split, order and augmentation", least=0)
+    seed: int = option(0, "seed of initialisation, split, order and augmentation", least=0,
+                       below=2**64)
     seeds: str | None = option(None, "train one run per seed, e.g. 0,1,2; excludes --seed")
     # run
     log_every: int = option(100, "steps per log entry; each validates and saves", least=1)

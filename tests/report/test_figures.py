@@ -2,11 +2,12 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
-from mixer.report.figures import draw_comparison, draw_curves
+from mixer.report.figures import _draw_band, draw_comparison, draw_curves, new_figure
 from mixer.report.runs import find_runs
 from tests.helpers.commands import succeeded
 from tests.helpers.finished import finished_run
@@ -37,6 +38,16 @@ def test_figures_are_drawn(tmp_path):
              "val_acc_flops.png"}
     assert {p.name for p in out.iterdir()} == names
     assert all(is_drawn(out / name) for name in names)
+
+
+def test_a_band_has_the_steps_that_all_seeds_logged(tmp_path):
+    for seed in (0, 1):
+        finished_run(tmp_path, "convmixer-p24", seed, steps=600)
+    often, rarely = find_runs(tmp_path)["convmixer-p24"]
+    figure, (panel,) = new_figure(4, 4, 1)
+    _draw_band(panel, "convmixer-p24", [replace(rarely, log=rarely.log[2::3]), often],
+               "step", "train_loss")
+    assert list(panel.lines[0].get_xdata()) == [300, 600]
 
 
 def test_other_classes_have_one_panel_and_without_validation_no_figure(tmp_path):

@@ -22,7 +22,8 @@ from mixer.training.config import DEMO, as_arguments, read_config
     ("--step 3", "unknown argument --step; did you mean --steps?"),
     *((f"{flag} {value}", f"{flag} must be in {bounds}, not {value}") for flag, value, bounds in (
         ("--steps", 0, "[1, inf)"), ("--depth", 0, "[1, inf)"), ("--lr", "inf", "(0, inf)"),
-        ("--lr", 0, "(0, inf)"), ("--clip-grad", 0, "(0, inf)"), ("--val-fraction", 1, "[0, 1)")))])
+        ("--lr", 0, "(0, inf)"), ("--seed", 2**64, f"[0, {2**64})"),
+        ("--clip-grad", 0, "(0, inf)"), ("--val-fraction", 1, "[0, 1)")))])
 def test_wrong_arguments(arguments, message):
     with pytest.raises(InputError) as e:
         read_config(arguments.split(), "")
