@@ -66,7 +66,7 @@ def measured_text(result: dict) -> str:
 def model_lines(rows: list[dict]) -> list[dict]:
     """With several image sizes, put the lines of a row together and name the size in each."""
     titles = [row["row"] for row in rows]
-    if len({row.get("image_size") for row in rows}) == 1:  # old peers have none
+    if len({row["image_size"] for row in rows}) == 1:
         return rows
     return [{**row, "row": f"{row['row']}, {row['image_size']} px"}
             for row in sorted(rows, key=lambda row: titles.index(row["row"]))]
