@@ -151,7 +151,8 @@ def test_every_other_number_of_the_front_page_is_in_the_results():
     known = {f"{run['train_acc']:.3f}", f"{run['val_acc']:.3f}", demo[1],
              f"{published_curves()['convmixer-p24'][-1][2]:.3f}",
              f"{min(fused):.2f}", f"{max(fused):.2f}", "3.10",  # 3.10: of Python
-             f"{results('cats-and-dogs/evaluation.json')['accuracy']:.3f}"}
+             f"{results('cats-and-dogs/evaluation.json')['accuracy']:.3f}",
+             f"{results('mixing/no-attention-lr1e-4/vit_cnn-p24/summary.json')['val_acc']:.3f}"}
     prose = re.sub(r"^\| .*? \| `--arch .*$", "", FRONT, flags=re.M)
     prose = re.sub(r"^```.*?^```$", "", prose, flags=re.M | re.S)
     tables = [ROOT / "results" / name for name in ("rates/table.md", "mixing/table.md")]
