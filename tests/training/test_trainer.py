@@ -12,24 +12,16 @@ from mixer.training import trainer as trainer_module
 from mixer.training.config import Config
 from mixer.training.trainer import make_optimizer, skipped_steps, train_step
 from tests.helpers.networks import tiny_convmixer
+from tests.helpers.plants import TRAIN_STEP, Explode, Plant
 from tests.helpers.runs import assert_same_run, is_finite, read_rows
 from tests.helpers.training import SMALL, trainer
 
 
 @pytest.fixture
-def after_step(monkeypatch):
-    """after_step(step, act): after this training step of the process, `act(model)` is called."""
-    def plan(step, act):
-        calls = []
-
-        def planned(model, *args, **kwargs):
-            result = train_step(model, *args, **kwargs)
-            calls.append(1)
-            if len(calls) == step:
-                act(model)
-            return result
-        monkeypatch.setattr(trainer_module, "train_step", planned)
-    return plan
+def plant(monkeypatch, tmp_path):
+    """plant(fault): what happens in a training step of this process, until the end of the test."""
+    monkeypatch.setattr(trainer_module, "train_step", train_step)  # comes back
+    return lambda fault: fault.set(tmp_path / "planted")
 
 
 def test_fit_learns_logs_and_saves(tmp_path):
@@ -77,13 +69,13 @@ def test_the_rate_is_that_of_the_steps_alone(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("amp", [None, torch.bfloat16])
-def test_resume_equals_the_uninterrupted_run(tmp_path, amp, after_step):
+def test_resume_equals_the_uninterrupted_run(tmp_path, amp, plant):
     """Stopped by a signal between two log entries."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
     trainer(whole, amp=amp).fit()
-    after_step(4, lambda model: signal.raise_signal(signal.SIGUSR1))
+    plant(Plant(TRAIN_STEP, signal.SIGUSR1, 4, after=True))
     with pytest.raises(Interrupted,
                        match="^stopped by SIGUSR1 at step 4; continue with --out=") as e:
         trainer(cut, amp=amp).fit()
@@ -96,9 +88,9 @@ def test_resume_equals_the_uninterrupted_run(tmp_path, amp, after_step):
     assert_same_run(whole, cut)
 
 
-def test_a_run_goes_on_with_another_interval_and_with_fp16(tmp_path, after_step):
+def test_a_run_goes_on_with_another_interval_and_with_fp16(tmp_path, plant):
     """At the step where it stopped no entry is due, though 4 is even: there is nothing to time."""
-    after_step(4, lambda model: signal.raise_signal(signal.SIGTERM))
+    plant(Plant(TRAIN_STEP, signal.SIGTERM, 4, after=True))
     with pytest.raises(Interrupted):
         trainer(tmp_path).fit()
     again = trainer(tmp_path, replace(SMALL, log_every=2), amp=torch.float16)
@@ -108,8 +100,8 @@ def test_a_run_goes_on_with_another_interval_and_with_fp16(tmp_path, after_step)
     assert all(entry["images_per_s"] > 0 for entry in log)
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path, after_step):
-    after_step(5, lambda model: model.head.weight.data.fill_(math.nan))
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_best(tmp_path, plant):
+    plant(Explode(step=5))
     with pytest.raises(Diverged, match="between steps 3 and 6, with training loss nan, "):
         trainer(tmp_path).fit()
     assert is_finite(tmp_path / "last.pt") and is_finite(tmp_path / "best.pt")
