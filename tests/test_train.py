@@ -4,7 +4,6 @@ import re
 import shutil
 import signal
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,6 +14,7 @@ from mixer.report import __main__ as report
 from mixer.runtime.files import read_csv
 from tests.helpers.commands import TINY, assert_error, succeeded
 from tests.helpers.networks import tiny_convmixer
+from tests.helpers.pictures import copied
 from tests.helpers.plants import TRAIN_STEP, Plant
 from tests.helpers.runs import assert_same_run, read_json
 from tests.helpers.tables import cells
@@ -80,18 +80,11 @@ def test_without_validation(train, pictures, out):
     assert "final train accuracy" in result.stdout
 
 
-def test_three_classes_and_compile(train, tmp_path, out):
+def test_three_classes_and_compile(train, pictures, tmp_path, out):
     if not shutil.which("g++"):
         pytest.skip("torch.compile needs a C++ compiler on the CPU")
-    rng = np.random.default_rng(0)
-    for i in range(30):
-        folder = tmp_path / "data" / "abc"[i % 3]
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-    process = train.start(*TINY, "--data", tmp_path / "data", "--steps", 3, "--compile",
-                          "--out", out)
-    succeeded(process.wait())
+    data = copied(pictures, tmp_path / "data", lambda i, name: f"{'abc'[i % 3]}/{i}.png")
+    succeeded(train.start(*TINY, "--data", data, "--steps", 3, "--compile", "--out", out).wait())
     names = set(load_checkpoint(out / "last.pt")["state_dict"])
     assert "head.weight" in names and not any("_orig_mod" in name for name in names)
     assert len(read_json(out / "summary.json")["confusion"]) == 3

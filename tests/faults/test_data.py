@@ -18,7 +18,7 @@ from mixer.data.demo import render
 from mixer.data.images import find_images
 from mixer.runtime.errors import InputError
 from tests.helpers.commands import TINY, assert_error, forked, succeeded
-from tests.helpers.pictures import encoded, load, make_unreadable, png, zipped
+from tests.helpers.pictures import copied, encoded, load, make_unreadable, png, zipped
 from tests.helpers.runs import read_json, read_rows
 
 RUN = [*TINY, "--steps", 1, "--lr", 1e-9]
@@ -220,11 +220,9 @@ def test_results_among_the_images_are_no_images(train, tmp_path, pictures):
 
 
 def test_a_val_folder_excludes_val_fraction(train, tmp_path, out, pictures):
-    for i, picture in enumerate(sorted(pictures.iterdir())):
-        folder = tmp_path / "data" / ("train", "val")[i // 4 % 2] / picture.name[:3]
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, folder)
-    run = [*RUN, "--data", tmp_path / "data", "--out", out]
+    data = copied(pictures, tmp_path / "data",
+                  lambda i, name: f"{('train', 'val')[i // 4 % 2]}/{name[:3]}/{name}")
+    run = [*RUN, "--data", data, "--out", out]
     refused = train(*run, "--val-fraction", 0.1)  # the default, but given
     assert_error(refused, 2, "comes with a validation set")
     assert "20 training and 20 validation images" in train(*run).stdout

@@ -1,6 +1,7 @@
 """Image files and zips of them."""
 import io
 import os
+import shutil
 import struct
 import zipfile
 import zlib
@@ -59,6 +60,15 @@ def folder_and_zip(root: Path, members: Mapping[str, bytes] | list[str]) -> tupl
     (root / "archive.zip").write_bytes(zipped({name: members[name] for name in members
                                                if not name.endswith("/")}))
     return root / "folder", root / "archive.zip"
+
+
+def copied(pictures: Path, root: Path, name_of) -> Path:
+    """`root` with a copy of each picture: as name_of(number, its name), which may have folders."""
+    for number, picture in enumerate(sorted(pictures.iterdir())):
+        path = root / name_of(number, picture.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, path)
+    return root
 
 
 def make_unreadable(monkeypatch, folder: str):

@@ -12,7 +12,7 @@ from mixer.predict.__main__ import kaggle_ids, labels_for
 from mixer.runtime.errors import InputError
 from mixer.runtime.files import read_csv
 from tests.helpers.commands import TINY, assert_error, succeeded
-from tests.helpers.pictures import zipped
+from tests.helpers.pictures import copied, zipped
 from tests.helpers.runs import read_json, read_rows
 
 pytestmark = pytest.mark.faults
@@ -86,10 +86,7 @@ def test_a_submission_has_the_log_loss_of_the_model(predict, a_run, pictures, tm
     log_loss = -sum(math.log(float(row["label"]) if dog else 1 - float(row["label"]))
                     for row, dog in zip(rows, dogs, strict=True)) / len(rows)
 
-    other = tmp_path / "other"
-    other.mkdir()
-    for number, picture in enumerate(sorted(pictures.iterdir())):
-        shutil.copy(picture, other / f"{picture.name[:3]}.{1000 + number}.png")
+    other = copied(pictures, tmp_path / "other", lambda i, name: f"{name[:3]}.{1000 + i}.png")
     succeeded(predict(a_run, "--evaluate", other, "--out", out))
     loss = read_json(out / "evaluation.json")["loss"]
     assert log_loss == pytest.approx(loss, rel=1e-6)  # float32 losses, summed in float64
@@ -125,23 +122,18 @@ def test_the_split_of_a_run_gives_the_numbers_of_the_run(predict, a_run, picture
 
 
 def test_the_val_images_of_a_place_whose_train_images_have_equal_names(predict, pictures, tmp_path):
-    for number, picture in enumerate(sorted(pictures.iterdir())):
-        folder = tmp_path / "data" / ("train", "val")[number % 2] / picture.name[:3]
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, folder / f"{number // 2}.png")
+    data = copied(pictures, tmp_path / "data", lambda i, name: (
+        f"{('train', 'val')[i % 2]}/{name[:3]}/{i // 2}.png"))
     out, run = tmp_path / "out", tmp_path / "run"
-    train.main([*TINY, f"--data={tmp_path}/data", "--steps=1", f"--out={run}", f"--cache={out}"])
+    train.main([*TINY, f"--data={data}", "--steps=1", f"--out={run}", f"--cache={out}"])
     result = predict(run, "--evaluate", "--split", "val", "--out", tmp_path / "new")
     assert "over 20 images" in result.stdout, result
 
 
 @pytest.mark.parametrize("splits", [("train", "test"), ("train", "val")])
 def test_of_a_place_with_splits_test_is_evaluated_alone(predict, a_run, pictures, tmp_path, splits):
-    data = tmp_path / "data"
-    for number, picture in enumerate(sorted(pictures.iterdir())):
-        folder = data / splits[number // 4 % 2] / picture.name[:3]
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, folder)
+    data = copied(pictures, tmp_path / "data",
+                  lambda i, name: f"{splits[i // 4 % 2]}/{name[:3]}/{name}")
     shutil.make_archive(data, "zip", data)
     result = predict(a_run, data, "--evaluate", "--out", tmp_path / "out")
     if "test" in splits:
