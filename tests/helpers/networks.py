@@ -32,6 +32,14 @@ def randomise(model: nn.Module, seed: int):
                 tensor.add_(0.2 * torch.randn(tensor.shape, generator=generator))
 
 
+def results(model, x, dy, of_x=True):
+    """y, the gradients of x, if asked, and of the parameters, and the buffers."""
+    leaf = x.clone().requires_grad_(of_x)
+    y = model(leaf)
+    gradients = torch.autograd.grad(y, [*[leaf] * of_x, *model.parameters()], dy.to(y.dtype))
+    return [y.detach(), *gradients, *(b.clone() for b in model.buffers())]
+
+
 def authors_convmixer(dim, depth, kernel_size, patch, num_classes):
     """The paper's model as one nn.Sequential (figure 3 there), for its numbering."""
     blocks = [nn.Sequential(Residual(depthwise_unit(dim, kernel_size)),

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kernels import depthwise_cpu, depthwise_gelu_bn, fuse, reference, unfuse
 from kernels import module as kernels_module
 from mixer.models import create_model
-from tests.helpers.networks import randomise
+from tests.helpers.networks import randomise, results
 from tests.helpers.units import exact, make_unit, run, saved_bytes, too_far
 
 # N, C, H, W, K
@@ -121,14 +121,6 @@ def dense_unit(C, D, P, fused=False):
     if fused:
         kernels_module._become(parts, kernels_module.FusedSequential, kernel_size=9)
     return parts
-
-
-def results(model, x, dy, of_x=True):
-    """y, the gradients of x, if asked, and of the parameters, and the buffers."""
-    leaf = x.clone().requires_grad_(of_x)
-    y = model(leaf)
-    gradients = torch.autograd.grad(y, [*[leaf] * of_x, *model.parameters()], dy.to(y.dtype))
-    return [y.detach(), *gradients, *(b.clone() for b in model.buffers())]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

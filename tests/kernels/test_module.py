@@ -11,6 +11,7 @@ from kernels import module as kernels_module
 from kernels.depthwise_cpu import fusing_pays  # before the tests' own takes its place
 from mixer.models import create_model
 from mixer.models.convmixer import depthwise_unit
+from tests.helpers.networks import results
 
 
 def randn(shape, seed):
@@ -34,19 +35,9 @@ def assert_same(plain, fused):
     float32."""
     for seed in range(3):
         x, dy = (randn((4, 4, 8, 8), seed=seed) for seed in (seed, 100 + seed))
-        results = []
-        for model in (plain, fused):
-            model.zero_grad()
-            leaf = x.clone().requires_grad_()
-            y = model(leaf)
-            y.backward(dy)
-            gradients = [p.grad for p in model.parameters()]
-            results.append([y.detach(), leaf.grad, *gradients, *model.buffers()])
-        for want, got in zip(*results, strict=True):
-            assert (want is None) == (got is None)
-            if want is not None:
-                torch.testing.assert_close(got, want, rtol=1e-5,
-                                           atol=1e-5 * want.abs().max().item() + 1e-7)
+        for want, got in zip(*(results(model, x, dy) for model in (plain, fused)), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5,
+                                       atol=1e-5 * want.abs().max().item() + 1e-7)
 
 
 @pytest.mark.parametrize("bn_options", [
