@@ -27,14 +27,9 @@ def text_of(out, failed=()):
 
 
 def lines_of(text, table):
-    """{row: cells} of the first, second or third table."""
-    tables, last = [], False
-    for line in text.splitlines():
-        if line.startswith("|") and not last:
-            tables.append([])
-        if last := line.startswith("|"):
-            tables[-1].append(line)
-    head, *rows = cells("\n".join(tables[table]))
+    """(headings, {row: cells}) of the first, second or third table."""
+    tables = re.findall(r"(?:^\|.*\n?)+", text, flags=re.M)
+    head, *rows = cells(tables[table])
     return head, {title: rest for title, *rest in rows}
 
 
