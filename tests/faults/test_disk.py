@@ -41,17 +41,12 @@ def test_a_disk_that_fills_up(train, pictures, tmp_path, whole, tally, count):
             out = tmp_path / f"run{done}"
         else:
             assert_error(result, 1)
-            refused.add(refused_file(result.stderr))
+            name = re.search(r"cannot write .*?([\w.]+): File too large", result.stderr)[1]
+            refused.add("decoded images" if name.endswith(".uint8") else name)
     succeeded(train(*arguments))
     assert_same_run(whole, Path(arguments[arguments.index("--out") + 1]))
     assert {"decoded images", "best.pt", "last.pt"} <= refused, refused
     tally("disk that fills up", count, count)
-
-
-def refused_file(message):
-    """What could not be written, as the message names it."""
-    name = re.search(r"cannot write .*?([\w.]+): File too large", message)[1]
-    return "decoded images" if name.endswith(".uint8") else name
 
 
 def test_figures_and_summary_on_a_full_disk(train, pictures, out, whole):
