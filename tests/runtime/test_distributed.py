@@ -40,10 +40,6 @@ def torchrun(count, *arguments):
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def wait_for_line(process, start):
-    assert any(line.startswith(start) for line in process.stdout), process.communicate()
-
-
 # The relative difference between one process and several, measured over three seeds and five
 # settings: losses up to 8e-7; the first gradient (of Adam's first moment after one step) up to
 # 5e-8 without BatchNorm and 1e-6 with; weights after thirty steps up to 1.3e-5, because Adam
@@ -165,7 +161,7 @@ def test_torchrun_stopped_stops_its_workers_saved(pictures, out, tmp_path):
     arguments = [*TINY, "--log-every", 100, "--lr", 0.003, "--data", pictures, "--steps", 100_000,
                  "--out", out, "--resume", "auto", "--cache", tmp_path / "cache"]
     process = torchrun(2, *arguments)
-    wait_for_line(process, "step   100")
+    assert any(line.startswith("step   100") for line in process.stdout), process.communicate()
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=HANGS)
     assert err.count("stopped by SIGTERM at step") == 1, err
