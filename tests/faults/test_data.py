@@ -18,7 +18,7 @@ from mixer.data.demo import render
 from mixer.data.images import find_images
 from mixer.runtime.errors import InputError
 from tests.helpers.commands import TINY, assert_error, forked, succeeded
-from tests.helpers.pictures import copied, encoded, load, make_unreadable, png, zipped
+from tests.helpers.pictures import copied, encoded, load, png, zipped
 from tests.helpers.runs import read_json, read_rows
 
 RUN = [*TINY, "--steps", 1, "--lr", 1e-9]
@@ -186,10 +186,16 @@ def test_strange_folders(train, tmp_path, out, pictures):
 
 
 def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, pictures, monkeypatch):
-    data = tmp_path / "data"
+    """By a patch, because root can read every folder."""
+    data, scandir = tmp_path / "data", os.scandir
     for folder in ("cat", "dog", "dog/more"):
         shutil.copytree(pictures, data / folder, dirs_exist_ok=True)
-    make_unreadable(monkeypatch, "more")
+
+    def refusing(path):
+        if Path(path).name == "more":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+    monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(InputError, match="more cannot be read: Permission denied"):
         find_images(data)
 

@@ -1,6 +1,5 @@
 """Image files and zips of them."""
 import io
-import os
 import shutil
 import struct
 import zipfile
@@ -69,14 +68,3 @@ def copied(pictures: Path, root: Path, name_of) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(picture, path)
     return root
-
-
-def make_unreadable(monkeypatch, folder: str):
-    """Folders of this name cannot be listed. By a patch, because root can read every folder."""
-    scandir = os.scandir
-
-    def refusing(path):
-        if Path(path).name == folder:
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-    monkeypatch.setattr(os, "scandir", refusing)
