@@ -12,6 +12,12 @@ KAGGLE = [f"{kind}.{i}.jpg" for kind in ("cat", "dog") for i in range(3)]
 PETS = [f"PetImages/{kind}/{i}.jpg" for kind in ("Cat", "Dog") for i in range(3)]
 
 
+def images_in_zip(tmp_path, data):
+    """What is found in a zip of these bytes."""
+    (tmp_path / "x.zip").write_bytes(data)
+    return find_images(tmp_path / "x.zip")
+
+
 @pytest.mark.parametrize("names, classes, layout", [
     (KAGGLE, ["cat", "dog"], "class in the file name"),
     ([f"train/train/{name}" for name in KAGGLE], ["cat", "dog"], "class in the file name"),
@@ -33,17 +39,13 @@ def test_layouts_are_recognised_in_folder_and_zip(tmp_path, names, classes, layo
 def test_kaggles_zip_in_a_zip(tmp_path):
     inner = zipped({f"train/{name}": JPEG for name in KAGGLE})
     outer = {"train.zip": inner, "test1.zip": b"", "sampleSubmission.csv": b"id,label"}
-    path = tmp_path / "dogs-vs-cats.zip"
-    path.write_bytes(zipped(outer))
-    images = find_images(path)
+    images = images_in_zip(tmp_path, zipped(outer))
     assert images.names == KAGGLE and images.labels == [0, 0, 0, 1, 1, 1]
     assert load(images, 0, 8).shape == (8, 8, 3)
-    path.write_bytes(zipped({"a/train.zip": inner, "b/train.zip": inner}))
     with pytest.raises(InputError, match="holds a/train.zip, b/train.zip: unpack it"):
-        find_images(path)
-    path.write_bytes(zipped({**outer, "train.zip": inner[:100]}))
+        images_in_zip(tmp_path, zipped({"a/train.zip": inner, "b/train.zip": inner}))
     with pytest.raises(InputError, match="damaged"):
-        find_images(path)
+        images_in_zip(tmp_path, zipped({**outer, "train.zip": inner[:100]}))
 
 
 @pytest.mark.parametrize("names, message", [
@@ -70,9 +72,8 @@ def test_bad_zips(tmp_path):
     for data, message in ((b"no zip", "not a zip"), (good[:len(good) // 2], "damaged"),
                           (changed(8, 1), "encrypted"), (changed(10, 9), "Deflate64"),
                           (b"7z\xbc\xaf\x27\x1c", "unpack a tar, 7z or rar")):
-        (tmp_path / "bad.zip").write_bytes(data)
         with pytest.raises(InputError, match=message):
-            find_images(tmp_path / "bad.zip")
+            images_in_zip(tmp_path, data)
     for path in (tmp_path / "missing.zip", ""):
         with pytest.raises(InputError, match="does not exist"):
             find_images(path)
@@ -81,8 +82,7 @@ def test_bad_zips(tmp_path):
 def test_a_damaged_member_is_a_bad_image_not_a_crash(tmp_path):
     data = zipped(dict.fromkeys(KAGGLE, JPEG))
     at = data.index(JPEG) + 20
-    (tmp_path / "x.zip").write_bytes(data[:at] + bytes([data[at] ^ 255]) + data[at + 1:])
-    images = find_images(tmp_path / "x.zip")
+    images = images_in_zip(tmp_path, data[:at] + bytes([data[at] ^ 255]) + data[at + 1:])
     with pytest.raises(ValueError, match="CRC"):
         load(images, 0, 8)
     assert load(images, 1, 8).shape == (8, 8, 3)
@@ -91,8 +91,7 @@ def test_a_damaged_member_is_a_bad_image_not_a_crash(tmp_path):
 @pytest.mark.parametrize("change", [lambda name: f"./{name}", lambda name: name.replace("/", "\\"),
                                     lambda name: f"/{name}", lambda name: name.replace("/", "//")])
 def test_zips_of_other_programs(tmp_path, change):
-    (tmp_path / "x.zip").write_bytes(zipped({change(name): JPEG for name in PETS}))
-    images = find_images(tmp_path / "x.zip")
+    images = images_in_zip(tmp_path, zipped({change(name): JPEG for name in PETS}))
     assert images.classes == ["Cat", "Dog"] and images.names[0] == "Cat/0.jpg"
     assert load(images, 5, 8).shape == (8, 8, 3)
 
@@ -100,8 +99,7 @@ def test_zips_of_other_programs(tmp_path, change):
 def test_names_in_utf8_without_the_flag_are_read_as_utf8(tmp_path):
     """As Macs write them: the same names as in a folder."""
     data = zipped({f"{name}/{i}.jpg": JPEG for name in ("caf##", "tea") for i in range(2)})
-    (tmp_path / "x.zip").write_bytes(data.replace(b"caf##", "caf\u00e9".encode()))
-    images = find_images(tmp_path / "x.zip")
+    images = images_in_zip(tmp_path, data.replace(b"caf##", "caf\u00e9".encode()))
     assert images.classes == ["caf\u00e9", "tea"] and len(load(images, 0, 8)) == 8
 
 
@@ -115,9 +113,8 @@ def test_names_in_code_pages_of_windows_stay_apart(tmp_path, classes, slash):
                    for i, name in enumerate(classes) for n in range(2)})
     for i, name in enumerate(classes):
         data = data.replace(f"{i}{'#' * (len(name) - 1)}{slash}".encode(), name + slash.encode())
-    (tmp_path / "x.zip").write_bytes(data)
     try:
-        assert sorted(find_images(tmp_path / "x.zip").labels) == [0, 0, 1, 1, 2, 2]
+        assert sorted(images_in_zip(tmp_path, data).labels) == [0, 0, 1, 1, 2, 2]
     except InputError:
         assert slash == "\\"
 
