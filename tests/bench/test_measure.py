@@ -131,10 +131,8 @@ def two_sizes():
 
 @pytest.mark.faults
 def test_memory_counts_weights_gradients_and_both_moments_and_no_imports():
-    """200 MB of weights take four times that. The margin is half of one more copy.
-
-    A first optimizer imports 70 MiB; the margin is half of them.
-    """
+    """200 MB of weights take four times that; the margin is half of one more copy. A first
+    optimizer imports 70 MiB; the margin is half of them."""
     (small, large), _ = in_fresh_process(two_sizes)
     grown = large["process_mib"] - small["process_mib"]
     assert grown * 2**20 / 200e6 == pytest.approx(4, abs=0.5)

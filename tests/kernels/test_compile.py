@@ -85,8 +85,7 @@ def test_products_are_on_tensor_cores(compiled):
 
 
 def test_one_launch_forward_and_one_backward(compiled):
-    """With too few channels to fill a GPU, or long ones, the work is split: two launches each way.
-    """
+    """With too few channels to fill a GPU, or long ones, the work is split: two each way."""
     kernels = {}
     for case in compiled:
         kernels.setdefault(str([case[name] for name in case][:5]), []).append(case["kernel"])

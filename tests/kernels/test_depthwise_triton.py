@@ -172,8 +172,7 @@ def why_not_trusted():
 
 
 def test_the_check_before_the_first_use(monkeypatch):
-    """It passes, and names a NaN, one wrong tensor, a kernel of two launches, and one that fails.
-    """
+    """It passes, and names a NaN, a wrong tensor, a kernel of two launches, and one that fails."""
     assert why_not_trusted() is None
     backward, merge = depthwise_launch.backward, depthwise_launch.merge_moments
 
