@@ -3,13 +3,11 @@ import ast
 import os
 import re
 import runpy
-import subprocess
-import sys
 
 import pytest
 import setuptools
 
-from tests.helpers.commands import ROOT, succeeded
+from tests.helpers.commands import ROOT, run_python
 
 MODULES = sorted([*ROOT.glob("mixer/**/*.py"), *ROOT.glob("kernels/**/*.py")])
 SCRIPTS = [ROOT / "train.py", ROOT / "bench.py"]
@@ -85,14 +83,9 @@ def test_triton_is_imported_in_two_files():
     assert files == {"depthwise_triton", "depthwise_launch"}
 
 
-def run_python(code):
-    return succeeded(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                                    cwd=ROOT))
-
-
 def test_importing_prints_nothing_and_touches_no_device():
     result = run_python(
-        "import signal, sys\n"
+        "-c", "import signal, sys\n"
         "before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)], sys.stdout\n"
         "import torch, kernels, mixer.models, mixer.training.trainer, mixer.report.runs\n"
         "import train, bench\n"
@@ -104,14 +97,15 @@ def test_importing_prints_nothing_and_touches_no_device():
 
 
 def test_importing_mixer_imports_no_torch():
-    run_python("import sys, mixer; assert 'torch' not in sys.modules\n"
-               "assert callable(mixer.load_model) and 'torch' in sys.modules\n"
-               "assert not hasattr(mixer, 'load_modle')")
+    run_python(
+        "-c", "import sys, mixer; assert 'torch' not in sys.modules\n"
+        "assert callable(mixer.load_model) and 'torch' in sys.modules\n"
+        "assert not hasattr(mixer, 'load_modle')")
 
 
 def test_kernels_work_without_triton():
     run_python(
-        "import sys; sys.modules['triton'] = None  # as if it were not installed\n"
+        "-c", "import sys; sys.modules['triton'] = None  # as if it were not installed\n"
         "import torch, kernels\n"
         "kernels.DepthwiseGELUBN(4, 3)(torch.rand(2, 4, 8, 8)).sum().backward()")
 

@@ -2,8 +2,6 @@
 import contextlib
 import re
 import shlex
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -16,7 +14,7 @@ from mixer.predict.__main__ import read_config as read_predict_config
 from mixer.report.tables import number
 from mixer.runtime.cli import parse
 from mixer.training.config import MODEL_OPTIONS, read_config
-from tests.helpers.commands import ROOT, succeeded
+from tests.helpers.commands import ROOT, run_python
 from tests.helpers.runs import read_json
 from tests.helpers.tables import cells
 
@@ -77,8 +75,7 @@ def test_every_kind_of_command_is_found():
 @pytest.mark.faults
 def test_the_campaigns_command_finds_its_tests():
     command = re.search(r"FAULTS=\S+ DOGS_VS_CATS=\S+ (python -m pytest [^`\n]*)", ALL)[1]
-    result = succeeded(subprocess.run([sys.executable, *command.split()[1:], "--collect-only",
-                                       "-q"], cwd=ROOT, capture_output=True, text=True))
+    result = run_python(*command.split()[1:], "--collect-only", "-q")
     found = len(re.findall("^tests/", result.stdout, flags=re.M))
     assert found >= 12, result.stdout + result.stderr
 

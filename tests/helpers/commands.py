@@ -107,6 +107,12 @@ def succeeded(result):
     return result
 
 
+def run_python(*arguments, **env):
+    """The result of a new Python in this repository, which must have ended with exit code 0."""
+    return succeeded(subprocess.run([sys.executable, *arguments], cwd=ROOT, text=True,
+                                    env={**os.environ, **env}, capture_output=True))
+
+
 def assert_error(result, code, *words):
     """It ended with this exit code, and one line that has all the words."""
     assert result.returncode == code, (result.returncode, result.stdout, result.stderr)

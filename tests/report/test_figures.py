@@ -1,7 +1,4 @@
 """Figures show something, the same on every machine."""
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -9,7 +6,7 @@ from PIL import Image
 
 from mixer.report.figures import _draw_band, draw_comparison, draw_curves, new_figure
 from mixer.report.runs import find_runs
-from tests.helpers.commands import succeeded
+from tests.helpers.commands import run_python
 from tests.helpers.finished import finished_run
 
 LOG = [{"step": step, "train_loss": 0.7 - step / 1000, "train_acc": 0.5 + step / 1000,
@@ -68,8 +65,7 @@ def test_the_settings_of_a_machine_change_no_figure(tmp_path):
     for name, changes in (("plain", {}), ("changed", {"MPLBACKEND": "module://nowhere.inline",
                                                       "MATPLOTLIBRC": str(settings)})):
         path = tmp_path / f"{name}.png"
-        succeeded(subprocess.run([sys.executable, "-c", code, path], capture_output=True,
-                                 text=True, env={**os.environ, **changes}))
+        run_python("-c", code, path, **changes)
         assert path.exists()
         pictures.append(path.read_bytes())
     assert pictures[0] == pictures[1]
