@@ -29,9 +29,9 @@ def accuracy_intervals(accuracies: dict[str, Sequence[float]], val_images: int,
 
     The half width is the larger of two: t * sqrt(v / n), with the variance v between seeds pooled
     over all rows, and Student's t for its degrees of freedom; and Wilson's for the images of all n
-    seeds, which is all there is where no row has two. If the seeds share their images, v is
-    without the error of these: it is the root of the sum of both squares, the second for
-    `val_images` images. Rows without an accuracy are left out.
+    seeds, which is all there is where no row has two. Seeds that share their images differ by less
+    than these: the half width is then the root of the sum of both squares, with Wilson's for the
+    images of one seed. Rows without an accuracy are left out.
     """
     accuracies = {name: values for name, values in accuracies.items() if values}
     freedom = sum(len(values) - 1 for values in accuracies.values())
